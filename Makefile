@@ -1,0 +1,55 @@
+# One way to run things: by hand and in CI alike. Needs Python 3.11 to 3.13 and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" --python-version 3.11
+
+.PHONY: demo test lint format bench lock protos clean
+
+demo: $(VENV)/.run-ready
+	$(BIN)/fathom run deploy/experiments/point_u_maze.yaml --run-dir runs/demo --overwrite
+
+test: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev-ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev-ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.run-ready
+	$(BIN)/fathom bench update --depths 4 64 256 1024 --batch 64 --width 256
+	$(BIN)/fathom bench rollout
+	$(BIN)/fathom bench replay --against-stock
+
+$(VENV)/.uv: 
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "Fathom needs Python 3.11 to 3.13; name one with: make PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(sed -n 's/^\(uv==[^ ]*\).*/\1/p' requirements/run.txt)"
+	@touch $@
+
+$(VENV)/.run-ready: $(VENV)/.uv requirements/run.txt pyproject.toml
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/run.txt
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/.dev-ready: $(VENV)/.run-ready requirements/dev.txt
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+lock: $(VENV)/.uv
+	$(COMPILE) pyproject.toml -o requirements/run.txt
+	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
+	$(COMPILE) deploy/replay_server/requirements.in -o deploy/replay_server/requirements.txt
+
+protos: $(VENV)/.dev-ready
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. shared/replay/reverb.proto
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,134 @@
+"""What the driver writes about a run: configuration, status, metrics, summary."""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shared.config import ConfigError, Experiment, Plan
+from shared.metrics import MetricsWriter, Row
+
+_VERSIONED = ("fathom-rl", "jax", "jaxlib", "flax", "optax", "numpy", "ray", "grpcio", "orbax-checkpoint")
+EVALUATOR = "evaluator"
+
+
+def learner_role(name: str) -> str:
+    return f"learner-{name}"
+
+
+def collector_role(index: int) -> str:
+    return f"collector-{index}"
+
+
+def prepare_run_dir(run_dir: Path, overwrite: bool) -> Path:
+    """An empty run directory. Raises ConfigError when it holds something that may not be replaced."""
+    run_dir = Path(run_dir).absolute()
+    if run_dir.exists() and any(run_dir.iterdir() if run_dir.is_dir() else [run_dir]):
+        if not overwrite:
+            raise ConfigError(f"--run-dir: {run_dir} is not empty; name another folder, or add --overwrite")
+        if not (run_dir / "config.yaml").exists():
+            raise ConfigError(f"--run-dir: {run_dir} holds no run, so --overwrite will not remove it; name another")
+        shutil.rmtree(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--run-dir: {run_dir} cannot be made ({error.strerror}); name another folder") from error
+    return run_dir
+
+
+class RunRecord:
+    """One run's directory while the run goes on, and the newest of everything for the console and the summary."""
+
+    def __init__(self, run_dir: Path, experiment: Experiment, plan: Plan) -> None:
+        self.run_dir = Path(run_dir)
+        self.experiment = experiment
+        self.plan = plan
+        self.started = time.time()
+        self.rows: dict[str, list[Row]] = {}
+        self._writer = MetricsWriter(self.run_dir)
+        write_config(self.run_dir, experiment)
+
+    def add(self, role: str, row: Row) -> None:
+        """Writes one row of `role`. Raises OSError when the disk is full."""
+        self.rows.setdefault(role, []).append(row)
+        self._writer.write(role, row)
+
+    def newest(self, role: str) -> Row:
+        rows = self.rows.get(role)
+        return rows[-1] if rows else {}
+
+    def evaluations(self, learner: str) -> list[Row]:
+        return [row for row in self.rows.get(EVALUATOR, []) if row["learner"] == learner]
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of all collectors so far."""
+        roles = (collector_role(index) for index in range(self.experiment.collector.actors))
+        return sum(self.newest(role).get("env_steps", 0) for role in roles)
+
+    def status(self, state: str, reason: str = "") -> None:
+        """Writes status.json; `state` is one of running, done, failed, interrupted."""
+        learners = {name: self.newest(learner_role(name)).get("updates", 0) for name in self.experiment.all_learners}
+        write_json(
+            self.run_dir / "status.json",
+            {
+                "state": state,
+                "reason": reason,
+                "env_steps": self.env_steps,
+                "budget": self.plan.env_steps,
+                "updates": learners,
+                "updates_planned": self.plan.updates,
+                "started": self.started,
+                "seconds": time.time() - self.started,
+            },
+        )
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces `path` in one step, so that a reader never sees half of it."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def write_config(run_dir: Path, experiment: Experiment) -> None:
+    """config.yaml: the experiment with every default filled in, and where it came from. Can be run again."""
+    resolved = {"provenance": _provenance(), **experiment.model_dump(mode="json")}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+
+
+def _provenance() -> dict[str, Any]:
+    versions = {}
+    for package in _VERSIONED:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": ["fathom", *sys.argv[1:]],
+        "python": platform.python_version(),
+        "versions": versions,
+        "git_revision": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the checkout this file is in; none outside one."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -1,0 +1,95 @@
+"""The learner: windows from replay, one jitted update after the other."""
+
+import zlib
+from collections.abc import Callable
+
+import jax
+
+from learner.state import LearnerState, init_state, make_optimisers
+from learner.update import make_update_step
+from shared.config import Experiment, Plan
+from shared.envs.base import EnvSpec
+from shared.metrics import Reporter
+from shared.networks import make_networks
+from shared.params import Policy
+from shared.replay.codec import Columns
+from shared.types import Metrics
+
+_KEY_STREAM = 3  # apart from the collectors' and the evaluator's keys
+
+
+class Learner:
+    """Trains one network. Knows neither Ray nor Reverb. All learners, active or passive, are this class."""
+
+    def __init__(self, experiment: Experiment, plan: Plan, spec: EnvSpec, name: str) -> None:
+        config = experiment.learner(name)
+        networks = make_networks(config, spec)
+        optimisers = make_optimisers(experiment.algorithm)
+        key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_STREAM)
+        # By name, not by position: a learner added to an experiment changes no other.
+        key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), config.seed)
+        self.name = name
+        self._plan = plan
+        self.state: LearnerState = init_state(networks, optimisers, spec, key)
+        update_step = make_update_step(networks, optimisers, experiment.algorithm, plan, spec)
+        self._update = jax.jit(update_step, donate_argnums=0)
+        self.updates = 0
+
+    def update(self, windows: Columns) -> Metrics:
+        """One update on Columns `[windows_per_update, K * T, ...]`; waits until it is done."""
+        self.state, metrics = self._update(self.state, windows)
+        self.updates += 1
+        return {name: float(value) for name, value in metrics.items()}
+
+    def policy(self) -> Policy:
+        """The actor as it stands, on the host: the next update takes the device's buffers."""
+        return Policy(self.updates, jax.device_get(self.state.actor))
+
+    def counts(self, windows_inserted: int, env_steps: int) -> Metrics:
+        """How far this learner is, against what was `windows_inserted` into its table and stepped."""
+        plan = self._plan
+        eligible = windows_inserted - plan.prefill_windows
+        gradient_steps = self.updates * plan.minibatches_per_update
+        return {
+            "updates": self.updates,
+            "gradient_steps": gradient_steps,
+            "env_steps": env_steps,
+            "samples_per_insert": self.updates * plan.windows_per_update / eligible if eligible > 0 else 0.0,
+            "utd": gradient_steps / env_steps if env_steps else 0.0,
+        }
+
+    def run(
+        self,
+        sample: Callable[[], Columns],
+        windows_inserted: Callable[[], int],
+        publish: Callable[[Policy], None],
+        snapshot: Callable[[Policy], None],
+        reporter: Reporter,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Trains until the updates owed are made or `should_stop()`.
+
+        `sample` blocks until replay gives windows; `publish` gets every policy, `snapshot` those to evaluate.
+        """
+        publish(self.policy())
+        snapshot(self.policy())
+        while self.updates < self._plan.updates and not should_stop():
+            with reporter.waiting("replay starved"):
+                windows = sample()
+            inserted = windows_inserted()
+            metrics = self.update(windows)
+            policy = self.policy()
+            with reporter.waiting("publish"):
+                publish(policy)
+                if self.updates in self._plan.evaluation_updates:
+                    snapshot(policy)
+            reporter.row(self.describe(metrics, inserted))
+
+    def describe(self, metrics: Metrics, windows_inserted: int) -> Metrics:
+        """One row: `metrics` of the last update, how far the learner is, and how old its data were."""
+        plan = self._plan
+        unrolls = windows_inserted / plan.environments + plan.chunks_per_window - 1
+        newest_step = unrolls * plan.unroll_length - 1
+        row = metrics | self.counts(windows_inserted, round((newest_step + 1) * plan.environments))
+        row["sample_age"] = newest_step - row.pop("data/last_step")
+        return row

@@ -1,0 +1,65 @@
+"""Everything a learner is, in one immutable structure."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from shared.config import AlgorithmConfig
+from shared.envs.base import EnvSpec
+from shared.networks import CriticParams, NetworkParams, Networks, init_params
+from shared.types import Array, Params
+
+
+class Optimisers(NamedTuple):
+    actor: optax.GradientTransformation
+    critic: optax.GradientTransformation
+    alpha: optax.GradientTransformation
+
+
+class OptimiserStates(NamedTuple):
+    actor: optax.OptState
+    critic: optax.OptState
+    alpha: optax.OptState
+
+
+class LearnerState(NamedTuple):
+    """`log_alpha` `[]`: log of the entropy coefficient. `updates` `[]` int32, the policy's version.
+
+    `key` is split by every update and never used twice.
+    """
+
+    actor: Params
+    critic: CriticParams
+    log_alpha: Array
+    optimisers: OptimiserStates
+    key: Array
+    updates: Array
+
+
+def make_optimisers(algorithm: AlgorithmConfig) -> Optimisers:
+    return Optimisers(
+        optax.adam(algorithm.actor_learning_rate),
+        optax.adam(algorithm.critic_learning_rate),
+        optax.adam(algorithm.alpha_learning_rate),
+    )
+
+
+def init_state(networks: Networks, optimisers: Optimisers, spec: EnvSpec, key: Array) -> LearnerState:
+    """A learner before its first update. `key` is consumed."""
+    params_key, key = jax.random.split(key)
+    params: NetworkParams = init_params(networks, spec, params_key)
+    log_alpha = jnp.zeros(())
+    return LearnerState(
+        actor=params.actor,
+        critic=params.critic,
+        log_alpha=log_alpha,
+        optimisers=OptimiserStates(
+            optimisers.actor.init(params.actor),
+            optimisers.critic.init(params.critic),
+            optimisers.alpha.init(log_alpha),
+        ),
+        key=key,
+        updates=jnp.zeros((), jnp.int32),
+    )

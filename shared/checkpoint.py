@@ -1,0 +1,33 @@
+"""Learner states on disk, by Orbax. No pickle: a checkpoint from elsewhere cannot run code."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+
+def save(path: Path, state: Any) -> None:
+    """Writes a pytree of arrays to the folder `path`, complete or not at all. Raises OSError on a full disk."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(Path(path).absolute(), _keys_as_data(state), force=True)
+
+
+def load(path: Path, like: Any) -> Any:
+    """The pytree saved in `path`, shaped like `like` (arrays or their shapes).
+
+    Raises FileNotFoundError where there is no checkpoint.
+    """
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f"{path}: no checkpoint here; the run ended before it was written")
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(Path(path).absolute(), _keys_as_data(like))
+    return jax.tree.map(lambda x, y: jax.random.wrap_key_data(y) if _is_key(x) else y, like, restored)
+
+
+def _is_key(x: Any) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _keys_as_data(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)

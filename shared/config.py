@@ -1,0 +1,364 @@
+"""Experiments: what a user may say, checked at the edge, and the numbers that follow from it.
+
+YAML -> `Experiment` (frozen, unknown keys refused) -> `Plan` (everything derived, once the environment's
+sizes are known). Inner functions receive values, never a configuration.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from shared.envs.base import EnvSpec
+
+BLOCK_DEPTH = 4  # hidden Dense layers in one residual block
+ACTIVE = "active"  # the collector learner's name, in tables, metrics and summaries
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A user's mistake, in lines that each name the field and the remedy."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Resources(_Frozen):
+    """What one role takes of its machine."""
+
+    cpus: Annotated[float, Field(ge=0)] = 0
+    """Cores that Ray sets aside; 0 lets roles share what there is."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """Share of a GPU; 0 keeps the role on the CPU."""
+    threads: PositiveInt | None = None
+    """Threads of the CPU's computations; none: all cores."""
+
+
+class NetworkConfig(_Frozen):
+    """Sizes of one network: its actor, state-action encoder and goal encoder."""
+
+    depth: int = 4
+    """Hidden Dense layers in residual blocks of 4, of actor and critic."""
+    width: PositiveInt = 256
+    actor_depth: int | None = None
+    """Where the actor differs from `depth`."""
+    actor_width: PositiveInt | None = None
+    critic_depth: int | None = None
+    """Where the critic's two encoders differ from `depth`."""
+    critic_width: PositiveInt | None = None
+    representation_size: PositiveInt = 64
+    layer_norm: bool = True
+    residual: bool = True
+    activation: Literal["swish", "relu"] = "swish"
+
+    @field_validator("depth", "actor_depth", "critic_depth")
+    @classmethod
+    def _whole_blocks(cls, depth: int | None) -> int | None:
+        if depth is not None and (depth <= 0 or depth % BLOCK_DEPTH):
+            below = max(depth // BLOCK_DEPTH, 1) * BLOCK_DEPTH
+            raise ValueError(
+                f"depth {depth} is not a positive multiple of {BLOCK_DEPTH} (residual blocks hold "
+                f"{BLOCK_DEPTH} layers); use {below} or {below + BLOCK_DEPTH}"
+            )
+        return depth
+
+
+class LearnerConfig(NetworkConfig):
+    """One learner: its network, its seed of initialisation and its resources."""
+
+    seed: int = 0
+    resources: Resources = Resources()
+
+
+class CollectorConfig(LearnerConfig):
+    """The collector network, its learner (the collector learner), and the collectors that act with it."""
+
+    actors: PositiveInt = 1
+    """Collector processes."""
+    environments: PositiveInt = 512
+    """Environments of each collector."""
+    unroll_length: PositiveInt = 62
+    """Steps of each environment in one jitted call."""
+    actor_resources: Resources = Resources()
+
+
+class AlgorithmConfig(_Frozen):
+    """Contrastive RL's numbers; the defaults are the reference's."""
+
+    discount: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    batch_size: Annotated[int, Field(ge=2)] = 512
+    windows_per_update: PositiveInt = 512
+    minibatches_per_update: PositiveInt = 800
+    actor_learning_rate: PositiveFloat = 3e-4
+    critic_learning_rate: PositiveFloat = 3e-4
+    alpha_learning_rate: PositiveFloat = 3e-4
+    target_entropy_per_action: float = -0.5
+    logsumexp_penalty: Annotated[float, Field(ge=0)] = 0.1
+    energy: Literal["norm", "l2", "dot", "cosine"] = "norm"
+    contrastive_loss: Literal["forward_infonce", "backward_infonce", "symmetric_infonce", "binary_nce"] = (
+        "forward_infonce"
+    )
+
+
+class ReplayConfig(_Frozen):
+    """The replay buffer and the pace it sets."""
+
+    steps_per_environment: PositiveInt = 10_000
+    """Newest environment steps of each environment that windows are drawn from."""
+    prefill_steps: PositiveInt = 1_000
+    """Environment steps of each environment before training starts (at least one error buffer of windows)."""
+    samples_per_insert: PositiveFloat = 1.0
+    """Windows trained on per window inserted since training could start; 1.0 reproduces the reference."""
+    pace: Literal["lockstep", "free"] = "lockstep"
+    """lockstep: the slowest learner sets everyone's pace. free: only the collector learner's does."""
+    port: Annotated[int, Field(gt=0, lt=65536)] | None = None
+    """The server's port; none: a free one."""
+    timeout_seconds: PositiveFloat = 600.0
+    """Longest wait for one insert or sample before the run ends and says who waited for whom."""
+
+
+class EvaluationConfig(_Frozen):
+    """Deterministic policy, fresh episodes, equal keys for all learners."""
+
+    episodes: PositiveInt = 128
+    count: PositiveInt = 10
+    """Evaluations in a run, at equal distances in updates; the untrained policy's comes on top."""
+    resources: Resources = Resources()
+
+
+class BudgetConfig(_Frozen):
+    env_steps: PositiveInt = 100_000_000
+
+
+class SupervisionConfig(_Frozen):
+    """When a role counts as dead."""
+
+    heartbeat_seconds: PositiveFloat = 30.0
+    """Longest silence of a role's heartbeat."""
+    progress_seconds: PositiveFloat = 600.0
+    """Longest time between two completed calls, counted after the first."""
+    start_seconds: PositiveFloat = 300.0
+    """Longest time for all processes to start."""
+
+
+class Experiment(_Frozen):
+    """One run: an environment, one collector network, and any number of passive learners."""
+
+    env: str
+    episode_length: PositiveInt | None = None
+    """Environment steps of an episode, and of a relabelling window; none: the environment's own."""
+    seed: int = 0
+    collector: CollectorConfig = CollectorConfig()
+    learners: dict[str, LearnerConfig] = {}
+    """Passive learners by name."""
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    replay: ReplayConfig = ReplayConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    budget: BudgetConfig = BudgetConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
+
+    @model_validator(mode="after")
+    def _names(self) -> "Experiment":
+        for name in self.learners:
+            if name == ACTIVE:
+                raise ValueError(f"learners.{ACTIVE}: this name is the collector learner's; choose another")
+            if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii():
+                raise ValueError(f"learners.{name}: use letters, digits, '-' and '_' in a learner's name")
+        return self
+
+    @property
+    def all_learners(self) -> dict[str, LearnerConfig]:
+        """Every learner by name, the collector learner first."""
+        return {ACTIVE: self.collector, **self.learners}
+
+    def learner(self, name: str) -> LearnerConfig:
+        """The learner called `name`. Raises ConfigError that lists the names there are."""
+        if name not in self.all_learners:
+            raise ConfigError(f"learner {name!r} is not in this run; it has: {', '.join(self.all_learners)}")
+        return self.all_learners[name]
+
+
+def load_experiment(path: Path) -> Experiment:
+    """The experiment in a YAML file. Raises ConfigError, a line for each mistake."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name an experiment's YAML file") from error
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(loaded, Mapping):
+        raise ConfigError(f"{path}: holds no experiment; it needs at least the key env")
+    loaded = {key: value for key, value in loaded.items() if key != "provenance"}  # of a run's config.yaml
+    return parse_experiment(loaded, source=str(path))
+
+
+def parse_experiment(values: Mapping, source: str) -> Experiment:
+    """`values` as an Experiment. Raises ConfigError, a line for each mistake, each naming its field."""
+    try:
+        return Experiment.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in explain(error))) from error
+
+
+def explain(error: ValidationError) -> list[str]:
+    """One line for each mistake: the field, what is wrong, and what was given."""
+    lines = []
+    for mistake in error.errors():
+        field = ".".join(str(part) for part in mistake["loc"])
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            message = f"unknown key; {_known_keys(mistake['loc'])}"
+        elif mistake["type"] == "missing":
+            message = "is required"
+        elif mistake["type"] != "value_error":
+            message = f"{message[0].lower()}{message[1:]}, got {mistake['input']!r}"
+        lines.append(f"{field}: {message}" if field else message)
+    return lines
+
+
+def _known_keys(location: tuple[int | str, ...]) -> str:
+    """The keys that exist where `location` ends."""
+    model: type[BaseModel] = Experiment
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is None:  # the name of a learner
+            continue
+        model = LearnerConfig if part == "learners" else field.annotation  # type: ignore[assignment]
+    return "known here: " + ", ".join(model.model_fields)
+
+
+class Plan(_Frozen):
+    """The numbers that follow from an experiment and its environment; counts are whole-run totals.
+
+    Windows and updates are per learner. Training may start once `prefill_windows` are in; from then on
+    `samples_per_insert` windows are trained on for each one inserted.
+    """
+
+    unroll_length: int  # T
+    environments: int  # N, over all collectors
+    window_length: int  # W
+    chunks_per_window: int  # K
+    unrolls: int  # of each collector
+    max_windows: int
+    prefill_windows: int  # M, min_size_to_sample
+    error_buffer: int  # E, in samples
+    samples_per_insert: float
+    windows_per_update: int  # B
+    minibatches_per_update: int
+    batch_size: int
+    evaluations: int
+
+    @property
+    def window_rows(self) -> int:
+        return self.chunks_per_window * self.unroll_length
+
+    @property
+    def env_steps(self) -> int:
+        return self.unrolls * self.environments * self.unroll_length
+
+    @property
+    def windows(self) -> int:
+        return self.windows_after(self.unrolls)
+
+    def windows_after(self, unrolls: int) -> int:
+        """Windows inserted once every collector has made `unrolls` unrolls."""
+        return max(unrolls - self.chunks_per_window + 1, 0) * self.environments
+
+    @property
+    def updates(self) -> int:
+        return self.updates_after(self.windows)
+
+    def updates_after(self, windows: int) -> int:
+        """Updates each learner owes once `windows` windows are in."""
+        due = self.samples_per_insert * max(windows - self.prefill_windows, 0)
+        return math.floor(due / self.windows_per_update + 1e-9)
+
+    def env_steps_at(self, updates: int) -> int:
+        """Environment steps of all environments after which a learner may have made `updates` updates."""
+        if updates == 0:
+            return 0
+        windows = self.prefill_windows + updates * self.windows_per_update / self.samples_per_insert
+        unrolls = math.ceil(windows / self.environments) + self.chunks_per_window - 1
+        return unrolls * self.environments * self.unroll_length
+
+    @property
+    def gradient_steps(self) -> int:
+        return self.updates * self.minibatches_per_update
+
+    @property
+    def evaluation_updates(self) -> tuple[int, ...]:
+        """Update counts at which every learner is evaluated, 0 and the last among them."""
+        count = min(self.evaluations, self.updates)
+        return tuple(round(self.updates * i / count) for i in range(count + 1))
+
+
+def make_plan(experiment: Experiment, spec: EnvSpec) -> Plan:
+    """Derives a run's numbers. Raises ConfigError where they do not fit together, naming the field to change."""
+    collector, algorithm, replay = experiment.collector, experiment.algorithm, experiment.replay
+    steps, window = collector.unroll_length, spec.episode_length
+    environments = collector.actors * collector.environments
+    chunks = math.ceil((window + steps - 1) / steps)
+    stored_unrolls = replay.steps_per_environment // steps
+    if stored_unrolls < chunks:
+        raise ConfigError(
+            f"replay.steps_per_environment: {replay.steps_per_environment} steps hold no window of {chunks} chunks "
+            f"of {steps} steps (episodes of {window}); use at least {chunks * steps}"
+        )
+    rows = algorithm.windows_per_update * (window - 1)
+    wanted = algorithm.minibatches_per_update * algorithm.batch_size
+    if algorithm.batch_size > rows:
+        raise ConfigError(
+            f"algorithm.batch_size: {algorithm.batch_size} is more than the {rows} rows of an update "
+            f"({algorithm.windows_per_update} windows of {window - 1}); use at most {rows}"
+        )
+    if wanted > rows:
+        raise ConfigError(
+            f"algorithm.minibatches_per_update: {algorithm.minibatches_per_update} minibatches of "
+            f"{algorithm.batch_size} need {wanted} rows, an update has {rows}; use at most "
+            f"{rows // algorithm.batch_size}, or raise algorithm.windows_per_update"
+        )
+    # Room for every collector's unroll and every learner's request twice over, or two sides could block each other.
+    samples_per_insert = replay.samples_per_insert
+    error_buffer = 2 * math.ceil(environments * samples_per_insert) + 2 * algorithm.windows_per_update
+    prefill_unrolls = max(math.ceil(replay.prefill_steps / steps) - chunks + 1, 1)
+    # The limiter needs E <= M * spi, or samples overtake inserts, and M <= max_size, or sampling never starts.
+    prefill = max(prefill_unrolls * environments, math.ceil(error_buffer / samples_per_insert))
+    max_windows = (stored_unrolls - chunks + 1) * environments
+    if prefill > max_windows:
+        fits = (math.ceil(prefill / environments) + chunks - 1) * steps
+        raise ConfigError(
+            f"replay.steps_per_environment: {replay.steps_per_environment} steps hold {max_windows} windows, training "
+            f"starts at {prefill}; use at least {fits}"
+        )
+    plan = Plan(
+        unroll_length=steps,
+        environments=environments,
+        window_length=window,
+        chunks_per_window=chunks,
+        unrolls=math.ceil(experiment.budget.env_steps / (environments * steps)),
+        max_windows=max_windows,
+        prefill_windows=prefill,
+        error_buffer=error_buffer,
+        samples_per_insert=samples_per_insert,
+        windows_per_update=algorithm.windows_per_update,
+        minibatches_per_update=algorithm.minibatches_per_update,
+        batch_size=algorithm.batch_size,
+        evaluations=experiment.evaluation.count,
+    )
+    if plan.updates < 1:
+        windows = prefill + math.ceil(algorithm.windows_per_update / samples_per_insert)
+        needed = (math.ceil(windows / environments) + chunks - 1) * environments * steps
+        raise ConfigError(
+            f"budget.env_steps: {experiment.budget.env_steps} steps end before the first update; use at least {needed}"
+        )
+    return plan

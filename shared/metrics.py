@@ -1,0 +1,115 @@
+"""What roles report, and the files it ends up in. Roles report to the driver; only the driver writes."""
+
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+Row = dict[str, Any]
+
+
+class Report(NamedTuple):
+    """One answer of a role: what happened since the last one.
+
+    `calls`: completed calls since the start; `idle_seconds`: time since the last one; `waiting_for`: what
+    the role waits for right now, empty while it works; `filling`: it has not yet reached its first window;
+    `done`: its work is finished; `error`: one line, empty while all is well.
+    """
+
+    rows: list[Row]
+    calls: int
+    idle_seconds: float
+    waiting_for: str
+    filling: bool
+    done: bool
+    error: str
+
+
+class Reporter:
+    """A role's side of reporting. Written by the thread that works, drained by the one that answers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows: list[Row] = []
+        self._waits: dict[str, float] = defaultdict(float)
+        self._waiting_for = ""
+        self._calls = 0
+        self._last_call = self._last_row = time.monotonic()
+        self.filling = False
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Times a wait; the next row reports it as a share of wall time under `wait/<what>`."""
+        start = time.monotonic()
+        self._waiting_for = what
+        try:
+            yield
+        finally:
+            self._waiting_for = ""
+            self._waits[what] += time.monotonic() - start
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Reports a completed call; adds the time and the waits since the last one."""
+        now = time.monotonic()
+        seconds = max(now - self._last_row, 1e-9)
+        waits = {f"wait/{what}": waited / seconds for what, waited in self._waits.items()}
+        for what in self._waits:
+            self._waits[what] = 0.0  # kept at 0: a wait that ended must be seen to have ended
+        with self._lock:
+            self._rows.append({"time": time.time(), "seconds": seconds, **row, **waits})
+            self._calls += 1
+            self._last_call = self._last_row = now
+
+    def drain(self, done: bool = False, error: str = "") -> Report:
+        with self._lock:
+            rows, self._rows = self._rows, []
+            idle = time.monotonic() - self._last_call
+            return Report(rows, self._calls, idle, self._waiting_for, self.filling, done, error)
+
+
+class MetricsWriter:
+    """`metrics/<role>.jsonl` (one JSON object a line, the source of truth) and `tensorboard/<role>/`."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = Path(run_dir)
+        (self._run_dir / "metrics").mkdir(parents=True, exist_ok=True)
+        self._boards: dict[str, SummaryWriter] = {}
+
+    def write(self, role: str, row: Row) -> None:
+        """Appends `row`; `env_steps` is TensorBoard's horizontal axis. Raises OSError when the disk is full."""
+        plain = {name: _plain(value) for name, value in row.items()}
+        with open(self._run_dir / "metrics" / f"{role}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(plain) + "\n")
+        if role not in self._boards:
+            self._boards[role] = SummaryWriter(str(self._run_dir / "tensorboard" / role), write_to_disk=True)
+        step = int(plain.get("env_steps", 0))
+        for name, value in plain.items():
+            if isinstance(value, (int, float)) and name not in ("time", "env_steps"):
+                self._boards[role].add_scalar(name, value, step, walltime=plain.get("time"))
+
+    def close(self) -> None:
+        for board in self._boards.values():
+            board.close()
+
+
+def read_metrics(run_dir: Path, role: str) -> list[Row]:
+    """Every row that `role` wrote; a last line cut short by a crash is left out."""
+    path = Path(run_dir) / "metrics" / f"{role}.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) or hasattr(value, "item") else value

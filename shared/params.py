@@ -1,0 +1,28 @@
+"""Versioned weights on their way from the collector learner to the collectors."""
+
+from typing import NamedTuple
+
+from shared.types import Params
+
+
+class Policy(NamedTuple):
+    """An actor's parameters; `version` counts the updates that made them."""
+
+    version: int
+    params: Params
+
+
+class ParamStore:
+    """Holds the newest published policy, or a reference to it. Older versions never replace newer ones."""
+
+    def __init__(self) -> None:
+        self._newest: Policy | None = None
+
+    def publish(self, policy: Policy) -> None:
+        if self._newest is None or policy.version > self._newest.version:
+            self._newest = policy
+
+    def newest(self, above: int = -1) -> Policy | None:
+        """The newest policy; none while nothing newer than version `above` was published."""
+        newest = self._newest
+        return newest if newest is not None and newest.version > above else None

@@ -1,0 +1,29 @@
+"""The letters and the few structures that everything else is written in.
+
+Letters in docstrings: B batch or windows per update, T unroll length, N environments, K chunks per window,
+W window length (= episode length), S state size, G goal size, A action size, D width, E representation size.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+Params = Any
+Metrics = dict[str, Any]
+
+
+class Rows(NamedTuple):
+    """What a collector saw, one row for each environment step; leading axes are the caller's.
+
+    `state` `[..., S]` before the action, `action` `[..., A]` in [-1, 1], `episode` `[...]` int32 (counts the
+    episodes of one environment), `step` `[...]` int32 (counts the steps of one environment over the whole
+    run), `version` `[...]` int32 (the policy version that acted).
+    """
+
+    state: Array
+    action: Array
+    episode: Array
+    step: Array
+    version: Array
