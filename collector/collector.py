@@ -54,7 +54,7 @@ class Collector:
     def run(
         self,
         pull: Callable[[int], Policy | None],
-        insert: Callable[[Columns], None],
+        insert: Callable[[Columns], object],
         reporter: Reporter,
         should_stop: Callable[[], bool],
     ) -> None:

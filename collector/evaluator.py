@@ -1,36 +1,102 @@
 """The evaluator: any learner's policy, deterministic, on fresh episodes with the same keys for all."""
 
+import threading
+from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from collector.rollout import make_start, make_unroll
-from shared.config import Experiment, NetworkConfig
+from shared.config import Experiment, NetworkConfig, Plan
 from shared.envs.base import GoalEnv
+from shared.metrics import Reporter
 from shared.networks import Actor, make_networks
+from shared.params import Policy
 from shared.policy import deterministic_policy
 from shared.types import Array, Metrics, Params
 
 _KEY_STREAM = 2  # apart from the collectors' and learners' keys
+QUEUE_LENGTH = 64  # snapshots; a deep policy is some hundred megabytes
+
+
+class Snapshot(NamedTuple):
+    """A learner's policy to evaluate; `last`: no later one follows."""
+
+    learner: str
+    policy: Policy
+    last: bool
+
+
+class SnapshotQueue:
+    """Snapshots waiting for the evaluator; when full, the oldest that is no learner's last one is dropped."""
+
+    def __init__(self, length: int = QUEUE_LENGTH) -> None:
+        self._length = length
+        self._changed = threading.Condition()
+        self._waiting: deque[Snapshot] = deque()
+        self.dropped = 0
+
+    def put(self, snapshot: Snapshot) -> None:
+        with self._changed:
+            self._waiting.append(snapshot)
+            if len(self._waiting) > self._length:
+                oldest = next((waiting for waiting in self._waiting if not waiting.last), None)
+                if oldest is not None:
+                    self._waiting.remove(oldest)
+                    self.dropped += 1
+            self._changed.notify()
+
+    def get(self, timeout_s: float) -> Snapshot | None:
+        """The oldest snapshot; none if none comes within `timeout_s` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting, timeout_s)
+            return self._waiting.popleft() if self._waiting else None
 
 
 class Evaluator:
     """Rolls out policies of any depth; each network is compiled once."""
 
-    def __init__(self, experiment: Experiment, env: GoalEnv) -> None:
+    def __init__(self, experiment: Experiment, plan: Plan, env: GoalEnv) -> None:
+        self._experiment = experiment
+        self._plan = plan
         self._env = env
         self._episodes = experiment.evaluation.episodes
         self._key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_STREAM)
         self._compiled: dict[Actor, Callable[[Params, Array], Metrics]] = {}
 
-    def evaluate(self, network: NetworkConfig, params: Params, updates: int) -> Metrics:
-        """Metrics over `episodes` fresh episodes; starts and goals depend on `updates`, not on the learner."""
+    def evaluate(self, learner: str, policy: Policy) -> Metrics:
+        """One row: who was evaluated when, and `make_evaluate`'s metrics.
+
+        Starts and goals depend on the number of updates, not on the learner.
+        """
+        return {
+            "learner": learner,
+            "updates": policy.version,
+            "env_steps": self._plan.env_steps_at(policy.version),
+            **self.measure(self._experiment.learner(learner), policy.params, policy.version),
+        }
+
+    def measure(self, network: NetworkConfig, params: Params, draw: int) -> Metrics:
+        """Metrics over `episodes` fresh episodes; `draw` chooses their starts and goals."""
         actor = make_networks(network, self._env.spec).actor
         if actor not in self._compiled:
             self._compiled[actor] = jax.jit(make_evaluate(self._env, actor, self._episodes))
-        metrics = self._compiled[actor](params, jax.random.fold_in(self._key, updates))
+        metrics = self._compiled[actor](params, jax.random.fold_in(self._key, draw))
         return {name: float(value) for name, value in metrics.items()}
+
+    def run(self, snapshots: SnapshotQueue, reporter: Reporter, should_stop: Callable[[], bool]) -> None:
+        """Evaluates what comes until every learner's last snapshot is done or `should_stop()`."""
+        unfinished = set(self._experiment.all_learners)
+        while unfinished and not should_stop():
+            with reporter.waiting("snapshots"):
+                snapshot = snapshots.get(timeout_s=0.5)
+            if snapshot is None:
+                continue
+            reporter.row(self.evaluate(snapshot.learner, snapshot.policy) | {"dropped": snapshots.dropped})
+            if snapshot.last:
+                unfinished.discard(snapshot.learner)
 
 
 def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params, Array], Metrics]:

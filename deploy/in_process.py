@@ -10,7 +10,7 @@ import numpy as np
 
 from collector.collector import Collector
 from collector.evaluator import Evaluator
-from deploy.record import EVALUATOR, RunRecord, collector_role, learner_role
+from deploy.record import EVALUATOR, REPLAY, RunRecord, collector_role, learner_role
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE
@@ -29,7 +29,7 @@ class InProcessRun:
         self.collectors = [Collector(experiment, plan, env, index) for index in range(experiment.collector.actors)]
         self.learners = {name: Learner(experiment, plan, env.spec, name) for name in experiment.all_learners}
         self.ring = WindowRing(plan)
-        self._evaluator = Evaluator(experiment, env)
+        self._evaluator = Evaluator(experiment, plan, env)
         self._reporters: dict[str, Reporter] = {}
         self._rngs = {
             name: np.random.default_rng([experiment.seed, zlib.crc32(name.encode())]) for name in self.learners
@@ -57,6 +57,9 @@ class InProcessRun:
             self._report(collector_role(index), collected.metrics | acted)
         self.ring.insert(Columns(*(np.concatenate(column) for column in zip(*unroll, strict=True))))
 
+        inserted = self.ring.windows_inserted
+        self._report(REPLAY, {"env_steps": self.record.env_steps} | {f"{n}/inserted": inserted for n in self.learners})
+
     def _train(self, name: str, on_progress: Callable[[], None]) -> None:
         learner, plan = self.learners[name], self.record.plan
         while learner.updates < plan.updates_after(self.ring.windows_inserted):
@@ -68,11 +71,7 @@ class InProcessRun:
             on_progress()
 
     def _evaluate(self, name: str) -> None:
-        policy = self.learners[name].policy()
-        metrics = self._evaluator.evaluate(self.record.experiment.learner(name), policy.params, policy.version)
-        position = {"learner": name, "updates": policy.version}
-        position["env_steps"] = self.record.plan.env_steps_at(policy.version)
-        self._report(EVALUATOR, position | metrics)
+        self._report(EVALUATOR, self._evaluator.evaluate(name, self.learners[name].policy()))
 
     def _report(self, role: str, row: dict) -> None:
         reporter = self._reporters.setdefault(role, Reporter())

@@ -13,10 +13,14 @@ from typing import Any
 import yaml
 
 from shared.config import ConfigError, Experiment, Plan
+from shared.envs.base import EnvSpec
 from shared.metrics import MetricsWriter, Row
+from shared.networks import make_networks, network_size
 
 _VERSIONED = ("fathom-rl", "jax", "jaxlib", "flax", "optax", "numpy", "ray", "grpcio", "orbax-checkpoint")
-EVALUATOR = "evaluator"
+EVALUATOR, REPLAY = "evaluator", "replay"
+COPIES_IN_CHECKPOINT = 3  # parameters and Adam's two moments
+METRICS_BYTES = 64 * 2**20
 
 
 def learner_role(name: str) -> str:
@@ -41,6 +45,19 @@ def prepare_run_dir(run_dir: Path, overwrite: bool) -> Path:
     except OSError as error:
         raise ConfigError(f"--run-dir: {run_dir} cannot be made ({error.strerror}); name another folder") from error
     return run_dir
+
+
+def check_space(run_dir: Path, experiment: Experiment, spec: EnvSpec) -> None:
+    """Raises ConfigError when the checkpoints and metrics will not fit where `run_dir` lies."""
+    networks = (make_networks(config, spec) for config in experiment.all_learners.values())
+    parameters = sum(network_size(each, spec) for each in networks)
+    needed = 4 * COPIES_IN_CHECKPOINT * parameters + METRICS_BYTES
+    free = shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise ConfigError(
+            f"--run-dir: {run_dir} has {free / 2**20:,.0f} MB free, this run writes about {needed / 2**20:,.0f} MB; "
+            "make room or name another folder"
+        )
 
 
 class RunRecord:
@@ -108,7 +125,7 @@ def write_config(run_dir: Path, experiment: Experiment) -> None:
 
 
 def _provenance() -> dict[str, Any]:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _VERSIONED:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from collector.collector import coverage
-from deploy.record import RunRecord, collector_role, learner_role
+from deploy.record import REPLAY, RunRecord, collector_role, learner_role
 from shared.config import ACTIVE
 from shared.metrics import Row
 
@@ -20,28 +20,31 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     `untrained_time_at_goal`: mean over the learners' untrained policies; `time_at_goal` in environment
     steps of an episode; `sample_age` in environment steps and `policy_lag` in updates, means over the run.
     """
-    learners = {}
-    untrained = []
-    for name, config in record.experiment.all_learners.items():
-        evaluations = record.evaluations(name)
-        rows = record.rows.get(learner_role(name), [{}])
-        untrained.append(evaluations[0]["time_at_goal"])
-        learners[name] = {
-            "role": "active" if name == ACTIVE else "passive",
-            "depth": config.depth,
-            "gradient_steps": rows[-1]["gradient_steps"],
-            "time_at_goal": evaluations[-1]["time_at_goal"],
-            "success_rate": evaluations[-1]["success_rate"],
-            "samples_per_insert": rows[-1]["samples_per_insert"],
-            "utd": rows[-1]["utd"],
-            "sample_age": _mean(rows, "sample_age"),
-        }
+    learners = {name: _learner_summary(record, name) for name in record.experiment.all_learners}
+    untrained = [record.evaluations(name)[0]["time_at_goal"] for name in learners]
     return {
         "env": record.experiment.env,
         "env_steps": record.env_steps,
         "untrained_time_at_goal": float(np.mean(untrained)),
         "learners": learners,
         "collector": _collector_summary(record),
+    }
+
+
+def _learner_summary(record: RunRecord, name: str) -> dict[str, Any]:
+    plan = record.plan
+    rows = record.rows[learner_role(name)]
+    newest = record.evaluations(name)[-1]
+    eligible = record.newest(REPLAY)[f"{name}/inserted"] - plan.prefill_windows
+    return {
+        "role": "active" if name == ACTIVE else "passive",
+        "depth": record.experiment.learner(name).depth,
+        "gradient_steps": rows[-1]["gradient_steps"],
+        "time_at_goal": newest["time_at_goal"],
+        "success_rate": newest["success_rate"],
+        "samples_per_insert": rows[-1]["updates"] * plan.windows_per_update / eligible,
+        "utd": rows[-1]["gradient_steps"] / record.env_steps,
+        "sample_age": _mean(rows, "sample_age"),
     }
 
 

@@ -22,18 +22,23 @@ class Learner:
     """Trains one network. Knows neither Ray nor Reverb. All learners, active or passive, are this class."""
 
     def __init__(self, experiment: Experiment, plan: Plan, spec: EnvSpec, name: str) -> None:
-        config = experiment.learner(name)
-        networks = make_networks(config, spec)
+        networks = make_networks(experiment.learner(name), spec)
         optimisers = make_optimisers(experiment.algorithm)
-        key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_STREAM)
-        # By name, not by position: a learner added to an experiment changes no other.
-        key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), config.seed)
         self.name = name
         self._plan = plan
-        self.state: LearnerState = init_state(networks, optimisers, spec, key)
+        self.state = self.initial_state(experiment, spec, name)
         update_step = make_update_step(networks, optimisers, experiment.algorithm, plan, spec)
         self._update = jax.jit(update_step, donate_argnums=0)
         self.updates = 0
+
+    @staticmethod
+    def initial_state(experiment: Experiment, spec: EnvSpec, name: str) -> LearnerState:
+        """The learner called `name` before its first update."""
+        config = experiment.learner(name)
+        key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_STREAM)
+        # By name, not by position: a learner added to an experiment changes no other.
+        key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), config.seed)
+        return init_state(make_networks(config, spec), make_optimisers(experiment.algorithm), spec, key)
 
     def update(self, windows: Columns) -> Metrics:
         """One update on Columns `[windows_per_update, K * T, ...]`; waits until it is done."""

@@ -20,7 +20,7 @@ class Report(NamedTuple):
 
     `calls`: completed calls since the start; `idle_seconds`: time since the last one; `waiting_for`: what
     the role waits for right now, empty while it works; `filling`: it has not yet reached its first window;
-    `done`: its work is finished; `error`: one line, empty while all is well.
+    `done`: its work is finished; `error`: one line, empty while all is well; `details`: its traceback.
     """
 
     rows: list[Row]
@@ -30,6 +30,7 @@ class Report(NamedTuple):
     filling: bool
     done: bool
     error: str
+    details: str
 
 
 class Reporter:
@@ -67,11 +68,11 @@ class Reporter:
             self._calls += 1
             self._last_call = self._last_row = now
 
-    def drain(self, done: bool = False, error: str = "") -> Report:
+    def drain(self, done: bool = False, error: str = "", details: str = "") -> Report:
         with self._lock:
             rows, self._rows = self._rows, []
             idle = time.monotonic() - self._last_call
-            return Report(rows, self._calls, idle, self._waiting_for, self.filling, done, error)
+            return Report(rows, self._calls, idle, self._waiting_for, self.filling, done, error, details)
 
 
 class MetricsWriter:

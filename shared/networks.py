@@ -159,5 +159,15 @@ def init_params(networks: Networks, spec: EnvSpec, key: Array) -> NetworkParams:
     return init(key)
 
 
+def param_shapes(networks: Networks, spec: EnvSpec) -> NetworkParams:
+    """The parameters' shapes, without making them."""
+    return jax.eval_shape(lambda key: init_params(networks, spec, key), jax.random.key(0))
+
+
+def network_size(networks: Networks, spec: EnvSpec) -> int:
+    """Parameters of actor and critic together."""
+    return parameter_count(param_shapes(networks, spec))
+
+
 def parameter_count(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -38,7 +38,8 @@ class EnvState(NamedTuple):
 class GoalEnv(Protocol):
     """A goal-conditioned environment as pure functions of one environment; callers `vmap` them."""
 
-    spec: EnvSpec
+    @property
+    def spec(self) -> EnvSpec: ...
 
     def reset(self, key: Array) -> EnvState:
         """A new start and a new goal, both drawn from `key`."""

@@ -1,0 +1,223 @@
+"""Ray's side of every role: a process, its clients, and nothing else. The roles themselves never import Ray.
+
+Each actor works in one thread and answers the driver's polls in another, so that an answer is a heartbeat.
+"""
+
+import os
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ray
+
+from collector.collector import Collector
+from collector.evaluator import Evaluator, Snapshot, SnapshotQueue
+from deploy.replay_server.provision import reverb_python
+from deploy.replay_server.server import ReplayServer, TableSpec
+from learner.learner import Learner
+from shared import checkpoint
+from shared.config import ACTIVE, Experiment, Plan
+from shared.envs.registry import make_env
+from shared.metrics import Report, Reporter
+from shared.params import ParamStore, Policy
+from shared.replay.codec import Columns
+from shared.replay.errors import ReplayStopped
+from shared.replay.info import ReplayMonitor
+from shared.replay.insert import Inserter
+from shared.replay.sample import Sampler
+
+REMOTE_TIMEOUT_S = 60.0  # for weights and snapshots on their way; they are there or their owner is gone
+
+
+class RoleActor:
+    """A role's process. Subclasses say what the work is."""
+
+    def __init__(self) -> None:
+        self._reporter = Reporter()
+        self._stop = threading.Event()
+        self._done = False
+        self._error = self._details = ""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def start(self) -> None:
+        threading.Thread(target=self._main, name="work", daemon=True).start()
+
+    def poll(self) -> Report:
+        return self._reporter.drain(self._done, self._error, self._details)
+
+    def stop(self) -> None:
+        """Asks the work to end; `poll` tells when it has."""
+        self._stop.set()
+
+    def work(self) -> None:
+        raise NotImplementedError
+
+    def _main(self) -> None:
+        try:
+            self.work()
+        except ReplayStopped:
+            pass  # we asked for it
+        except Exception as error:  # noqa: BLE001 - whatever it is, the driver must hear of it
+            self._details = traceback.format_exc()
+            self._error = " ".join(f"{type(error).__name__}: {error}".split())
+        self._done = True
+
+
+class ReplayServerActor:
+    """Owns the Reverb server's process: when this actor goes, the server goes with it."""
+
+    def start(self, tables: Sequence[TableSpec], port: int | None, log_path: str) -> str:
+        """Provisions the server's environment where needed, starts it, and returns its address."""
+        self._server = ReplayServer(reverb_python(), Path(log_path), host=ray.util.get_node_ip_address())
+        return self._server.start(tables, port)
+
+    def exit_reason(self) -> str | None:
+        return self._server.exit_reason()
+
+    def server_pid(self) -> int | None:
+        return self._server.pid
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+class ParamStoreActor:
+    """The newest policy's reference: `Policy(version, [ObjectRef])`."""
+
+    def __init__(self) -> None:
+        self._store = ParamStore()
+
+    def publish(self, policy: Policy) -> None:
+        self._store.publish(policy)
+
+    def newest(self, above: int) -> Policy | None:
+        return self._store.newest(above)
+
+
+class CollectorActor(RoleActor):
+    def __init__(
+        self, experiment: Experiment, plan: Plan, index: int, address: str, tables: Sequence[str], store: Any
+    ) -> None:
+        super().__init__()
+        self._experiment, self._plan, self._index = experiment, plan, index
+        self._address, self._tables, self._store = address, tables, store
+
+    def work(self) -> None:
+        experiment, plan = self._experiment, self._plan
+        env = make_env(experiment.env, experiment.episode_length)
+        collector = Collector(experiment, plan, env, self._index)
+        timeout_s = experiment.replay.timeout_seconds
+        inserter = Inserter(
+            self._address,
+            self._tables,
+            plan.chunks_per_window,
+            experiment.collector.environments,
+            timeout_s=timeout_s,
+            should_stop=self._stop,
+        )
+        try:
+            collector.run(self._pull, inserter.insert, self._reporter, self._stop.is_set)
+            with self._reporter.waiting("replay full"):
+                inserter.flush(timeout_s)
+        finally:
+            inserter.close()
+
+    def _pull(self, above: int) -> Policy | None:
+        newest = ray.get(self._store.newest.remote(above), timeout=REMOTE_TIMEOUT_S)
+        if newest is None:
+            return None
+        return Policy(newest.version, ray.get(newest.params[0], timeout=REMOTE_TIMEOUT_S))
+
+
+class LearnerActor(RoleActor):
+    def __init__(
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        name: str,
+        address: str,
+        table: str,
+        store: Any,
+        evaluator: Any,
+        checkpoint_path: str,
+    ) -> None:
+        super().__init__()
+        self._experiment, self._plan, self._name = experiment, plan, name
+        self._address, self._table = address, table
+        self._store, self._evaluator = store, evaluator
+        self._checkpoint_path = checkpoint_path
+        self._inserted = 0
+        self._published: Any = None
+
+    def work(self) -> None:
+        experiment, plan = self._experiment, self._plan
+        spec = make_env(experiment.env, experiment.episode_length).spec
+        learner = Learner(experiment, plan, spec, self._name)
+        monitor = ReplayMonitor(self._address, [self._table])
+        sampler = Sampler(
+            self._address,
+            self._table,
+            plan.windows_per_update,
+            plan.window_rows,
+            spec.state_size + spec.action_size,
+            to_device,
+            timeout_s=experiment.replay.timeout_seconds,
+            max_windows=plan.updates * plan.windows_per_update,
+        )
+        try:
+            learner.run(
+                sample=lambda: sampler.sample(self._stop)[0],
+                windows_inserted=lambda: self._windows_inserted(monitor),
+                publish=self._publish if self._name == ACTIVE else lambda policy: None,
+                snapshot=self._snapshot,
+                reporter=self._reporter,
+                should_stop=self._stop.is_set,
+            )
+        finally:
+            sampler.close()
+            monitor.close()
+        if learner.updates == plan.updates:
+            checkpoint.save(Path(self._checkpoint_path), learner.state)
+
+    def _windows_inserted(self, monitor: ReplayMonitor) -> int:
+        info = monitor.poll()
+        if info is not None:  # else it missed one poll: the last count is a little old
+            self._inserted = info.tables[self._table].inserted
+        return self._inserted
+
+    def _publish(self, policy: Policy) -> None:
+        if self._published is not None:  # one on its way at a time
+            ray.get(self._published, timeout=REMOTE_TIMEOUT_S)
+        reference = ray.put(policy.params)
+        # In a list, or Ray would send the weights themselves.
+        self._published = self._store.publish.remote(Policy(policy.version, [reference]))
+
+    def _snapshot(self, policy: Policy) -> None:
+        snapshot = Snapshot(self._name, policy, last=policy.version == self._plan.updates)
+        ray.get(self._evaluator.submit.remote(snapshot), timeout=REMOTE_TIMEOUT_S)
+
+
+class EvaluatorActor(RoleActor):
+    def __init__(self, experiment: Experiment, plan: Plan) -> None:
+        super().__init__()
+        self._experiment, self._plan = experiment, plan
+        self._snapshots = SnapshotQueue()
+
+    def submit(self, snapshot: Snapshot) -> None:
+        self._snapshots.put(snapshot)
+
+    def work(self) -> None:
+        env = make_env(self._experiment.env, self._experiment.episode_length)
+        evaluator = Evaluator(self._experiment, self._plan, env)
+        evaluator.run(self._snapshots, self._reporter, self._stop.is_set)
+
+
+def to_device(columns: Columns) -> Columns:
+    """A copy on the learner's device, finished when this returns: the sampler reuses its buffers."""
+    return jax.block_until_ready(Columns(*(jnp.array(column, copy=True) for column in columns)))

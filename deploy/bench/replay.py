@@ -1,0 +1,167 @@
+"""Speed of the replay path: unrolls in, windows out, against a real server and, if asked, its own client."""
+
+import json
+import os
+import select
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.replay_server.provision import reverb_python
+from deploy.replay_server.server import ReplayServer, TableSpec
+from shared.replay.codec import INT_COLUMNS, Columns
+from shared.replay.errors import ReplayError
+from shared.replay.insert import Inserter
+from shared.replay.sample import Sampler
+
+ROW_FLOATS = 290  # the Ant maze's state and action; 293 numbers with the int column
+ENVIRONMENTS = 64
+UNROLL = 62
+CHUNKS_PER_WINDOW = 18
+WINDOWS_PER_UPDATE = 64
+MAX_WINDOWS = 4096
+STOCK_CLIENT = Path(__file__).parents[1] / "replay_server" / "stock_client.py"
+
+
+class StockClient:
+    """`stock_client.py` as a child process; one request at a time."""
+
+    def __init__(self, python: Path) -> None:
+        self._child = subprocess.Popen(
+            [str(python), "-I", "-u", str(STOCK_CLIENT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def ask(self, do: str, timeout_s: float = 60.0, **request: Any) -> dict[str, Any]:
+        """The answer to one request. Raises `ReplayError` when it failed or `timeout_s` seconds passed."""
+        stdin, stdout = self._child.stdin, self._child.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(json.dumps({"do": do, **request}).encode() + b"\n")
+        stdin.flush()
+        line, deadline = b"", time.monotonic() + timeout_s
+        while not line.endswith(b"\n"):
+            ready, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
+            more = os.read(stdout.fileno(), 65536) if ready else b""
+            if not more:
+                raise ReplayError(f"Reverb's own client {'ended' if ready else 'did not answer'}: {do}")
+            line += more
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ReplayError(f"Reverb's own client failed: {do}: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        self._child.kill()
+        self._child.communicate()
+
+
+def bench_replay(
+    against_stock: bool = False,
+    repetitions: int = 3,
+    insert_unrolls: int = 60,
+    sample_batches: int = 12,
+    say: Callable[[str], None] = print,
+) -> dict[str, float | None]:
+    """Medians over `repetitions`; rows of 290 floats and 3 ints, 64 environments, windows of 18 x 62 rows.
+
+    `insert_steps_per_second`: environment steps a second of one `Inserter` into two tables, without samplers,
+    from numpy unrolls to the last confirmation. `sample_megabytes_per_second`: uncompressed megabytes (1e6) a
+    second of one `Sampler`, without inserts, decoded into its contiguous host batch of 64 windows; the
+    transfer to a device is left out. `stock_sample_megabytes_per_second`: the same table through Reverb's
+    `TrajectoryDataset` (its own Python and process), windows handed out singly as numpy, not batched; turns
+    alternate. `sample_ratio`: ours to stock's, of the medians. States are random floats, which do not compress.
+    """
+    python = reverb_python(say)
+    tables = [TableSpec(name, MAX_WINDOWS, min_size_to_sample=1) for name in ("bench/a", "bench/b")]
+    with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder:
+        server = ReplayServer(python, Path(folder) / "server.log")
+        try:
+            address = server.start(tables)
+            names = [table.name for table in tables]
+            inserted = [_insert_speed(address, names, insert_unrolls) for _ in range(repetitions)]
+            sampled, stock = _sample_speeds(
+                address, names[0], python if against_stock else None, repetitions, sample_batches
+            )
+        finally:
+            server.stop()
+    ours = statistics.median(sampled)
+    theirs = statistics.median(stock) if stock else None
+    return {
+        "insert_steps_per_second": statistics.median(inserted),
+        "sample_megabytes_per_second": ours,
+        "stock_sample_megabytes_per_second": theirs,
+        "sample_ratio": ours / theirs if theirs else None,
+    }
+
+
+def _insert_speed(address: str, tables: list[str], unrolls: int) -> float:
+    """Environment steps a second, the first window's unrolls (which make no items) left out."""
+    rng = np.random.default_rng(0)
+    shape = (ENVIRONMENTS, UNROLL)
+    floats = [rng.standard_normal((*shape, ROW_FLOATS), dtype=np.float32) for _ in range(4)]
+    ints = np.zeros((*shape, INT_COLUMNS), np.int32)
+    inserter = Inserter(address, tables, CHUNKS_PER_WINDOW, ENVIRONMENTS)
+    try:
+        for unroll in range(CHUNKS_PER_WINDOW):
+            inserter.insert(Columns(floats[unroll % len(floats)], ints))
+        inserter.flush(timeout_s=30.0)
+        started = time.perf_counter()
+        for unroll in range(unrolls):
+            ints[..., 1] = np.arange(UNROLL) + unroll * UNROLL
+            inserter.insert(Columns(floats[unroll % len(floats)], ints))
+        inserter.flush(timeout_s=30.0)
+        return unrolls * ENVIRONMENTS * UNROLL / (time.perf_counter() - started)
+    finally:
+        inserter.close()
+
+
+def _sample_speeds(
+    address: str, table: str, stock_python: Path | None, repetitions: int, batches: int
+) -> tuple[list[float], list[float]]:
+    """Megabytes a second, ours and (empty without `stock_python`) stock's, taken in turns."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    stock = StockClient(stock_python) if stock_python else None
+    try:
+        for _ in range(repetitions):
+            ours.append(_our_sample_speed(address, table, batches))
+            if stock:
+                answer = stock.ask(
+                    "speed",
+                    address=address,
+                    table=table,
+                    row_sizes=[ROW_FLOATS, INT_COLUMNS],
+                    window_rows=CHUNKS_PER_WINDOW * UNROLL,
+                    windows=batches * WINDOWS_PER_UPDATE,
+                )
+                theirs.append(answer["megabytes_per_second"])
+    finally:
+        if stock:
+            stock.close()
+    return ours, theirs
+
+
+def _our_sample_speed(address: str, table: str, batches: int) -> float:
+    def size(columns: Columns) -> int:
+        return columns.floats.nbytes + columns.ints.nbytes
+
+    rows = CHUNKS_PER_WINDOW * UNROLL
+    sampler = Sampler(address, table, WINDOWS_PER_UPDATE, rows, ROW_FLOATS, transfer=size)
+    try:
+        for _ in range(2):
+            sampler.sample()
+        started = time.perf_counter()
+        total = sum(sampler.sample()[0] for _ in range(batches))
+        return total / (time.perf_counter() - started) / 1e6
+    finally:
+        sampler.close()

@@ -1,0 +1,163 @@
+"""The `fathom` command. Parses, checks, hands over; every mistake of the user's ends here, in one line."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from tyro.conf import Positional, arg, subcommand
+
+from deploy import commands
+from shared.config import ConfigError
+
+EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
+
+
+@dataclass(frozen=True)
+class Run:
+    """One collector network and all its learners.
+
+    Every key of the experiment is an option too, such as `--learners.deep.depth 64`;
+    `fathom run EXPERIMENT.yaml --help` lists them.
+    """
+
+    experiment: Positional[Path]
+    """The experiment's YAML file."""
+    run_dir: Path | None = None
+    """Where results go; none: a new folder under runs/."""
+    in_process: bool = False
+    """Everything in this process, synchronous and deterministic, without Ray and Reverb."""
+    overwrite: bool = False
+    """Replace an older run in the same folder."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluate a trained policy of a run."""
+
+    run_dir: Positional[Path]
+    learner: str = "active"
+    """Which learner."""
+    episodes: int | None = None
+    """Fresh episodes; none: as many as in the run."""
+    seed: int = 0
+    """Chooses starts and goals."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class Envs:
+    """List the environments with their sizes."""
+
+    json: bool = False
+    """Print one JSON list."""
+
+
+@dataclass(frozen=True)
+class BenchUpdate:
+    """Speed of a learner's update by depth."""
+
+    depths: tuple[int, ...] = (4, 16, 64)
+    batch: int = 256
+    width: int = 256
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class BenchRollout:
+    """Environment steps per second: bare, with a policy, and of a whole collector."""
+
+    env: str = "point_u_maze"
+    num_envs: int = 512
+    depth: int = 4
+    """Depth of the policy's network."""
+    width: int = 256
+    with_replay: bool = False
+    """Also measure a whole collector, inserting into a replay server."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class BenchReplay:
+    """Replay in and out: 290-float rows, 64 environments, windows of 18 chunks, two tables."""
+
+    against_stock: bool = False
+    """Also measure Reverb's own client."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+Bench = (
+    Annotated[BenchUpdate, subcommand("update")]
+    | Annotated[BenchRollout, subcommand("rollout")]
+    | Annotated[BenchReplay, subcommand("replay")]
+)
+
+
+@dataclass(frozen=True)
+class BenchCommand:
+    """Measure the speed of one part."""
+
+    what: Annotated[Bench, arg(name="")]
+
+
+Command = (
+    Annotated[Run, subcommand("run")]
+    | Annotated[Eval, subcommand("eval")]
+    | Annotated[Envs, subcommand("envs")]
+    | Annotated[BenchCommand, subcommand("bench")]
+)
+
+
+def main() -> None:
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs one `fathom` command line and returns its exit status."""
+    console = Console(stderr=True, soft_wrap=True)
+    try:
+        return _dispatch(list(arguments))
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            console.print(f"fathom: {line}", style="red", highlight=False, markup=False)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        console.print("fathom: interrupted", style="yellow")
+        return EXIT_INTERRUPTED
+
+
+def _dispatch(arguments: list[str]) -> int:
+    command, rest = _parse(arguments)
+    match command:
+        case Run(path, run_dir, in_process, overwrite):
+            return commands.run(path, rest, run_dir, in_process=in_process, overwrite=overwrite)
+        case Eval(run_dir, learner, episodes, seed, json):
+            return commands.evaluate(run_dir, learner, episodes, seed, as_json=json)
+        case Envs(json):
+            return commands.envs(as_json=json)
+        case BenchCommand(BenchUpdate(depths, batch, width, json)):
+            return commands.bench_update(depths, batch, width, as_json=json)
+        case BenchCommand(BenchRollout(env, num_envs, depth, width, with_replay, json)):
+            return commands.bench_rollout(env, num_envs, depth, width, with_replay, as_json=json)
+        case BenchCommand(BenchReplay(against_stock, json)):
+            return commands.bench_replay(against_stock, as_json=json)
+    raise AssertionError(f"no such command: {command}")
+
+
+def _parse(arguments: list[str]) -> tuple[Run | Eval | Envs | BenchCommand, list[str]]:
+    """The command, and for `run` what is left over: the experiment's own options."""
+    if arguments[:1] == ["run"]:
+        wants_help = bool({"-h", "--help"} & set(arguments))
+        named = [argument for argument in arguments[1:] if argument.endswith((".yaml", ".yml"))]
+        if not wants_help or named:
+            plain = [argument for argument in arguments[1:] if argument not in ("-h", "--help")]
+            run, rest = tyro.cli(Run, args=plain, return_unknown_args=True, prog="fathom run")
+            return run, rest + (["--help"] if wants_help else [])
+    return tyro.cli(Command, args=arguments, prog="fathom"), []

@@ -1,0 +1,165 @@
+"""A distributed run: the Reverb server, the collectors, the learners and the evaluator as Ray actors."""
+
+import os
+import secrets
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from deploy.actors import CollectorActor, EvaluatorActor, LearnerActor, ParamStoreActor, ReplayServerActor
+from deploy.record import EVALUATOR, RunRecord, collector_role, learner_role
+from deploy.replay_server.provision import reverb_python
+from deploy.replay_server.server import TableSpec
+from deploy.supervise import RunFailed, Supervisor
+from shared.config import ACTIVE, Experiment, NetworkConfig, Plan, Resources
+from shared.envs.base import EnvSpec
+from shared.networks import make_networks, param_shapes, parameter_count
+from shared.replay.info import ReplayMonitor
+
+STOP_GRACE_S = 10.0
+POLICIES_IN_STORE = 16  # newest policies, snapshots on their way and being evaluated
+_MEGABYTE = 2**20
+
+
+class Launch:
+    """One run on a Ray cluster. `run` returns when every learner has made its updates, or raises RunFailed."""
+
+    def __init__(self, record: RunRecord, spec: EnvSpec, say: Callable[[str], None]) -> None:
+        self.record = record
+        self._spec = spec
+        self._say = say
+        self._run_id = secrets.token_hex(4)
+        self._actors: list[Any] = []
+
+    def run(self, on_progress: Callable[[dict[str, str]], None]) -> None:
+        """`on_progress(states)` is called about twice a second. Leaves no process behind, however it ends."""
+        reverb_python(self._say)  # what is missing is said before anything starts
+        with _cluster(self._object_store_bytes(), namespace=f"fathom-{self._run_id}"):
+            replay = self._keep(_actor(ReplayServerActor).remote())
+            supervisor = None
+            try:
+                address = self._start_replay(replay)
+                monitor = ReplayMonitor(address, self._tables.values())
+                supervisor = Supervisor(self.record, self.record.experiment.supervision, monitor, replay)
+                self._start_roles(supervisor, address)
+                while not supervisor.done:
+                    supervisor.tick()
+                    on_progress(supervisor.states)
+                supervisor.finish()
+            finally:
+                self._end(supervisor, replay)
+
+    @property
+    def _tables(self) -> dict[str, str]:
+        return {name: f"{self._run_id}/{name}" for name in self.record.experiment.all_learners}
+
+    def _keep(self, actor: Any) -> Any:
+        self._actors.append(actor)
+        return actor
+
+    def _start_replay(self, replay: Any) -> str:
+        experiment = self.record.experiment
+        specs = [table_spec(experiment, self.record.plan, name, table) for name, table in self._tables.items()]
+        log = str(self.record.run_dir / "logs" / "replay_server.log")
+        try:
+            starting = replay.start.remote(specs, experiment.replay.port, log)
+            return ray.get(starting, timeout=experiment.supervision.start_seconds)
+        except RayTaskError as error:
+            raise RunFailed(f"replay.port: {error.cause}" if experiment.replay.port else str(error.cause)) from error
+        except (GetTimeoutError, RayActorError) as error:
+            raise RunFailed("the replay server did not start; see logs/replay_server.log") from error
+
+    def _start_roles(self, supervisor: Supervisor, address: str) -> None:
+        experiment, plan = self.record.experiment, self.record.plan
+        store = self._keep(_actor(ParamStoreActor).remote())
+        evaluator = self._keep(_actor(EvaluatorActor, experiment.evaluation.resources).remote(experiment, plan))
+        roles = {EVALUATOR: evaluator}
+        for name, config in experiment.all_learners.items():
+            path = str(self.record.run_dir / "checkpoints" / name)
+            actor = _actor(LearnerActor, config.resources)
+            roles[learner_role(name)] = self._keep(
+                actor.remote(experiment, plan, name, address, self._tables[name], store, evaluator, path)
+            )
+        tables = list(self._tables.values())
+        for index in range(experiment.collector.actors):
+            actor = _actor(CollectorActor, experiment.collector.actor_resources)
+            roles[collector_role(index)] = self._keep(actor.remote(experiment, plan, index, address, tables, store))
+        for role, actor in roles.items():
+            actor.start.remote()
+            supervisor.watch(role, actor)
+
+    def _end(self, supervisor: Supervisor | None, replay: Any) -> None:
+        """Roles first, then the server they talk to, then whatever is left. Every step is bounded."""
+        try:
+            if supervisor is not None:
+                supervisor.stop(STOP_GRACE_S)
+                self._log(supervisor.details())
+            ray.get(replay.stop.remote(), timeout=STOP_GRACE_S)
+        except (RayActorError, RayTaskError, GetTimeoutError):
+            pass  # gone, or hung and about to be killed
+        finally:
+            for actor in self._actors:
+                ray.kill(actor)
+
+    def _log(self, details: str) -> None:
+        if details:
+            path = self.record.run_dir / "logs" / "errors.log"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(details, encoding="utf-8")
+
+    def _object_store_bytes(self) -> int:
+        """Room for the newest policies of the largest network, and never less than Ray needs to work well."""
+        largest = max(_policy_bytes(config, self._spec) for config in self.record.experiment.all_learners.values())
+        return max(256 * _MEGABYTE, POLICIES_IN_STORE * largest)
+
+
+def table_spec(experiment: Experiment, plan: Plan, name: str, table: str) -> TableSpec:
+    """`name`'s table. Free pace limits the collector learner's alone."""
+    limited = experiment.replay.pace == "lockstep" or name == ACTIVE
+    return TableSpec(
+        name=table,
+        max_size=plan.max_windows,
+        min_size_to_sample=plan.prefill_windows,
+        samples_per_insert=plan.samples_per_insert if limited else None,
+        error_buffer=plan.error_buffer if limited else None,
+    )
+
+
+def _policy_bytes(config: NetworkConfig, spec: EnvSpec) -> int:
+    return 4 * parameter_count(param_shapes(make_networks(config, spec), spec).actor)
+
+
+def _actor(role: type, resources: Resources = Resources()) -> Any:  # noqa: B008 - frozen
+    """`role` as an actor with its share of the machine, set before JAX is imported."""
+    environment = {"JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"]}
+    if resources.threads:
+        environment["NPROC"] = str(resources.threads)  # XLA's CPU thread pool
+    if resources.gpus:
+        environment["JAX_PLATFORMS"] = ""
+        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * min(resources.gpus, 1):.3f}"
+    else:
+        environment["JAX_PLATFORMS"] = "cpu"
+    return ray.remote(
+        num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0, runtime_env={"env_vars": environment}
+    )(role)
+
+
+@contextmanager
+def _cluster(object_store_bytes: int, namespace: str) -> Iterator[None]:
+    """A connection to the cluster at RAY_ADDRESS, else a cluster of our own on this machine for this run."""
+    common = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a role without a GPU: JAX_PLATFORMS says so
+    # JAX warns of any fork; Ray's children exec at once.
+    warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto", **common)
+    else:
+        ray.init(address="local", include_dashboard=False, object_store_memory=object_store_bytes, **common)
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,176 @@
+"""The Python environment that the replay server runs in: found, or built once and kept."""
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import uv
+
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+PYTHON_VERSION = "3.11"
+POLL_S = 0.2
+
+_BRING_YOUR_OWN = "set FATHOM_REVERB_PYTHON to a Python 3.11 that has dm-reverb 0.14.0"
+
+
+class ProvisionError(RuntimeError):
+    """The environment could not be had; the message is one line with cause and remedy."""
+
+
+def reverb_python(
+    say: Callable[[str], None] = print,
+    *,
+    requirements: Path = REQUIREMENTS,
+    imports: str = "reverb",
+    timeout_s: float = 1200.0,
+) -> Path:
+    """The Python that can import `reverb`.
+
+    `FATHOM_REVERB_PYTHON` if set; otherwise an environment in `FATHOM_CACHE` (default `~/.cache/fathom`),
+    named by the hash of `requirements`, which the first caller builds with uv and all later ones share.
+    Safe when several processes call it at once. `say` gets progress, a line each. Raises `ProvisionError`,
+    in the end after `timeout_s` seconds.
+    """
+    named = os.environ.get("FATHOM_REVERB_PYTHON")
+    if named:
+        return _check_named(Path(named), imports)
+    cache = Path(os.environ.get("FATHOM_CACHE") or "~/.cache/fathom").expanduser()
+    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
+    home = cache / f"reverb-{digest}"
+    if (home / "READY").exists():
+        return home / "bin" / "python"
+    deadline = time.monotonic() + timeout_s
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _lock(home, deadline, say):
+            if not (home / "READY").exists():
+                _build(home, requirements, imports, deadline, say)
+    except OSError as error:
+        raise ProvisionError(
+            f"cannot prepare the replay server's environment in {cache}: {error.strerror or error};"
+            f" set FATHOM_CACHE to a folder with 2 GB free, or {_BRING_YOUR_OWN}"
+        ) from error
+    return home / "bin" / "python"
+
+
+@functools.cache  # the import takes seconds
+def _check_named(python: Path, imports: str) -> Path:
+    try:
+        _check_import(python, imports, timeout_s=120.0)
+    except (OSError, ProvisionError) as error:
+        raise ProvisionError(
+            f"FATHOM_REVERB_PYTHON={python} is no Python that can import {imports} ({error});"
+            " correct it, or unset it to have an environment built"
+        ) from error
+    return python
+
+
+def _lock(home: Path, deadline: float, say: Callable[[str], None]) -> filelock.BaseFileLock:
+    """The lock of `home`, already taken; a caller that has to wait is told so."""
+    lock = filelock.FileLock(home.with_suffix(".lock"))
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            say("waiting for another process that prepares the replay server's environment")
+            lock.acquire(timeout=max(0.0, deadline - time.monotonic()), poll_interval=POLL_S)
+    except filelock.Timeout as error:
+        raise ProvisionError(
+            "another process has been preparing the replay server's environment for too long;"
+            f" end the process that holds {lock.lock_file} and start again"
+        ) from error
+    return lock
+
+
+def _build(home: Path, requirements: Path, imports: str, deadline: float, say: Callable[[str], None]) -> None:
+    """Builds beside `home`, renames, proves the import in place, writes READY last. Holds the lock."""
+    for leftover in home.parent.glob(f"{home.name}.building-*"):
+        shutil.rmtree(leftover)
+    if home.exists():
+        shutil.rmtree(home)
+    say("preparing the replay server's environment (once, about 1.2 GB)")
+    building = Path(tempfile.mkdtemp(prefix=f"{home.name}.building-", dir=home.parent))
+    try:
+        venv = building / "venv"
+        python = str(venv / "bin" / "python")
+        _uv(["venv", "--no-project", "--relocatable", "--python", PYTHON_VERSION, str(venv)], deadline)
+        install = ["pip", "install", "--python", python, "--require-hashes", "-r", str(requirements)]
+        _uv(install, deadline)
+        venv.rename(home)
+        _check_import(home / "bin" / "python", imports, timeout_s=max(1.0, deadline - time.monotonic()))
+        (home / "READY").touch()
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    say("the replay server's environment is ready")
+
+
+def _uv(arguments: list[str], deadline: float) -> None:
+    """Runs uv; its configuration and its index are the user's own. Raises `ProvisionError`."""
+    try:
+        binary = uv.find_uv_bin()
+    except FileNotFoundError as error:
+        raise ProvisionError(
+            f"uv, a dependency of Fathom, is not installed; install it, or {_BRING_YOUR_OWN}"
+        ) from error
+    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH")}
+    try:
+        done = subprocess.run(
+            [binary, "--no-progress", *arguments],
+            env={**kept, "NO_COLOR": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=max(1.0, deadline - time.monotonic()),
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProvisionError(
+            f"preparing the replay server's environment took too long (uv {arguments[0]});"
+            f" start again, what was downloaded is kept, or {_BRING_YOUR_OWN}"
+        ) from error
+    if done.returncode:
+        raise ProvisionError(_cause(done.stderr))
+
+
+def _cause(stderr: str) -> str:
+    """uv's error as one line that names cause and remedy."""
+    text = " ".join(stderr.split())
+    lower = text.lower()
+    if "no space left" in lower or "os error 28" in lower:
+        return f"the disk is full; free 2 GB or set FATHOM_CACHE to another disk, or {_BRING_YOUR_OWN}"
+    if "no interpreter found" in lower or "python-downloads" in lower or "no download found" in lower:
+        return (
+            f"the replay server needs Python {PYTHON_VERSION}: none was found and uv could not download one;"
+            f" install it, or {_BRING_YOUR_OWN}"
+        )
+    unreachable = ("network", "failed to fetch", "error sending request", "dns error", "timed out", "offline")
+    if any(sign in lower for sign in unreachable):
+        return (
+            "the package index cannot be reached and uv's cache lacks what the replay server needs;"
+            f" connect once, or {_BRING_YOUR_OWN}"
+        )
+    return f"uv could not build the replay server's environment: {text[-400:]}; or {_BRING_YOUR_OWN}"
+
+
+def _check_import(python: Path, imports: str, timeout_s: float) -> None:
+    """Raises `ProvisionError` unless `python` imports `imports`, `OSError` when it cannot be run."""
+    try:
+        done = subprocess.run(
+            [str(python), "-I", "-c", f"import {imports}"],
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ProvisionError(f"importing {imports} did not end within {timeout_s:.0f} s") from error
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        raise ProvisionError(f"importing {imports} fails: {last[0]}")

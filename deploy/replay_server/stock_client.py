@@ -1,0 +1,109 @@
+"""Reverb's own client behind JSON lines, for comparison: bit for bit in tests, in speed in the benchmark.
+
+Run with the Python of Reverb's environment; stands alone. Each line on standard input is one request
+`{"do": "write" | "write_steps" | "read" | "speed", "address", "table", ...}`; each is answered by one JSON
+line, with `error` in it where the request failed. Arrays travel as `.npz` files, one array `[R, ...]` for
+each column, named `0`, `1`, ...
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import numpy as np
+import reverb
+import tensorflow as tf
+
+
+def write(address: str, table: str, path: str, chunk_lengths: list[int], items: list[list[Any]]) -> dict[str, Any]:
+    """Appends the rows of `path` one by one, then writes `items` to `table`.
+
+    An item has one entry for each column: `[start, stop]` rows, or one row number (stored squeezed).
+    """
+    columns = _load(path)
+    with reverb.Client(address).trajectory_writer(num_keep_alive_refs=len(columns[0])) as writer:
+        for number, length in enumerate(chunk_lengths):
+            writer.configure((number,), num_keep_alive_refs=len(columns[0]), max_chunk_length=length)
+        for row in zip(*columns, strict=True):
+            writer.append(list(row))
+        for item in items:
+            trajectory = [
+                writer.history[column][slice(*rows) if isinstance(rows, list) else rows]
+                for column, rows in enumerate(item)
+            ]
+            writer.create_item(table, priority=1.0, trajectory=trajectory)
+        writer.flush(timeout_ms=10_000)
+    return {}
+
+
+def write_steps(address: str, table: str, path: str, chunk_length: int, rows: int) -> dict[str, Any]:
+    """Appends the rows of `path` with the older writer, delta-encoded; one item of the last `rows` rows."""
+    columns = _load(path)
+    client = reverb.Client(address)
+    with client.writer(max_sequence_length=rows, delta_encoded=True, chunk_length=chunk_length) as writer:
+        for row in zip(*columns, strict=True):
+            writer.append(list(row))
+        writer.create_item(table, num_timesteps=rows, priority=1.0)
+    return {}
+
+
+def read(address: str, table: str, path: str, windows: int) -> dict[str, Any]:
+    """Samples `windows` items; stores column c of item i in `path` as `i.c`."""
+    samples = reverb.Client(address).sample(table, num_samples=windows, emit_timesteps=False)
+    arrays = {f"{i}.{c}": column for i, sample in enumerate(samples) for c, column in enumerate(sample.data)}
+    np.savez(path, **arrays)
+    return {}
+
+
+def speed(address: str, table: str, row_sizes: list[int], window_rows: int, windows: int) -> dict[str, Any]:
+    """Megabytes a second (uncompressed) of `TrajectoryDataset` over `windows` windows, after a few to warm up.
+
+    `row_sizes`: numbers in a row of the float32 and of the int32 column. Windows come singly, not batched.
+    """
+    dataset = reverb.TrajectoryDataset(
+        server_address=address,
+        table=table,
+        dtypes=(tf.float32, tf.int32),
+        shapes=tuple(tf.TensorShape([window_rows, size]) for size in row_sizes),
+        max_in_flight_samples_per_worker=128,
+        rate_limiter_timeout_ms=5000,
+    )
+    samples = dataset.as_numpy_iterator()
+    for _ in range(128):
+        next(samples)
+    started = time.perf_counter()
+    size = sum(column.nbytes for _ in range(windows) for column in next(samples).data)
+    return {"megabytes_per_second": size / (time.perf_counter() - started) / 1e6}
+
+
+def _load(path: str) -> list[Any]:
+    with np.load(path) as stored:
+        return [stored[str(number)] for number in range(len(stored.files))]
+
+
+def main() -> None:
+    # Only answers may reach the parent: what libraries print goes to standard error.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    commands: dict[str, Callable[..., dict[str, Any]]] = {
+        "write": write,
+        "write_steps": write_steps,
+        "read": read,
+        "speed": speed,
+    }
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = commands[request.pop("do")](**request)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the parent must hear of it
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

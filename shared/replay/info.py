@@ -1,0 +1,131 @@
+"""What a replay server says about its tables: sizes, limiters, who waits for whom; and whether it lives."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import grpc
+
+from shared.replay import reverb_pb2 as pb
+from shared.replay.channel import SERVER_INFO, naming_errors, open_channel
+from shared.replay.errors import ReplayMismatch, ReplayUnavailable
+
+MISSES_ALLOWED = 1  # one slow answer happens on a busy machine; the second in a row does not
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """One table. `inserted` and `sampled` count windows since the server started, in windows.
+
+    `samples_per_insert`, `min_size_to_sample`, `min_diff`, `max_diff`: the rate limiter, which keeps
+    `inserted * samples_per_insert - sampled` within [`min_diff`, `max_diff`].
+    `waiting_for_inserts_ms` grows while samplers are blocked, `waiting_for_sampling_ms` while inserts are.
+    """
+
+    name: str
+    size: int
+    max_size: int
+    inserted: int
+    sampled: int
+    samples_per_insert: float
+    min_size_to_sample: int
+    min_diff: float
+    max_diff: float
+    waiting_for_inserts_ms: int
+    waiting_for_sampling_ms: int
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """All tables by name. `tables_state_id` changes whenever the server's tables are made anew."""
+
+    tables_state_id: tuple[int, int]
+    tables: dict[str, TableInfo]
+
+
+def server_info(server: str | grpc.Channel, timeout_s: float = 2.0) -> ServerInfo:
+    """Asks the server at an address `host:port` or behind an open channel.
+
+    Raises `ReplayUnavailable` when nothing answers within `timeout_s` seconds.
+    """
+    if isinstance(server, str):
+        with open_channel(server) as channel:
+            return _ask(channel, server, timeout_s)
+    return _ask(server, "its address", timeout_s)
+
+
+def check_tables(info: ServerInfo, tables: Iterable[str], address: str) -> None:
+    """Raises `ReplayMismatch` unless the server has all of `tables`."""
+    missing = sorted(set(tables) - info.tables.keys())
+    if missing:
+        raise ReplayMismatch(
+            f"the replay server at {address} is not this run's: it lacks {', '.join(missing)}"
+            f" and has {', '.join(sorted(info.tables)) or 'no tables'}"
+        )
+
+
+class ReplayMonitor:
+    """Watches that one server stays alive and stays the same; call `poll` every two seconds or so.
+
+    Has a connection of its own, no thread, and never blocks longer than `timeout_s` seconds.
+    """
+
+    def __init__(self, address: str, tables: Iterable[str], timeout_s: float = 2.0) -> None:
+        self._address = address
+        self._tables = tuple(tables)
+        self._timeout_s = timeout_s
+        self._channel = open_channel(address)
+        self._state_id: tuple[int, int] | None = None
+        self._misses = 0
+
+    def poll(self) -> ServerInfo | None:
+        """The server's state, or None when it missed this poll for the first time.
+
+        Raises `ReplayUnavailable` at the second miss in a row, `ReplayMismatch` when a table is missing or
+        the tables were made anew since the first poll.
+        """
+        try:
+            info = _ask(self._channel, self._address, self._timeout_s)
+        except ReplayUnavailable as error:
+            self._misses += 1
+            if self._misses <= MISSES_ALLOWED:
+                return None
+            raise ReplayUnavailable(
+                f"the replay server at {self._address} missed {self._misses} polls of {self._timeout_s:g} s: {error}"
+            ) from error
+        self._misses = 0
+        check_tables(info, self._tables, self._address)
+        if self._state_id is None:
+            self._state_id = info.tables_state_id
+        if info.tables_state_id != self._state_id:
+            raise ReplayMismatch(
+                f"the replay server at {self._address} was restarted or replaced: its tables were made anew"
+            )
+        return info
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+def _ask(channel: grpc.Channel, address: str, timeout_s: float) -> ServerInfo:
+    call = channel.unary_unary(SERVER_INFO, pb.ServerInfoRequest.SerializeToString, pb.ServerInfoResponse.FromString)
+    with naming_errors(address, "asking for its tables"):
+        response = call(pb.ServerInfoRequest(), timeout=timeout_s)
+    state = response.tables_state_id
+    return ServerInfo((state.high, state.low), {t.name: _table_info(t) for t in response.table_info})
+
+
+def _table_info(table: pb.TableInfo) -> TableInfo:
+    limiter, times = table.rate_limiter_info, table.table_worker_time
+    return TableInfo(
+        name=table.name,
+        size=table.current_size,
+        max_size=table.max_size,
+        inserted=limiter.insert_stats.completed,
+        sampled=limiter.sample_stats.completed,
+        samples_per_insert=limiter.samples_per_insert,
+        min_size_to_sample=limiter.min_size_to_sample,
+        min_diff=limiter.min_diff,
+        max_diff=limiter.max_diff,
+        waiting_for_inserts_ms=times.waiting_for_inserts_ms,
+        waiting_for_sampling_ms=times.waiting_for_sampling_ms,
+    )

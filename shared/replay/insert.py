@@ -1,0 +1,289 @@
+"""The insert client: unrolls in, windows of all tables confirmed."""
+
+import queue
+import secrets
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+
+from shared.replay import reverb_pb2 as pb
+from shared.replay import wire
+from shared.replay.channel import (
+    CONNECT_TIMEOUT_S,
+    INSERT_STREAM,
+    WAIT_SLICE_S,
+    ShouldStop,
+    named_error,
+    open_channel,
+    stop_requested,
+)
+from shared.replay.codec import INT_COLUMNS, Columns
+from shared.replay.errors import ReplayError, ReplayStopped, ReplayTimeout
+from shared.replay.info import check_tables, server_info
+
+# A message's cost in the server grows with the square of the chunks it keeps: 12 ms at 512 x 16.
+ENVIRONMENTS_PER_STREAM = 64
+# One being written into the tables, one on its way. More would let a fast table run ahead of a slow one.
+MESSAGES_IN_FLIGHT = 2
+CLOSE_WAIT_S = 5.0
+
+
+@dataclass
+class _Message:
+    """One unroll of one stream on its way: which windows of which table the server still owes."""
+
+    unconfirmed: dict[str, set[int]]  # item keys by table
+    handed_over: bool = False  # gRPC took it
+
+
+@dataclass
+class _Chunk:
+    """One stored chunk as its stream refers to it."""
+
+    key: int
+    slices: list[bytes] = field(repr=False)  # see wire.slice_bytes
+
+
+class Inserter:
+    """Inserts unrolls of `environments` environments; every window goes into every table.
+
+    A window is the last `chunks_per_window` chunks of one environment. Not thread-safe; waits locally, so
+    every call ends: with `ReplayTimeout` after `timeout_s` seconds without a confirmation,
+    `ReplayUnavailable` when the server is gone, `ReplayStopped` when `should_stop` says so. After an error
+    the inserter is spent.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        tables: Sequence[str],
+        chunks_per_window: int,
+        environments: int,
+        *,
+        timeout_s: float = 60.0,
+        should_stop: ShouldStop = None,
+    ) -> None:
+        """Raises `ValueError`, `ReplayUnavailable`, `ReplayMismatch` (a table is missing at `address`)."""
+        if not tables or len(set(tables)) != len(tables):
+            raise ValueError(f"tables: one or more different names are needed, not {list(tables)}")
+        if chunks_per_window < 1 or environments < 1:
+            raise ValueError("chunks_per_window and environments must be positive")
+        self._environments = environments
+        self._timeout_s = timeout_s
+        self._should_stop = should_stop
+        self._shape: tuple[int, int] | None = None  # (T, F), fixed by the first unroll
+        check_tables(server_info(address, CONNECT_TIMEOUT_S), tables, address)
+        self._channel = open_channel(address)
+        starts = range(0, environments, ENVIRONMENTS_PER_STREAM)
+        self._streams = [
+            _Stream(
+                self._channel,
+                address,
+                tuple(tables),
+                chunks_per_window,
+                min(ENVIRONMENTS_PER_STREAM, environments - start),
+            )
+            for start in starts
+        ]
+
+    def insert(self, columns: Columns) -> float:
+        """`floats` `[N, T, F]` float32, `ints` `[N, T, 3]` int32, numpy. Returns the seconds waited.
+
+        T and F are those of the first call. Copies: the arrays may be reused when it returns.
+        """
+        floats, ints = self._checked(columns)
+        waited_s = 0.0
+        for number, stream in enumerate(self._streams):
+            mine = slice(number * ENVIRONMENTS_PER_STREAM, (number + 1) * ENVIRONMENTS_PER_STREAM)
+            request, message = stream.prepare(floats[mine], ints[mine])
+            waited_s += stream.wait(MESSAGES_IN_FLIGHT - 1, self._timeout_s, self._should_stop)
+            stream.send(request, message)
+        return waited_s
+
+    def flush(self, timeout_s: float) -> float:
+        """Waits until every window is confirmed; `timeout_s` as in the constructor. Returns the wait (s)."""
+        return sum(stream.wait(0, timeout_s, self._should_stop) for stream in self._streams)
+
+    @property
+    def confirmed(self) -> dict[str, int]:
+        """Windows that the server confirmed, by table."""
+        total: Counter[str] = Counter()
+        for stream in self._streams:
+            total.update(stream.confirmed())
+        return dict(total)
+
+    def close(self) -> None:
+        """Ends the streams without waiting for confirmations (see `flush`). Bounded; may be called twice."""
+        for stream in self._streams:
+            stream.close()
+        self._channel.close()
+        for stream in self._streams:
+            stream.join(CLOSE_WAIT_S)
+
+    def _checked(self, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+        """The server checks next to nothing, so what is wrong must be found here."""
+        floats, ints = np.asarray(columns.floats), np.asarray(columns.ints)
+        for name, array, dtype in (("floats", floats, np.float32), ("ints", ints, np.int32)):
+            if array.dtype != dtype:
+                raise ValueError(f"{name}: {np.dtype(dtype)} is needed, not {array.dtype}")
+            if array.ndim != 3 or array.shape[0] != self._environments or 0 in array.shape:
+                raise ValueError(f"{name}: [{self._environments}, T, ...] is needed, not {list(array.shape)}")
+        if ints.shape != (*floats.shape[:2], INT_COLUMNS):
+            wanted = [*floats.shape[:2], INT_COLUMNS]
+            raise ValueError(f"ints: {wanted} is needed beside floats, not {list(ints.shape)}")
+        shape = (floats.shape[1], floats.shape[2])
+        if self._shape is not None and shape != self._shape:
+            raise ValueError(f"floats: [T, F] was {list(self._shape)} before and is {list(shape)} now")
+        self._shape = shape
+        return np.ascontiguousarray(floats), np.ascontiguousarray(ints)
+
+
+class _Stream:
+    """One InsertStream: the chunks of up to 64 environments, with their items for all tables."""
+
+    def __init__(
+        self, channel: grpc.Channel, address: str, tables: tuple[str, ...], chunks: int, environments: int
+    ) -> None:
+        self._address = address
+        self._tables = tables
+        self._environments = environments
+        # Keys must not meet those of other streams and collectors: each counts up from its own random start.
+        self._next_key = secrets.randbits(64)
+        self._episode_ids = [secrets.randbits(64) for _ in range(environments)]
+        self._windows: list[deque[_Chunk]] = [deque(maxlen=chunks) for _ in range(environments)]
+        self._unrolls = 0
+        self._changed = threading.Condition()
+        self._in_flight: deque[_Message] = deque()
+        self._owners: dict[int, tuple[_Message, str]] = {}  # unconfirmed item key -> its message and table
+        self._confirmed: Counter[str] = Counter(dict.fromkeys(tables, 0))
+        self._last_confirmation = time.monotonic()
+        self._error: ReplayError | None = None
+        self._closed = False
+        self._requests: queue.SimpleQueue[tuple[bytes, _Message] | None] = queue.SimpleQueue()
+        self._call = channel.stream_stream(INSERT_STREAM, bytes, pb.InsertStreamResponse.FromString)(self._outgoing())
+        self._reader = threading.Thread(target=self._read, name="replay-insert", daemon=True)
+        self._reader.start()
+
+    def prepare(self, floats: np.ndarray, ints: np.ndarray) -> tuple[bytes, _Message]:
+        """The next unroll, `[n, T, F]` and `[n, T, 3]`, as a serialised request and its account."""
+        steps = floats.shape[1]
+        request = pb.InsertStreamRequest()
+        message = _Message({table: set() for table in self._tables})
+        for environment, window in enumerate(self._windows):
+            key = self._new_key()
+            request.chunks.append(
+                wire.chunk_data(
+                    key,
+                    (floats[environment], ints[environment]),
+                    self._episode_ids[environment],
+                    self._unrolls * steps,
+                )
+            )
+            window.append(_Chunk(key, wire.slice_bytes(key, steps, columns=2)))
+            if len(window) == window.maxlen:
+                self._add_items(request, message, window)
+            # What the next window will refer to; all of it while the first one is still growing.
+            kept = list(window)[1:] if len(window) == window.maxlen else window
+            request.keep_chunk_keys.extend(chunk.key for chunk in kept)
+        self._unrolls += 1
+        return request.SerializeToString(), message
+
+    def wait(self, most: int, timeout_s: float, should_stop: ShouldStop) -> float:
+        """Until at most `most` messages are in flight. Returns the seconds waited."""
+        started = time.monotonic()
+        with self._changed:
+            while True:
+                if self._error is not None:
+                    raise self._error
+                if len(self._in_flight) <= most:
+                    return time.monotonic() - started
+                if stop_requested(should_stop):
+                    raise ReplayStopped("asked to stop while waiting for the replay server's confirmations")
+                left_s = max(started, self._last_confirmation) + timeout_s - time.monotonic()
+                if left_s <= 0:
+                    raise ReplayTimeout(self._timeout_text(timeout_s))
+                self._changed.wait(min(WAIT_SLICE_S, left_s))
+
+    def send(self, request: bytes, message: _Message) -> None:
+        with self._changed:
+            self._in_flight.append(message)
+            for table, keys in message.unconfirmed.items():
+                self._owners.update(dict.fromkeys(keys, (message, table)))
+        self._requests.put((request, message))
+
+    def confirmed(self) -> dict[str, int]:
+        with self._changed:
+            return dict(self._confirmed)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+        self._requests.put(None)
+        self._call.cancel()
+
+    def join(self, timeout_s: float) -> None:
+        self._reader.join(timeout_s)
+
+    def _add_items(self, request: pb.InsertStreamRequest, message: _Message, window: deque[_Chunk]) -> None:
+        trajectory = wire.trajectory(chunk.slices for chunk in window)
+        for table in self._tables:
+            key = self._new_key()
+            request.items.add(key=key, table=table, priority=1.0, flat_trajectory=trajectory)
+            message.unconfirmed[table].add(key)
+
+    def _new_key(self) -> int:
+        self._next_key = (self._next_key + 1) % 2**64
+        return self._next_key
+
+    def _outgoing(self) -> Iterator[bytes]:
+        """Requests for gRPC, whose own thread pulls the next one when the last one was taken."""
+        while (entry := self._requests.get()) is not None:
+            request, message = entry
+            yield request
+            with self._changed:
+                message.handed_over = True
+                self._settle()
+
+    def _read(self) -> None:
+        """Collects confirmations until the stream ends, then says why it ended."""
+        try:
+            for response in self._call:
+                with self._changed:
+                    for key in response.keys:
+                        self._confirm(key)
+                    self._settle()
+            error = ReplayError(f"the replay server at {self._address} ended the insert stream")
+        except grpc.RpcError as broken:
+            error = named_error(broken, self._address, "inserting")
+        with self._changed:
+            if not self._closed:
+                self._error = error
+            self._changed.notify_all()
+        self._requests.put(None)
+
+    def _confirm(self, key: int) -> None:
+        message, table = self._owners.pop(key, (None, ""))
+        if message is not None:
+            message.unconfirmed[table].discard(key)
+            self._confirmed[table] += 1
+            self._last_confirmation = time.monotonic()
+
+    def _settle(self) -> None:
+        """Drops what is done from the front; a message is done when every table has all its windows."""
+        while self._in_flight and self._in_flight[0].handed_over and not any(self._in_flight[0].unconfirmed.values()):
+            self._in_flight.popleft()
+        self._changed.notify_all()
+
+    def _timeout_text(self, timeout_s: float) -> str:
+        owed = {t: sum(len(m.unconfirmed[t]) for m in self._in_flight) for t in self._tables}
+        behind = max(owed, key=lambda table: owed[table])
+        counts = ", ".join(f"{t}: {self._confirmed[t]} confirmed, {owed[t]} waiting" for t in self._tables)
+        return (
+            f"no insert was confirmed by the replay server at {self._address} for {timeout_s:g} s;"
+            f" table {behind} is behind ({counts})"
+        )
