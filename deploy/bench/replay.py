@@ -20,7 +20,7 @@ from shared.replay.errors import ReplayError
 from shared.replay.insert import Inserter
 from shared.replay.sample import Sampler
 
-ROW_FLOATS = 290  # the Ant maze's state and action; 293 numbers with the int column
+ROW_FLOATS = 290  # a large state and its action side by side
 ENVIRONMENTS = 64
 UNROLL = 62
 CHUNKS_PER_WINDOW = 18

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import filelock
@@ -44,13 +45,13 @@ def reverb_python(
     cache = Path(os.environ.get("FATHOM_CACHE") or "~/.cache/fathom").expanduser()
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
     home = cache / f"reverb-{digest}"
-    if (home / "READY").exists():
+    if _is_ready(home):
         return home / "bin" / "python"
     deadline = time.monotonic() + timeout_s
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(home, deadline, say):
-            if not (home / "READY").exists():
+            if not _is_ready(home):
                 _build(home, requirements, imports, deadline, say)
     except OSError as error:
         raise ProvisionError(
@@ -58,6 +59,11 @@ def reverb_python(
             f" set FATHOM_CACHE to a folder with 2 GB free, or {_BRING_YOUR_OWN}"
         ) from error
     return home / "bin" / "python"
+
+
+def _is_ready(home: Path) -> bool:
+    """Built to the end, and the Python that it links to is still installed."""
+    return (home / "READY").exists() and (home / "bin" / "python").exists()
 
 
 @functools.cache  # the import takes seconds
@@ -72,21 +78,20 @@ def _check_named(python: Path, imports: str) -> Path:
     return python
 
 
-def _lock(home: Path, deadline: float, say: Callable[[str], None]) -> filelock.BaseFileLock:
+def _lock(home: Path, deadline: float, say: Callable[[str], None]) -> AbstractContextManager[object]:
     """The lock of `home`, already taken; a caller that has to wait is told so."""
     lock = filelock.FileLock(home.with_suffix(".lock"))
     try:
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(timeout=0)
         except filelock.Timeout:
             say("waiting for another process that prepares the replay server's environment")
-            lock.acquire(timeout=max(0.0, deadline - time.monotonic()), poll_interval=POLL_S)
+            return lock.acquire(timeout=max(0.0, deadline - time.monotonic()), poll_interval=POLL_S)
     except filelock.Timeout as error:
         raise ProvisionError(
             "another process has been preparing the replay server's environment for too long;"
             f" end the process that holds {lock.lock_file} and start again"
         ) from error
-    return lock
 
 
 def _build(home: Path, requirements: Path, imports: str, deadline: float, say: Callable[[str], None]) -> None:

@@ -123,6 +123,7 @@ class ReplayServer:
         """Ends the server, a hung or stopped one too, and reaps it. Bounded; may be called twice."""
         child, self._child = self._child, None
         if child is not None:
+            was_running = child.poll() is None
             assert child.stdin is not None
             assert child.stdout is not None
             with contextlib.suppress(BrokenPipeError):  # it is gone already
@@ -133,7 +134,8 @@ class ReplayServer:
                 child.kill()
                 child.wait(STOP_WAIT_S)
             child.stdout.close()
-            self._exit_reason = f"the replay server {_describe(child.returncode)} when it was stopped"
+            end = " when it was stopped" if was_running else self._log_tail()
+            self._exit_reason = f"the replay server {_describe(child.returncode)}{end}"
         if self._port_lock is not None:
             self._port_lock.release()
             self._port_lock = None
@@ -142,14 +144,17 @@ class ReplayServer:
         deadline = time.monotonic() + self._start_timeout_s
         self._port_lock = _lock_port(port)
         self._log_path.parent.mkdir(parents=True, exist_ok=True)
-        with self._log_path.open("ab") as log:
-            self._child = subprocess.Popen(
-                [str(self._python), "-I", "-u", str(SERVE)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
+        try:
+            with self._log_path.open("ab") as log:
+                self._child = subprocess.Popen(
+                    [str(self._python), "-I", "-u", str(SERVE)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ReplayServerError(f"the replay server did not start: {error}") from error
         assert self._child.stdin is not None
         request = {"port": port, "tables": [asdict(table) for table in tables]}
         with contextlib.suppress(BrokenPipeError):  # it ended at once; the missing answer says so

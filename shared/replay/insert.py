@@ -200,6 +200,8 @@ class _Stream:
             while True:
                 if self._error is not None:
                     raise self._error
+                if self._closed:
+                    raise ReplayStopped("the inserter is closed")
                 if len(self._in_flight) <= most:
                     return time.monotonic() - started
                 if stop_requested(should_stop):

@@ -7,6 +7,7 @@ import cramjam
 import numpy as np
 
 from shared.replay import reverb_pb2 as pb
+from shared.replay.errors import ReplayError
 
 # TensorFlow's numbers of the types that Reverb may hold; bfloat16 has no numpy type and stays out.
 DTYPES: dict[int, np.dtype[Any]] = {
@@ -20,7 +21,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
 _DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 
 
-class WireError(ValueError):
+class WireError(ReplayError):
     """A message that does not hold what was expected of it."""
 
 

@@ -1,0 +1,226 @@
+from collections import deque
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shared.envs.base import EnvState, goal_distance
+from shared.envs.point_maze import GRIDS, RADIUS, SECONDS_PER_STEP, START_RANGE, TOP_SPEED, PointMaze, build
+from shared.types import Array
+
+Controller = Callable[[EnvState], Array]
+mazes = pytest.mark.parametrize("maze", [build(env_id) for env_id in GRIDS], ids=list(GRIDS))
+
+
+def at(x: float, y: float, vx: float = 0.0, vy: float = 0.0) -> EnvState:
+    return EnvState((), jnp.array([x, y, vx, vy]), jnp.ones(2), jnp.array(False))
+
+
+def reset_many(maze: PointMaze, n: int, seed: int = 0) -> EnvState:
+    return jax.jit(jax.vmap(maze.reset))(jax.random.split(jax.random.key(seed), n))
+
+
+def episodes(maze: PointMaze, start: EnvState, controller: Controller) -> tuple[np.ndarray, np.ndarray]:
+    """Positions `[T, N, 2]` and distances to the goal `[T, N]` over one episode of each of N starts."""
+
+    def step(env_state: EnvState, _: None) -> tuple[EnvState, tuple[Array, Array]]:
+        env_state = jax.vmap(lambda one: maze.step(one, controller(one)))(env_state)
+        return env_state, (env_state.state[:, :2], goal_distance(maze.spec, env_state.state, env_state.goal))
+
+    _, (positions, distances) = jax.jit(lambda s: jax.lax.scan(step, s, None, maze.spec.episode_length))(start)
+    return np.asarray(positions), np.asarray(distances)
+
+
+def go_to(env_state: EnvState, target: Array) -> Array:
+    return 6.0 * (target - env_state.state[:2]) - 1.5 * env_state.state[2:]
+
+
+def steps_from(maze: PointMaze, cell: tuple[int, int]) -> np.ndarray:
+    """`[rows, columns]`: the cells between each cell and `cell` on the shortest path, inf if none."""
+    distance = np.full(maze.walls.shape, np.inf)
+    distance[cell] = 0
+    queue = deque([cell])
+    while queue:
+        i, j = queue.popleft()
+        for neighbour in ((i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)):
+            if not maze.walls[neighbour] and np.isinf(distance[neighbour]):
+                distance[neighbour] = distance[i, j] + 1
+                queue.append(neighbour)
+    return distance
+
+
+def shortest_path(maze: PointMaze) -> Controller:
+    """Steers to the centre of the next cell on the way, and in the goal's cell to the goal."""
+    rows, columns = maze.walls.shape
+    following = np.zeros((rows, columns, rows, columns, 2), np.float32)  # [from, to] -> the next cell
+    for cell in map(tuple, np.argwhere(~maze.walls)):
+        distance = steps_from(maze, cell)
+        for i, j in np.argwhere(~maze.walls & (distance > 0)):
+            neighbours = [(i + 1, j), (i - 1, j), (i, j + 1), (i, j - 1)]
+            following[i, j, *cell] = min(neighbours, key=lambda n: distance[n])
+
+    def controller(env_state: EnvState) -> Array:
+        here = jnp.round(env_state.state[:2]).astype(int)
+        there = jnp.round(env_state.goal).astype(int)
+        waypoint = jnp.asarray(following)[here[0], here[1], there[0], there[1]]
+        return go_to(env_state, jnp.where((here == there).all(), env_state.goal, waypoint))
+
+    return controller
+
+
+def overlaps_wall(maze: PointMaze, positions: np.ndarray) -> np.ndarray:
+    """`[...]` bool: whether a corner of the body at `positions` `[..., 2]` is in a wall by over 2e-4."""
+    corners = [positions + (RADIUS - 2e-4) * np.array([sx, sy]) for sx in (-1, 1) for sy in (-1, 1)]
+    cells = np.round(np.stack(corners)).astype(int)
+    return maze.walls[cells[..., 0], cells[..., 1]].any(axis=0)
+
+
+@mazes
+def test_every_reset_draws_a_start_and_a_goal_uniformly(maze: PointMaze) -> None:
+    n = 20_000
+    drawn = reset_many(maze, n)
+    for positions, cells in ((drawn.state[:, :2], maze.starts), (drawn.goal, maze.goals)):
+        positions = np.asarray(positions)
+        assert len(np.unique(positions, axis=0)) > 0.999 * n
+        chosen = np.round(positions)
+        counts = (chosen[:, None] == cells).all(-1).sum(axis=0)
+        expected = n / len(cells)
+        assert counts.sum() == n
+        assert abs(counts - expected).max() < 5 * np.sqrt(expected)
+        offset = positions - chosen
+        assert abs(offset).max() <= START_RANGE + 1e-5
+        np.testing.assert_allclose(offset.std(axis=0), START_RANGE / np.sqrt(3), rtol=0.03)
+    assert abs(np.corrcoef(drawn.state[:, 0], drawn.goal[:, 0])[0, 1]) < 0.03
+    assert (drawn.state[:, 2:] == 0).all()
+    assert not drawn.terminated.any()
+
+
+def test_motion_by_hand() -> None:
+    maze = build("point_u_maze")
+    # v' = v + 0.1 s (5 a - 2 v), x' = x + 0.1 s v'; the action is clipped to [-1, 1].
+    moved = maze.step(at(1.0, 1.0, 0.5, 0.0), jnp.array([0.5, 3.0]))
+    np.testing.assert_allclose(moved.state, [1.065, 1.05, 0.65, 0.5], rtol=1e-6)
+    np.testing.assert_array_equal(moved.goal, [1, 1])
+    at_top_speed = maze.step(at(1.0, 1.0, 0.0, 2.5), jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(at_top_speed.state, [1.0, 1.25, 0.0, 2.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((0.7, 1.0, -2.0, 1.0), (0.65, 1.08, 0.0, 0.8)),  # the wall below x = 0.5 stops x, y slides on
+        ((1.3, 1.0, 2.0, 1.0), (1.35, 1.08, 0.0, 0.8)),  # the same from the other side
+        ((1.0, 0.7, 1.0, -2.0), (1.08, 0.65, 0.8, 0.0)),  # the wall below y = 0.5 stops y, x slides on
+        ((0.65, 0.65, -2.0, -2.0), (0.65, 0.65, 0.0, 0.0)),  # both, in a corner
+        ((1.34, 2.3, 0.5, 2.0), (1.35, 2.46, 0.0, 1.6)),  # slides along the inner wall towards its end ...
+        ((1.35, 2.75, 0.5, 0.0), (1.39, 2.75, 0.4, 0.0)),  # ... and past it goes round the corner
+    ],
+)
+def test_walls_stop_and_slide(before: tuple[float, ...], after: tuple[float, ...]) -> None:
+    moved = build("point_u_maze").step(at(*before), jnp.zeros(2))
+    np.testing.assert_allclose(moved.state, after, rtol=1e-6, atol=1e-6)
+
+
+@mazes
+def test_nothing_gets_into_or_through_a_wall(maze: PointMaze) -> None:
+    rng = np.random.default_rng(0)
+    edge = 0.5 - RADIUS
+    offsets = np.array([(a, b) for a in (-edge, 0, edge) for b in (-edge, 0, edge)])
+    heading = np.array([(a, b) for a in (-1, 0, 1) for b in (-1, 0, 1)])
+    free = np.argwhere(~maze.walls)
+    position = (free[:, None, None] + offsets[:, None] + 0 * heading).reshape(-1, 2)
+    velocity = (0 * free[:, None, None] + 0 * offsets[:, None] + TOP_SPEED * heading).reshape(-1, 2)
+    n, steps = len(position), 60
+    # Half of the actions last, so that points reach top speed and keep pushing into corners.
+    lasting = rng.uniform(-3, 3, (steps // 10, n, 2)).repeat(10, axis=0)
+    actions = np.where(rng.random((steps, n, 1)) < 0.5, rng.uniform(-1, 1, (steps, n, 2)), lasting)
+    state = jnp.asarray(np.concatenate([position, velocity], axis=1), jnp.float32)
+    start = EnvState((), state, jnp.zeros((n, 2)), jnp.zeros(n, bool))
+
+    def step(env_state: EnvState, action: Array) -> tuple[EnvState, Array]:
+        env_state = jax.vmap(maze.step)(env_state, action)
+        return env_state, env_state.state
+
+    states = np.asarray(jax.jit(lambda s, a: jax.lax.scan(step, s, a))(start, jnp.asarray(actions))[1])
+    path = np.concatenate([position[None], states[..., :2]])
+    assert not overlaps_wall(maze, path).any()
+    assert abs(np.diff(path, axis=0)).max() <= TOP_SPEED * SECONDS_PER_STEP + 1e-5
+    between = np.stack([path[1:, :, 0], path[:-1, :, 1]], axis=-1)  # after the move along x, before that along y
+    assert not overlaps_wall(maze, between).any()
+    assert np.isfinite(states).all()
+    assert abs(states[..., 2:]).max() <= TOP_SPEED + 1e-5
+
+
+@mazes
+def test_shortest_path_controller_solves_the_maze_and_stays(maze: PointMaze) -> None:
+    positions, distances = episodes(maze, reset_many(maze, 512), shortest_path(maze))
+    at_goal = distances < maze.spec.goal_radius
+    assert at_goal.any(axis=0).all()
+    assert at_goal[-20:].all()
+    assert not overlaps_wall(maze, positions).any()
+
+
+def test_u_maze_is_crossed_in_well_under_half_an_episode() -> None:
+    maze = build("point_u_maze")
+    _, distances = episodes(maze, reset_many(maze, 512), shortest_path(maze))
+    assert (distances < maze.spec.goal_radius).argmax(axis=0).max() < 60
+
+
+def test_random_actions_spend_little_time_at_the_goal() -> None:
+    maze = build("point_u_maze")
+    start = reset_many(maze, 2048)
+
+    def step(env_state: EnvState, key: Array) -> tuple[EnvState, Array]:
+        action = jax.random.uniform(key, (2048, 2), minval=-1, maxval=1)
+        env_state = jax.vmap(maze.step)(env_state, action)
+        return env_state, goal_distance(maze.spec, env_state.state, env_state.goal) < maze.spec.goal_radius
+
+    at_goal = jax.jit(lambda s, keys: jax.lax.scan(step, s, keys))(start, jax.random.split(jax.random.key(1), 200))[1]
+    assert at_goal.mean() < 0.05
+
+
+def test_a_straight_line_never_solves_the_spiral() -> None:
+    maze = build("point_spiral_maze")
+    corners = np.array([(a, b) for a in (-0.5, 0, 0.5) for b in (-0.5, 0, 0.5)]) * 0.999
+    starts = (maze.starts[:, None] + corners).reshape(-1, 1, 1, 2)
+    goals = (maze.goals[:, None] + corners).reshape(-1, 1, 2)
+    along = np.linspace(0, 1, 400)[:, None]
+    cells = np.round(starts + along * (goals - starts)).astype(int)
+    assert maze.walls[cells[..., 0], cells[..., 1]].any(axis=-1).all()
+
+    _, distances = episodes(maze, reset_many(maze, 1024), lambda s: go_to(s, s.goal))
+    assert distances.min() > maze.spec.goal_radius
+
+
+@mazes
+def test_cells_number_the_free_space(maze: PointMaze) -> None:
+    assert np.isfinite(steps_from(maze, tuple(maze.starts[0].astype(int)))[~maze.walls]).all()
+    axes = [np.linspace(-0.5, size - 0.5, 8 * size, endpoint=False) + 1 / 16 for size in maze.walls.shape]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    cells = np.asarray(maze.cell(points))
+    where = np.round(points).astype(int)
+    free = ~maze.walls[where[..., 0], where[..., 1]]
+    numbers, counts = np.unique(cells[free], return_counts=True)
+    np.testing.assert_array_equal(numbers, np.arange(maze.spec.num_cells))
+    assert maze.spec.num_cells == 4 * (~maze.walls).sum()
+    assert (counts == 16).all()
+    assert cells.dtype == np.int32
+    far = np.asarray(maze.cell(np.array([[-9.0, 99.0], [99.0, -9.0]])))
+    assert ((far >= 0) & (far < maze.spec.num_cells)).all()
+    assert ((cells >= 0) & (cells < maze.spec.num_cells)).all()
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (("####", "#X#", "####"), "equally long"),
+        (("###", "#Y#", "###"), "equally long"),
+        (("###", "#X.", "###"), "closed border"),
+        (("####", "#R.#", "####"), "a start and a goal"),
+    ],
+)
+def test_bad_grids_are_refused(grid: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PointMaze(grid)

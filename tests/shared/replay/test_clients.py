@@ -1,0 +1,229 @@
+"""Inserter and Sampler against a real server: order, bounds, limits, and how every wait ends."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.replay.codec import Columns
+from shared.replay.errors import ReplayExhausted, ReplayMismatch, ReplayStopped, ReplayTimeout
+from shared.replay.info import server_info
+from shared.replay.insert import Inserter
+from shared.replay.sample import Sampler
+from shared.replay.wire import WireError
+
+T, F, K = 4, 3, 3
+
+
+def unroll(number: int, environments: int) -> Columns:
+    """Rows that count: `ints` are (environment, step of the environment, unroll), `floats` say the same."""
+    step = np.broadcast_to(np.arange(T, dtype=np.int32) + number * T, (environments, T))
+    environment = np.broadcast_to(np.arange(environments, dtype=np.int32)[:, None], (environments, T))
+    ints = np.stack([environment, step, np.full_like(step, number)], axis=-1)
+    return Columns(ints.astype(np.float32), ints)
+
+
+def copied(columns: Columns) -> Columns:
+    return Columns(np.copy(columns.floats), np.copy(columns.ints))
+
+
+def make_sampler(
+    address: str, table: str, windows: int, transfer: Callable[[Columns], Any] = copied, **options: Any
+) -> Sampler[Any]:
+    return Sampler(address, table, windows, K * T, F, transfer, **{"timeout_s": 5.0, **options})
+
+
+def fill(address: str, tables: list[str], environments: int, unrolls: int) -> None:
+    inserter = Inserter(address, tables, K, environments, timeout_s=5)
+    for number in range(unrolls):
+        inserter.insert(unroll(number, environments))
+    inserter.flush(timeout_s=5)
+    inserter.close()
+
+
+def test_windows_are_consecutive_rows_of_one_environment(address: str) -> None:
+    """70 environments: two streams, one of them short. Every window of every environment comes out right."""
+    environments, unrolls, tables = 70, 6, ["order/a", "order/b"]
+    inserter = Inserter(address, tables, K, environments, timeout_s=5)
+    for number in range(unrolls):
+        columns = unroll(number, environments)
+        inserter.insert(columns)
+        np.asarray(columns.floats).fill(-1)  # the caller may reuse its arrays at once
+    inserter.flush(timeout_s=5)
+    windows = environments * (unrolls - K + 1)
+    assert inserter.confirmed == dict.fromkeys(tables, windows)
+    inserter.close()
+    for table in tables:
+        assert server_info(address).tables[table].inserted == windows
+        sampler = make_sampler(address, table, 40)
+        seen: set[tuple[int, int]] = set()
+        deadline = time.monotonic() + 20
+        while len(seen) < windows and time.monotonic() < deadline:
+            batch, _ = sampler.sample()
+            assert (batch.floats == batch.ints).all()
+            environment, step, number = np.moveaxis(batch.ints, -1, 0)
+            assert (environment == environment[:, :1]).all()
+            assert (np.diff(step, axis=1) == 1).all()
+            assert (step // T == number).all()
+            assert (step[:, 0] % T == 0).all()
+            seen |= set(zip(environment[:, 0].tolist(), number[:, 0].tolist(), strict=True))
+        sampler.close()
+        assert seen == {(e, u) for e in range(environments) for u in range(unrolls - K + 1)}
+
+
+def test_insert_is_bounded_by_the_least_advanced_table(address: str) -> None:
+    environments, tables = 4, ["slow/ahead", "slow/behind"]
+    inserter = Inserter(address, tables, K, environments, timeout_s=1.5)
+    inserted: list[int] = []
+
+    def insert_on() -> None:
+        while len(inserted) < 100:
+            inserter.insert(unroll(len(inserted), environments))
+            inserted.append(1)
+
+    started = time.monotonic()
+    with pytest.raises(ReplayTimeout, match="table slow/behind is behind") as caught:
+        insert_on()
+    assert time.monotonic() - started < 4
+    ahead, behind = inserter.confirmed["slow/ahead"], inserter.confirmed["slow/behind"]
+    assert f"slow/behind: {behind} confirmed" in str(caught.value)
+    assert 16 <= behind <= 17  # M + E, and the one that crosses the limit
+    assert ahead - behind <= 2 * environments
+    assert server_info(address).tables["slow/ahead"].inserted <= behind + 2 * environments
+    assert len(inserted) <= K - 1 + behind // environments + 2
+    with pytest.raises(ReplayTimeout):
+        inserter.flush(timeout_s=0.5)
+    stop = threading.Event()
+    timer = threading.Timer(0.3, stop.set)
+    timer.start()
+    inserter._should_stop = stop
+    started = time.monotonic()
+    with pytest.raises(ReplayStopped):
+        inserter.flush(timeout_s=30)
+    assert time.monotonic() - started < 2
+    inserter.close()
+    inserter.close()
+    timer.join()
+
+
+def test_limiter_accounts_for_every_window(address: str) -> None:
+    """`(inserts - M) * spi - samples` stays within [-E, E]; both sides get through without a deadlock."""
+    environments, unrolls, batch = 4, 22, 8
+    windows = environments * (unrolls - K + 1)
+    inserting = threading.Thread(target=fill, args=(address, ["ratio"], environments, unrolls))
+    # All inserts M + E later at the earliest: what the limiter allows to be sampled in the end.
+    batches = (windows - 8) * 2 // batch
+    sampler = make_sampler(address, "ratio", batch, max_windows=batches * batch)
+    inserting.start()
+    for _ in range(batches):
+        sampler.sample()
+        table = server_info(address).tables["ratio"]
+        assert -16 <= (table.inserted - 8) * 2 - table.sampled <= 16 + 2
+    inserting.join(10)
+    assert not inserting.is_alive()
+    table = server_info(address).tables["ratio"]
+    assert (table.inserted, table.sampled) == (windows, batches * batch)
+    assert (table.samples_per_insert, table.min_size_to_sample) == (2.0, 8)
+    assert (table.min_diff, table.max_diff) == (0.0, 32.0)
+    sampler.close()
+
+
+def test_max_windows_is_never_exceeded(address: str) -> None:
+    fill(address, ["exact"], environments=2, unrolls=K)
+    sampler = make_sampler(address, "exact", 4, max_windows=12)
+    for _ in range(3):
+        sampler.sample()
+    with pytest.raises(ReplayExhausted):
+        sampler.sample()
+    assert sampler.windows_received == 12
+    assert server_info(address).tables["exact"].sampled == 12
+    sampler.close()
+    with pytest.raises(ValueError, match="max_windows"):
+        make_sampler(address, "exact", 4, max_windows=13)
+
+
+def test_batches_outlive_a_rate_limiter_timeout(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limiter gives fewer windows than a batch: the part is kept, and the rest asked for later."""
+    monkeypatch.setattr("shared.replay.sample.RATE_LIMITER_TIMEOUT_S", 0.3)
+    sampler = make_sampler(address, "partial", 4, max_windows=8)
+    inserter = Inserter(address, ["partial"], K, 1, timeout_s=5)
+    for number in range(K + 1):
+        inserter.insert(unroll(number, 1))
+        time.sleep(0.2)
+    time.sleep(1.0)
+    assert 1 <= sampler.windows_received < 4
+    for number in range(K + 1, K + 9):
+        inserter.insert(unroll(number, 1))
+    for _ in range(2):
+        batch, _ = sampler.sample()
+        assert (np.diff(batch.ints[..., 1], axis=1) == 1).all()
+    assert server_info(address).tables["partial"].sampled == 8
+    inserter.flush(timeout_s=5)
+    inserter.close()
+    sampler.close()
+
+
+def test_sample_waits_end_by_name(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.replay.sample.RATE_LIMITER_TIMEOUT_S", 0.3)
+    sampler = make_sampler(address, "empty", 4, timeout_s=1.0)
+    with pytest.raises(ReplayTimeout, match="no window arrived from table empty"):
+        sampler.sample()
+    with pytest.raises(ReplayStopped, match="asked to stop"):
+        sampler.sample(should_stop=lambda: True)
+    started = time.monotonic()
+    sampler.close()
+    assert time.monotonic() - started < 1
+    with pytest.raises(ReplayStopped, match="closed"):
+        sampler.sample()
+
+
+def test_transfer_errors_reach_the_learner(address: str) -> None:
+    fill(address, ["stop"], environments=2, unrolls=K)
+
+    def failing(columns: Columns) -> None:
+        raise MemoryError("no room on the device")
+
+    sampler = make_sampler(address, "stop", 2, failing)
+    with pytest.raises(MemoryError, match="no room"):
+        sampler.sample()
+    sampler.close()
+    wrong = Sampler(address, "stop", 2, K * T, F + 1, copied)
+    with pytest.raises(WireError, match=r"rows \[3\]"):
+        wrong.sample()
+    wrong.close()
+
+
+def test_bad_unrolls_are_refused_before_sending(address: str) -> None:
+    inserter = Inserter(address, ["shapes"], K, 2)
+    good = unroll(0, 2)
+    floats, ints = np.asarray(good.floats), np.asarray(good.ints)
+    bad = [
+        ("floats: float32", Columns(floats.astype(np.float64), ints)),
+        ("ints: int32", Columns(floats, ints.astype(np.int64))),
+        ("floats: \\[2, T", Columns(floats[:1], ints)),
+        ("floats: \\[2, T", Columns(floats[0], ints)),
+        ("floats: \\[2, T", Columns(floats[:, :0], ints)),
+        ("ints: \\[2, 4, 3\\]", Columns(floats, ints[:, :3])),
+        ("ints: \\[2, 4, 3\\]", Columns(floats, ints[..., :2])),
+    ]
+    for text, columns in bad:
+        with pytest.raises(ValueError, match=text):
+            inserter.insert(columns)
+    inserter.insert(good)
+    with pytest.raises(ValueError, match="was \\[4, 3\\] before"):
+        inserter.insert(Columns(floats[:, :3], ints[:, :3]))
+    inserter.close()
+    with pytest.raises(ReplayStopped, match="closed"):
+        inserter.insert(good)
+    with pytest.raises(ValueError, match="tables"):
+        Inserter(address, ["shapes", "shapes"], K, 2)
+
+
+def test_clients_refuse_a_server_without_their_tables(address: str) -> None:
+    with pytest.raises(ReplayMismatch, match="lacks other/run"):
+        Inserter(address, ["shapes", "other/run"], K, 2)
+    with pytest.raises(ReplayMismatch, match="lacks other/run"):
+        make_sampler(address, "other/run", 2)

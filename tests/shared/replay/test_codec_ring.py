@@ -1,0 +1,106 @@
+from collections import deque
+
+import jax
+import numpy as np
+import pytest
+
+from shared.config import Experiment, Plan, make_plan
+from shared.envs.base import EnvSpec
+from shared.replay.codec import INT_COLUMNS, Columns, pack, unpack
+from shared.replay.ring import WindowRing
+from shared.types import Rows
+
+N, T, K = 4, 5, 3  # environments, unroll length, chunks of a window
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    experiment = Experiment.model_validate(
+        {
+            "env": "counting",
+            "collector": {"environments": N, "unroll_length": T},
+            "algorithm": {"batch_size": 2, "windows_per_update": 2, "minibatches_per_update": 1},
+            "replay": {"steps_per_environment": 43, "prefill_steps": 1},
+            "budget": {"env_steps": 1000},
+        }
+    )
+    sizes = {"state_size": 3, "goal_size": 2, "action_size": 2, "goal_indices": (0, 1), "num_cells": 1}
+    plan = make_plan(experiment, EnvSpec(**sizes, episode_length=10, goal_radius=0.5))
+    assert (plan.chunks_per_window, plan.max_windows) == (K, N * 6)  # 43 steps hold 8 chunks: windows start at 6
+    return plan
+
+
+def unroll(index: int) -> Columns:
+    """Unroll `index` of all environments: each row holds its environment and its step."""
+    environment, row = np.indices((N, T))
+    step = index * T + row
+    floats = np.stack([environment, step, 0 * step, step / 7, -step], axis=-1).astype(np.float32)
+    return Columns(floats, np.stack([step // 10, step, 0 * step + index], axis=-1).astype(np.int32))
+
+
+def filled(plan: Plan, unrolls: int) -> WindowRing:
+    ring = WindowRing(plan)
+    for index in range(unrolls):
+        ring.insert(unroll(index))
+    return ring
+
+
+def starts(ring: WindowRing, samples: int = 2000) -> np.ndarray:
+    """`[samples, 2]`: environment and first step of sampled windows, each checked to be consecutive steps."""
+    windows = ring.sample(samples, np.random.default_rng(0))
+    assert windows.floats.shape == (samples, K * T, 5)
+    assert windows.ints.shape == (samples, K * T, INT_COLUMNS)
+    environment, step = windows.floats[..., 0], windows.ints[..., 1]
+    assert (environment == environment[:, :1]).all()  # of one environment
+    np.testing.assert_array_equal(step, step[:, :1] + np.arange(K * T))  # counting up
+    np.testing.assert_array_equal(windows.floats[..., 1], step)  # both columns of the same rows
+    np.testing.assert_array_equal(windows.ints[..., 2], step // T)
+    return np.stack([environment[:, 0], step[:, 0]], axis=1).astype(int)
+
+
+@pytest.mark.parametrize("leading", [(), (4,), (2, 3)])
+def test_rows_come_back_bit_equal(leading: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    state, action = (rng.normal(size=(*leading, size)).astype(np.float32) for size in (3, 2))
+    ints = (rng.integers(-(2**31), 2**31, size=leading).astype(np.int32) for _ in range(3))
+    rows = Rows(state, action, *ints)
+    columns = pack(rows)
+    assert (columns.floats.shape, columns.ints.shape) == ((*leading, 5), (*leading, 3))
+    assert (columns.floats.dtype, columns.ints.dtype) == (np.float32, np.int32)
+    back = unpack(columns, state_size=3)
+    assert isinstance(back, Rows)
+    jax.tree.map(np.testing.assert_array_equal, back, rows)
+
+
+def test_there_is_nothing_to_sample_before_the_first_window(plan: Plan) -> None:
+    ring = filled(plan, K - 1)
+    assert ring.windows_inserted == 0
+    with pytest.raises(ValueError, match="replay holds 2 unrolls, a window needs 3; insert more first"):
+        ring.sample(1, np.random.default_rng(0))
+    ring.insert(unroll(K - 1))
+    assert ring.windows_inserted == N
+    assert {tuple(start) for start in starts(ring)} == {(environment, 0) for environment in range(N)}
+
+
+@pytest.mark.parametrize("unrolls", [3, 5, 8, 9, 20])
+def test_windows_are_those_of_a_first_in_first_out_table(plan: Plan, unrolls: int) -> None:
+    table: deque[tuple[int, int]] = deque(maxlen=plan.max_windows)
+    inserted = 0
+    for newest in range(K - 1, unrolls):
+        for environment in range(N):
+            table.append((environment, (newest - K + 1) * T))
+            inserted += 1
+    ring = filled(plan, unrolls)
+    assert ring.windows_inserted == inserted
+    assert ring.unrolls == unrolls
+    sampled, counts = np.unique(starts(ring), axis=0, return_counts=True)
+    assert {tuple(start) for start in sampled} == set(table)  # every start occurs, and nothing that was dropped
+    expected = 2000 / len(table)
+    assert abs(counts - expected).max() < 5 * np.sqrt(expected)  # uniformly
+
+
+def test_the_generator_decides(plan: Plan) -> None:
+    ring = filled(plan, 6)
+    first, again, other = (ring.sample(20, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.ints, again.ints)
+    assert (first.ints != other.ints).any()

@@ -1,0 +1,163 @@
+"""What our clients write the stock client reads, and the other way round, equal to the bit."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.bench.replay import StockClient
+from shared.replay import reverb_pb2 as pb
+from shared.replay import wire
+from shared.replay.channel import SAMPLE_STREAM, open_channel
+from shared.replay.codec import Columns
+from shared.replay.insert import Inserter
+from shared.replay.sample import Sampler
+
+N, T, F, K = 3, 5, 4, 3
+
+
+def bits(array: np.ndarray) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def odd_floats(*shape: int) -> np.ndarray:
+    """Floats with what equality of values would miss: NaNs with a payload, -0.0, infinities, denormals."""
+    floats = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    odd = np.array([0x7FC01234, 0xFFC00001, 0x80000000, 0x7F800000, 0x00000001], np.uint32).view(np.float32)
+    floats.reshape(-1)[: len(odd) * 4 : 4] = odd
+    return floats
+
+
+def read_items(
+    address: str, table: str, windows: int, outs: list[np.ndarray], delta_encoded: bool = False
+) -> list[list[np.ndarray]]:
+    """`windows` items of any columns, shaped as `outs`: the wire functions with no client around them."""
+    request = pb.SampleStreamRequest(table=table, num_samples=windows, rate_limiter_timeout={"milliseconds": 2000})
+    items = []
+    with open_channel(address) as channel:
+        call = channel.stream_stream(
+            SAMPLE_STREAM, pb.SampleStreamRequest.SerializeToString, pb.SampleStreamResponse.FromString
+        )
+        for response in call(iter([request]), timeout=10):
+            for entry in response.entries:
+                assert entry.end_of_sequence  # small items come whole
+                chunks = {chunk.chunk_key: chunk for chunk in entry.data}
+                assert all(chunk.delta_encoded == delta_encoded for chunk in entry.data)
+                copies = [np.empty_like(out) for out in outs]
+                wire.read_window(entry.info.item.flat_trajectory, chunks, copies)
+                items.append(copies)
+            if len(items) == windows:
+                break
+    return items
+
+
+def test_stock_client_reads_our_windows(address: str, stock: StockClient, tmp_path: Path) -> None:
+    floats, unrolls = odd_floats(4, N, T, F), 4
+    ints = np.random.default_rng(1).integers(-(2**31), 2**31, (4, N, T, 3), dtype=np.int32)
+    inserter = Inserter(address, ["from_ours"], K, N, timeout_s=5)
+    for unroll in range(unrolls):
+        inserter.insert(Columns(floats[unroll], ints[unroll]))
+    inserter.flush(timeout_s=5)
+    assert inserter.confirmed == {"from_ours": N * (unrolls - K + 1)}
+    inserter.close()
+    expected = {
+        (bits(np.concatenate(floats[u : u + K, n])), bits(np.concatenate(ints[u : u + K, n])))
+        for u, n in itertools.product(range(unrolls - K + 1), range(N))
+    }
+    stock.ask("read", address=address, table="from_ours", path=str(tmp_path / "read.npz"), windows=100)
+    with np.load(tmp_path / "read.npz") as read:
+        assert read["0.0"].shape == (K * T, F)
+        assert read["0.1"].shape == (K * T, 3)
+        assert {(bits(read[f"{i}.0"]), bits(read[f"{i}.1"])) for i in range(100)} == expected
+
+
+def test_our_sampler_reads_stock_windows_with_offsets(address: str, stock: StockClient, tmp_path: Path) -> None:
+    floats = odd_floats(20, F)
+    ints = np.random.default_rng(1).integers(-(2**31), 2**31, (20, 3), dtype=np.int32)
+    np.savez(tmp_path / "rows.npz", **{"0": floats, "1": ints})
+    # Chunks of different lengths per column, so that the columns' slices differ; rows of columns too.
+    # (The stock client gets a slice up to its very last row wrong, so none ends there.)
+    items = [[[1, 12], [1, 12]], [[7, 18], [7, 18]], [[3, 14], [8, 19]]]
+    stock.ask(
+        "write",
+        address=address,
+        table="from_stock",
+        path=str(tmp_path / "rows.npz"),
+        chunk_lengths=[4, 3],
+        items=items,
+    )
+    sampler = Sampler(address, "from_stock", 8, 11, F, lambda c: (np.copy(c.floats), np.copy(c.ints)), timeout_s=5)
+    seen = set()
+    for _ in range(8):
+        (got_floats, got_ints), _ = sampler.sample()
+        seen |= {(bits(f), bits(i)) for f, i in zip(got_floats, got_ints, strict=True)}
+    sampler.close()
+    assert seen == {(bits(floats[slice(*f)]), bits(ints[slice(*i)])) for f, i in items}
+
+
+def test_squeezed_and_many_columns(address: str, stock: StockClient, tmp_path: Path) -> None:
+    columns = [
+        odd_floats(10, 2, 3),
+        np.arange(10, dtype=np.int64) * -(2**40),
+        np.arange(20, dtype=np.uint8).reshape(10, 2),
+        np.arange(10) % 2 == 0,
+        np.arange(10, dtype=np.float64) / 3,
+    ]
+    np.savez(tmp_path / "rows.npz", **{str(c): column for c, column in enumerate(columns)})
+    item = [[2, 8], 5, [0, 9], [3, 4], 8]
+    stock.ask(
+        "write",
+        address=address,
+        table="many",
+        path=str(tmp_path / "rows.npz"),
+        chunk_lengths=[4, 1, 2, 9, 3],
+        items=[item],
+    )
+    expected = [columns[0][2:8], columns[1][5:6], columns[2][:9], columns[3][3:4], columns[4][8:9]]
+    (got,) = read_items(address, "many", 1, expected)
+    assert [bits(column) for column in got] == [bits(column) for column in expected]
+
+
+@pytest.mark.parametrize("chunk_length", [3, 4])
+def test_delta_encoded_ints(address: str, stock: StockClient, tmp_path: Path, chunk_length: int) -> None:
+    """Differences that overflow, in windows whose first chunk is cut (10 is no multiple of 3 or 4)."""
+    floats = odd_floats(10, F)
+    ints = np.random.default_rng(chunk_length).integers(-(2**31), 2**31, (10, 3), dtype=np.int32)
+    np.savez(tmp_path / "rows.npz", **{"0": floats, "1": ints})
+    table = "from_steps"
+    stock.ask(
+        "write_steps",
+        address=address,
+        table=table,
+        path=str(tmp_path / "rows.npz"),
+        chunk_length=chunk_length,
+        rows=8,
+    )
+    outs = [np.empty((8, F), np.float32), np.empty((8, 3), np.int32)]
+    seen = {(bits(f), bits(i)) for f, i in read_items(address, table, 30, outs, delta_encoded=True)}
+    assert (bits(floats[2:]), bits(ints[2:])) in seen
+
+
+def test_read_window_refuses_what_was_not_expected() -> None:
+    floats, ints = odd_floats(T, F), np.zeros((T, 3), np.int32)
+    chunk = wire.chunk_data(7, (floats, ints), episode_id=1, start=0)
+    window = wire.trajectory([wire.slice_bytes(7, T, columns=2)] * 2)
+    good = [np.empty((2 * T, F), np.float32), np.empty((2 * T, 3), np.int32)]
+    wire.read_window(window, {7: chunk}, good)
+    assert bits(good[0]) == bits(np.concatenate([floats, floats]))
+    bad_outs = {
+        "rows": [np.empty((2 * T + 1, F), np.float32), good[1]],
+        "or more rows": [np.empty((2 * T - 1, F), np.float32), good[1]],
+        "rows .* were expected": [np.empty((2 * T, F + 1), np.float32), good[1]],
+        "float32 rows": [np.empty((2 * T, F), np.float64), good[1]],
+        "columns": good[:1],
+    }
+    for text, outs in bad_outs.items():
+        with pytest.raises(wire.WireError, match=text):
+            wire.read_window(window, {7: chunk}, outs)
+    with pytest.raises(wire.WireError, match="did not come"):
+        wire.read_window(window, {}, good)
+    window.columns[0].chunk_slices[1].offset = 1
+    with pytest.raises(wire.WireError, match="beyond"):
+        wire.read_window(window, {7: chunk}, good)
