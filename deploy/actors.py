@@ -99,6 +99,9 @@ class ParamStoreActor:
     def newest(self, above: int) -> Policy | None:
         return self._store.newest(above)
 
+    def exit_reason(self) -> None:
+        """It lives as long as its process does."""
+
 
 class CollectorActor(RoleActor):
     def __init__(

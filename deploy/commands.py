@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from shared.config import ConfigError, Experiment, Plan, explain, load_experiment, make_plan
+from deploy.overrides import override
+from shared.config import ConfigError, Experiment, Plan, load_experiment, make_plan
 from shared.envs.base import GoalEnv
 from shared.envs.registry import describe, env_ids, make_env
 
@@ -26,7 +25,9 @@ def run(
     experiment_path: Path, overrides: Sequence[str], run_dir: Path | None, in_process: bool, overwrite: bool
 ) -> int:
     """Checks everything that can be checked, then runs. Raises ConfigError before anything is started."""
-    experiment = load_with_overrides(experiment_path, overrides)
+    experiment = load_experiment(experiment_path)
+    if overrides:
+        experiment = override(experiment, overrides, experiment_path)
     prepare_jax(cpu_only=not in_process)
     from deploy.record import RunRecord, check_space, prepare_run_dir
 
@@ -34,7 +35,8 @@ def run(
     name = f"{experiment_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = prepare_run_dir(run_dir or Path("runs") / name, overwrite)
     check_space(run_dir, experiment, env.spec)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for ending in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, also where a shell made us ignore it; docker stop
+        signal.signal(ending, _interrupt)
     record = RunRecord(run_dir, experiment, plan)
     try:
         return _supervised(record, env, in_process)
@@ -145,17 +147,6 @@ def bench_replay(against_stock: bool, as_json: bool) -> int:
     return 0
 
 
-def load_with_overrides(path: Path, overrides: Sequence[str]) -> Experiment:
-    """The experiment in `path`, changed by options such as `--collector.depth 8`. Raises ConfigError."""
-    experiment = load_experiment(path)
-    if not overrides:
-        return experiment
-    try:
-        return tyro.cli(Experiment, default=experiment, args=list(overrides), prog=f"fathom run {path}")
-    except ValidationError as error:
-        raise ConfigError("\n".join(explain(error))) from error
-
-
 def named_env(env_id: str, episode_length: int | None = None) -> GoalEnv:
     """The environment, or ConfigError that suggests the nearest."""
     try:
@@ -193,7 +184,7 @@ def _reason(error: Exception, run_dir: Path) -> str:
 
 
 def _interrupt(signal_number: int, frame: Any) -> None:
-    """SIGTERM, from docker stop or a scheduler, ends a run as Ctrl-C does."""
+    """Ends a run in order; see `_supervised`'s caller."""
     raise KeyboardInterrupt
 
 
@@ -220,4 +211,4 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 def make_console() -> Console:
     """Standard output; wide enough for a table where there is no terminal to ask."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140)

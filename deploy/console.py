@@ -22,7 +22,7 @@ class RunConsole:
     def __init__(self, record: RunRecord, console: Console) -> None:
         self._record = record
         self._console = console
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._live = Live(console=console, auto_refresh=False, redirect_stdout=False) if console.is_terminal else None
         self._progress = Progress(
             TextColumn("{task.fields[text]}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console,

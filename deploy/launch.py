@@ -2,15 +2,18 @@
 
 import os
 import secrets
+import socket
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from deploy.actors import CollectorActor, EvaluatorActor, LearnerActor, ParamStoreActor, ReplayServerActor
+from deploy.reaper import guarded
 from deploy.record import EVALUATOR, RunRecord, collector_role, learner_role
 from deploy.replay_server.provision import reverb_python
 from deploy.replay_server.server import TableSpec
@@ -38,14 +41,21 @@ class Launch:
     def run(self, on_progress: Callable[[dict[str, str]], None]) -> None:
         """`on_progress(states)` is called about twice a second. Leaves no process behind, however it ends."""
         reverb_python(self._say)  # what is missing is said before anything starts
-        with _cluster(self._object_store_bytes(), namespace=f"fathom-{self._run_id}"):
+        _check_port(self.record.experiment.replay.port)
+        name = f"fathom-{self._run_id}"
+        with guarded(), _ray_output(self.record.run_dir), _cluster(self._object_store_bytes(), namespace=name):
             replay = self._keep(_actor(ReplayServerActor).remote())
+            store = self._keep(_actor(ParamStoreActor).remote())
             supervisor = None
             try:
                 address = self._start_replay(replay)
-                monitor = ReplayMonitor(address, self._tables.values())
-                supervisor = Supervisor(self.record, self.record.experiment.supervision, monitor, replay)
-                self._start_roles(supervisor, address)
+                supervisor = Supervisor(
+                    self.record,
+                    self.record.experiment.supervision,
+                    ReplayMonitor(address, self._tables.values()),
+                    services={"replay server's process": replay, "parameter store": store},
+                )
+                self._start_roles(supervisor, address, store)
                 while not supervisor.done:
                     supervisor.tick()
                     on_progress(supervisor.states)
@@ -73,9 +83,8 @@ class Launch:
         except (GetTimeoutError, RayActorError) as error:
             raise RunFailed("the replay server did not start; see logs/replay_server.log") from error
 
-    def _start_roles(self, supervisor: Supervisor, address: str) -> None:
+    def _start_roles(self, supervisor: Supervisor, address: str, store: Any) -> None:
         experiment, plan = self.record.experiment, self.record.plan
-        store = self._keep(_actor(ParamStoreActor).remote())
         evaluator = self._keep(_actor(EvaluatorActor, experiment.evaluation.resources).remote(experiment, plan))
         roles = {EVALUATOR: evaluator}
         for name, config in experiment.all_learners.items():
@@ -107,14 +116,21 @@ class Launch:
 
     def _log(self, details: str) -> None:
         if details:
-            path = self.record.run_dir / "logs" / "errors.log"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(details, encoding="utf-8")
+            (self.record.run_dir / "logs" / "errors.log").write_text(details, encoding="utf-8")
 
     def _object_store_bytes(self) -> int:
         """Room for the newest policies of the largest network, and never less than Ray needs to work well."""
         largest = max(_policy_bytes(config, self._spec) for config in self.record.experiment.all_learners.values())
         return max(256 * _MEGABYTE, POLICIES_IN_STORE * largest)
+
+
+def _check_port(port: int | None) -> None:
+    """Raises RunFailed where `port` is taken, before anything is started; the server checks again."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", port or 0))
+        except OSError as error:
+            raise RunFailed(f"replay.port: port {port} is taken; choose another, or none for a free one") from error
 
 
 def table_spec(experiment: Experiment, plan: Plan, name: str, table: str) -> TableSpec:
@@ -149,9 +165,18 @@ def _actor(role: type, resources: Resources = Resources()) -> Any:  # noqa: B008
 
 
 @contextmanager
+def _ray_output(run_dir: Path) -> Iterator[None]:
+    """What Ray prints of its own goes to logs/ray.log; the console belongs to the run."""
+    path = run_dir / "logs" / "ray.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as log, redirect_stdout(log):
+        yield
+
+
+@contextmanager
 def _cluster(object_store_bytes: int, namespace: str) -> Iterator[None]:
     """A connection to the cluster at RAY_ADDRESS, else a cluster of our own on this machine for this run."""
-    common = {"namespace": namespace, "log_to_driver": False, "logging_level": "ERROR"}
+    common = {"namespace": namespace, "log_to_driver": False, "logging_level": "CRITICAL"}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a role without a GPU: JAX_PLATFORMS says so
     # JAX warns of any fork; Ray's children exec at once.
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
 from deploy.record import REPLAY, RunRecord
 from shared.config import SupervisionConfig
@@ -58,11 +58,14 @@ class _Watched:
 class Supervisor:
     """Polls every role and the replay server; `tick` raises RunFailed with the first cause."""
 
-    def __init__(self, record: RunRecord, limits: SupervisionConfig, monitor: ReplayMonitor, replay_actor: Any) -> None:
+    def __init__(
+        self, record: RunRecord, limits: SupervisionConfig, monitor: ReplayMonitor, services: dict[str, Any]
+    ) -> None:
+        """`services`: actors by name that work for the roles and say by `exit_reason()` what ended them."""
         self._record = record
         self._limits = limits
         self._monitor = monitor
-        self._replay_actor = replay_actor
+        self._services = services
         self._roles: list[_Watched] = []
         self._replay_polled = 0.0
         self._started = time.monotonic()
@@ -138,10 +141,10 @@ class Supervisor:
 
     def _failure(self) -> str:
         """The first thing wrong with a role, empty while all is well."""
+        if self._dead_role():
+            return self._dead_role()
         for watched in self._roles:
             silence = time.monotonic() - watched.answered
-            if watched.death:
-                return f"{watched.role} (pid {watched.pid}) died: {watched.death}"
             if watched.report is None and time.monotonic() - self._started > self._limits.start_seconds:
                 return (
                     f"{watched.role} did not start within {self._limits.start_seconds:g} s; is the machine too small "
@@ -179,19 +182,27 @@ class Supervisor:
         """The death behind `failure`: what follows from a death is often seen before the death itself."""
         end = time.monotonic() + CAUSE_WAIT_S
         while time.monotonic() < end:
+            cause = self._dead_service() or self._dead_role()
+            if cause:
+                return cause
+            self._poll_roles(0.2)
+        return failure
+
+    def _dead_service(self) -> str:
+        for name, actor in self._services.items():
             try:
-                reason = ray.get(self._replay_actor.exit_reason.remote(), timeout=CALL_TIMEOUT_S)
+                reason = ray.get(actor.exit_reason.remote(), timeout=CALL_TIMEOUT_S)
             except RayActorError as error:
-                return f"the replay server's keeper died, and the server with it: {_describe_death(error)}"
+                return f"the {name} died: {_describe_death(error)}"
             except GetTimeoutError:
-                reason = "the replay server's keeper does not answer"
+                return f"the {name} does not answer"
             if reason:
                 return reason
-            self._poll_roles(0.2)
-            for watched in self._roles:
-                if watched.death:
-                    return f"{watched.role} (pid {watched.pid}) died: {watched.death}"
-        return failure
+        return ""
+
+    def _dead_role(self) -> str:
+        dead = (f"{each.role} (pid {each.pid}) died: {each.death}" for each in self._roles if each.death)
+        return next(dead, "")
 
     def details(self) -> str:
         """Tracebacks of all roles that failed, for the run's log."""
@@ -215,7 +226,6 @@ def _state(report: Report | None) -> str:
 
 
 def _describe_death(error: RayError) -> str:
-    text = str(error).lower()
-    if "out of memory" in text or "oom" in text.split():
+    if isinstance(error, OutOfMemoryError):
         return "the machine ran out of memory"
     return "its process ended unexpectedly (killed, crashed, or out of memory)"

@@ -21,7 +21,7 @@ def load(path: Path, like: Any) -> Any:
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{path}: no checkpoint here; the run ended before it was written")
     with ocp.StandardCheckpointer() as checkpointer:
-        restored = checkpointer.restore(Path(path).absolute(), _keys_as_data(like))
+        restored = checkpointer.restore(Path(path).absolute(), jax.eval_shape(_keys_as_data, like))
     return jax.tree.map(lambda x, y: jax.random.wrap_key_data(y) if _is_key(x) else y, like, restored)
 
 

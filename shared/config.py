@@ -26,7 +26,7 @@ class ConfigError(ValueError):
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Resources(_Frozen):
@@ -199,15 +199,15 @@ def load_experiment(path: Path) -> Experiment:
     if not isinstance(loaded, Mapping):
         raise ConfigError(f"{path}: holds no experiment; it needs at least the key env")
     loaded = {key: value for key, value in loaded.items() if key != "provenance"}  # of a run's config.yaml
-    return parse_experiment(loaded, source=str(path))
+    return parse_experiment(loaded, prefix=f"{path}: ")
 
 
-def parse_experiment(values: Mapping, source: str) -> Experiment:
+def parse_experiment(values: Mapping, prefix: str = "") -> Experiment:
     """`values` as an Experiment. Raises ConfigError, a line for each mistake, each naming its field."""
     try:
         return Experiment.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{source}: {line}" for line in explain(error))) from error
+        raise ConfigError("\n".join(prefix + line for line in explain(error))) from error
 
 
 def explain(error: ValidationError) -> list[str]:

@@ -55,9 +55,7 @@ def _bench_depth(depth: int, batch: int, width: int, repeats: int) -> dict[str, 
     plan = make_plan(experiment, _SPEC)
     networks = make_networks(experiment.collector, _SPEC)
     optimisers = make_optimisers(experiment.algorithm)
-    update_step = jax.jit(
-        make_update_step(networks, optimisers, experiment.algorithm, plan, _SPEC), donate_argnums=0
-    )
+    update_step = jax.jit(make_update_step(networks, optimisers, experiment.algorithm, plan, _SPEC), donate_argnums=0)
     columns = _random_windows(windows, plan.window_rows)
 
     start = time.perf_counter()

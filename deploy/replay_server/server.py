@@ -116,7 +116,9 @@ class ReplayServer:
             status = self._child.poll()
             if status is None:
                 return None
-            return f"the replay server {_describe(status)}{self._log_tail()}"
+            return (
+                f"the replay server (pid {self._child.pid}) {_describe(status)}{self._log_tail() if status > 0 else ''}"
+            )
         return self._exit_reason or "the replay server was not started"
 
     def stop(self) -> None:
@@ -189,7 +191,7 @@ class ReplayServer:
 
     def _log_tail(self) -> str:
         try:
-            text = self._log_path.read_bytes().decode(errors="replace").strip()
+            text = " ".join(self._log_path.read_bytes().decode(errors="replace").split())
         except FileNotFoundError:
             return ""
         return f"; its log ({self._log_path}) ends: {text[-LOG_TAIL_CHARS:]}" if text else ""

@@ -43,9 +43,7 @@ class WindowRing:
         def gather(column: str) -> np.ndarray:
             return np.stack(
                 [
-                    np.concatenate(
-                        [getattr(chunk, column)[n] for chunk in self._chunks[s : s + chunks_per_window]]
-                    )
+                    np.concatenate([getattr(chunk, column)[n] for chunk in self._chunks[s : s + chunks_per_window]])
                     for s, n in zip(start, environment, strict=True)
                 ]
             )
