@@ -161,3 +161,7 @@ def _parse(arguments: list[str]) -> tuple[Run | Eval | Envs | BenchCommand, list
             run, rest = tyro.cli(Run, args=plain, return_unknown_args=True, prog="fathom run")
             return run, rest + (["--help"] if wants_help else [])
     return tyro.cli(Command, args=arguments, prog="fathom"), []
+
+
+if __name__ == "__main__":
+    main()

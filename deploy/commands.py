@@ -44,7 +44,7 @@ def run(
         record.status("interrupted", "stopped by the user")
         raise
     except Exception as error:  # noqa: BLE001 - however it ends, status.json and one line say why
-        reason = _reason(error, record.run_dir)
+        reason = explain_failure(error, record.run_dir)
         record.status("failed", reason)
         _complain(reason)
         return EXIT_FAILED
@@ -168,7 +168,7 @@ def prepare_jax(cpu_only: bool) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
 
 
-def _reason(error: Exception, run_dir: Path) -> str:
+def explain_failure(error: Exception, run_dir: Path) -> str:
     """One line for the user. What is nobody's known mistake leaves its traceback in the run's logs."""
     from deploy.replay_server.provision import ProvisionError
     from deploy.supervise import RunFailed

@@ -154,29 +154,9 @@ class Supervisor:
                 return f"{watched.role} (pid {watched.pid}) has not answered for {silence:.0f} s"
             if watched.report is not None and watched.report.error:
                 return f"{watched.role} failed: {watched.report.error}"
-        return self._stall()
-
-    def _stall(self) -> str:
-        """Names the role that makes no progress: the one at work, else everyone and what they wait for."""
-        limit = self._limits.progress_seconds
-        stalled = [
-            (watched.role, watched.report)
-            for watched in self._roles
-            if watched.report and watched.report.calls and watched.report.idle_seconds > limit
-        ]
-        stalled = [(role, report) for role, report in stalled if not report.done and not report.filling]
-        for role, report in stalled:
-            if not report.waiting_for:
-                return f"{role} has made no progress for {report.idle_seconds:.0f} s"
-        working = [watched for watched in self._roles if watched.report and _state(watched.report) == "working"]
-        if not stalled or working:
-            return ""
-        waits = ", ".join(f"{role} for {report.waiting_for}" for role, report in stalled)
-        return f"no progress for {limit:g} s, everyone waits: {waits}; {self._table_counts()}"
-
-    def _table_counts(self) -> str:
-        tables = self.replay.tables.values() if self.replay else []
-        return ", ".join(f"{t.name}: {t.inserted} inserted, {t.sampled} sampled" for t in tables)
+        reports = {watched.role: watched.report for watched in self._roles if watched.report is not None}
+        stall = find_stall(reports, self._limits.progress_seconds)
+        return f"{stall}; {self._table_counts()}" if stall else ""
 
     def _find_cause(self, failure: str) -> str:
         """The death behind `failure`: what follows from a death is often seen before the death itself."""
@@ -204,6 +184,10 @@ class Supervisor:
         dead = (f"{each.role} (pid {each.pid}) died: {each.death}" for each in self._roles if each.death)
         return next(dead, "")
 
+    def _table_counts(self) -> str:
+        tables = self.replay.tables.values() if self.replay else []
+        return ", ".join(f"{t.name}: {t.inserted} inserted, {t.sampled} sampled" for t in tables)
+
     def details(self) -> str:
         """Tracebacks of all roles that failed, for the run's log."""
         return "\n".join(
@@ -211,6 +195,27 @@ class Supervisor:
             for watched in self._roles
             if watched.report and watched.report.details
         )
+
+
+def find_stall(reports: dict[str, Report], limit_s: float) -> str:
+    """Who makes no progress for `limit_s` seconds: the role that hangs, else everyone and what they wait for.
+
+    Empty while all is well. A role that has not completed its first call is compiling, a collector before
+    its first window is filling; neither hangs. Who waits for one that works is not stalled either.
+    """
+    running = {role: report for role, report in reports.items() if not report.done}
+    stalled = {
+        role: report
+        for role, report in running.items()
+        if report.calls and not report.filling and report.idle_seconds > limit_s
+    }
+    hanging = [role for role, report in stalled.items() if not report.waiting_for]
+    if hanging:
+        return f"{hanging[0]} has made no progress for {stalled[hanging[0]].idle_seconds:.0f} s"
+    if not stalled or any(not report.waiting_for for report in running.values()):
+        return ""
+    waits = ", ".join(f"{role} for {report.waiting_for}" for role, report in running.items())
+    return f"no progress for {limit_s:g} s, everyone waits: {waits}"
 
 
 def _state(report: Report | None) -> str:

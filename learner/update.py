@@ -69,8 +69,8 @@ def make_gradients(
         metrics = actor_metrics | critic_metrics
         metrics |= {"alpha/loss": alpha_value, "alpha/log_alpha": state.log_alpha}
         metrics |= {
-            "actor/gradient_norm": optax.global_norm(actor_grads),
-            "critic/gradient_norm": optax.global_norm(critic_grads),
+            "actor/gradient_norm": optax.tree.norm(actor_grads),
+            "critic/gradient_norm": optax.tree.norm(critic_grads),
         }
         return _Gradients(actor_grads, critic_grads, alpha_grad), metrics
 

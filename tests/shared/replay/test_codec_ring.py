@@ -24,8 +24,10 @@ def plan() -> Plan:
             "budget": {"env_steps": 1000},
         }
     )
-    sizes = {"state_size": 3, "goal_size": 2, "action_size": 2, "goal_indices": (0, 1), "num_cells": 1}
-    plan = make_plan(experiment, EnvSpec(**sizes, episode_length=10, goal_radius=0.5))
+    spec = EnvSpec(
+        state_size=3, goal_size=2, action_size=2, goal_indices=(0, 1), episode_length=10, goal_radius=0.5, num_cells=1
+    )
+    plan = make_plan(experiment, spec)
     assert (plan.chunks_per_window, plan.max_windows) == (K, N * 6)  # 43 steps hold 8 chunks: windows start at 6
     return plan
 

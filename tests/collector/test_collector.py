@@ -1,0 +1,102 @@
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from collector.collector import Collector, coverage
+from shared.config import Experiment, Plan, make_plan
+from shared.metrics import Reporter, Row
+from shared.networks import init_params, make_networks
+from shared.params import ParamStore, Policy
+from shared.replay.codec import Columns
+
+N, T = 6, 5
+
+
+class Ran(NamedTuple):
+    plan: Plan
+    inserted: list[Columns]
+    rows: list[Row]
+    visits: np.ndarray
+    other: Columns
+
+
+@pytest.fixture(scope="module")
+def ran(counting: Any) -> Ran:
+    """A collector's whole run; every second insert a new policy is published. And another collector's first unroll."""
+    experiment = Experiment.model_validate(
+        {
+            "env": "counting",
+            "collector": {"depth": 4, "width": 8, "environments": N, "unroll_length": T, "actors": 2},
+            "algorithm": {"batch_size": 4, "windows_per_update": 4, "minibatches_per_update": 2},
+            "replay": {"steps_per_environment": 200, "prefill_steps": 1},
+            "budget": {"env_steps": 10 * 2 * N * T},
+        }
+    )
+    env, store, reporter, inserted = counting(), ParamStore(), Reporter(), []
+    plan = make_plan(experiment, env.spec)
+    params = init_params(make_networks(experiment.collector, env.spec), env.spec, jax.random.key(0)).actor
+    store.publish(Policy(0, params))
+
+    def insert(columns: Columns) -> None:
+        inserted.append(columns)
+        if len(inserted) % 2 == 0:
+            store.publish(Policy(len(inserted), params))
+
+    collector = Collector(experiment, plan, env, index=0)
+    collector.run(store.newest, insert, reporter, should_stop=lambda: False)
+    other = Collector(experiment, plan, env, index=1).collect(Policy(0, params)).columns
+    return Ran(plan, inserted, reporter.drain().rows, collector.visits, other)
+
+
+def test_a_collector_spends_its_budget_in_chunks(ran: Ran) -> None:
+    assert len(ran.inserted) == ran.plan.unrolls == 10
+    for columns in ran.inserted:
+        assert columns.floats.shape == (N, T, 3 + 2)
+        assert columns.ints.shape == (N, T, 3)
+        assert isinstance(columns.floats, np.ndarray)
+    steps = np.concatenate([columns.ints[..., 1] for columns in ran.inserted], axis=1)
+    np.testing.assert_array_equal(steps, np.tile(np.arange(10 * T), (N, 1)))  # time is the second axis, and goes on
+
+
+def test_a_collector_acts_with_the_newest_policy(ran: Ran) -> None:
+    versions = [set(columns.ints[..., 2].ravel()) for columns in ran.inserted]
+    assert versions == [{0}, {0}, {2}, {2}, {4}, {4}, {6}, {6}, {8}, {8}]
+    assert [row["policy_version"] for row in ran.rows] == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
+    assert [row["policy_lag"] for row in ran.rows] == [0, 2] * 5
+
+
+def test_visits_count_the_states_cells(ran: Ran) -> None:
+    cells = np.minimum(np.concatenate([columns.floats[..., 0] for columns in ran.inserted]), 4).astype(int)
+    expected = np.bincount(cells.ravel(), minlength=5)
+    np.testing.assert_array_equal(ran.visits, expected)
+    assert ran.rows[-1]["visits"] == expected.tolist()
+    assert ran.visits.sum() == ran.rows[-1]["env_steps"] == 10 * N * T
+
+
+def test_rows_say_how_it_went(ran: Ran) -> None:
+    assert [row["unrolls"] for row in ran.rows] == list(range(1, 11))
+    episodes = np.concatenate([columns.ints[..., 0] for columns in ran.inserted], axis=1)
+    ended = sum(row["collector/episodes_ended"] for row in ran.rows)
+    assert episodes[:, -1].sum() <= ended <= episodes[:, -1].sum() + N  # those that end with the last step
+    assert all(0 < row["collector/at_goal"] < 1 for row in ran.rows)
+    assert all(0 < row["collector/distance"] < 5 for row in ran.rows)
+    assert {"wait/replay full", "wait/weights"} <= ran.rows[-1].keys()
+
+
+def test_collectors_differ(ran: Ran) -> None:
+    assert (ran.other.ints[..., 1] == ran.inserted[0].ints[..., 1]).all()
+    assert (ran.other.floats[:, 0, 1:] != ran.inserted[0].floats[:, 0, 1:]).all()
+
+
+def test_coverage_by_hand() -> None:
+    assert coverage(np.array([0, 0, 0, 0])) == {"coverage": 0, "coverage_entropy": 0}
+    assert coverage(np.array([7, 0, 0, 0])) == {"coverage": 0.25, "coverage_entropy": 0}
+    assert coverage(np.array([5, 5, 5, 5])) == pytest.approx({"coverage": 1, "coverage_entropy": 1})
+    assert coverage(np.array([9, 9, 0, 0])) == pytest.approx({"coverage": 0.5, "coverage_entropy": 0.5})
+    half_and_quarters = 0.5 * np.log(2) + 2 * 0.25 * np.log(4)
+    assert coverage(np.array([2, 1, 1, 0])) == pytest.approx(
+        {"coverage": 0.75, "coverage_entropy": half_and_quarters / np.log(4)}
+    )
+    assert coverage(np.array([3]))["coverage"] == 1

@@ -1,0 +1,137 @@
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from collector.evaluator import Evaluator, Snapshot, SnapshotQueue, make_evaluate
+from shared.config import ACTIVE, Experiment, make_plan
+from shared.envs.base import EnvSpec, EnvState
+from shared.metrics import Reporter
+from shared.networks import Actor, make_networks
+from shared.params import Policy
+from shared.types import Array
+
+LINEAR = Actor(nn.Dense(4), 2)
+PARAMS = LINEAR.init(jax.random.key(0), jnp.zeros(3), jnp.zeros(2))
+
+
+def evaluated(env: Any, seed: int = 0, episodes: int = 64) -> dict[str, float]:
+    metrics = jax.jit(make_evaluate(env, LINEAR, episodes))(PARAMS, jax.random.key(seed))
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def test_only_the_first_episode_counts(counting: Any) -> None:
+    # Every episode of 3 steps is at its goal once, after step 2. Two of them fit into the 8 steps rolled out.
+    assert evaluated(counting(goals=(2.0,), limits=(3,), episode_length=8)) == pytest.approx(
+        {"time_at_goal": 1, "success_rate": 1, "final_distance": 1, "episode_length": 3}
+    )
+
+
+def test_a_whole_episode_by_hand(counting: Any) -> None:
+    # Steps 1 to 8 against goal 7 with radius 1.5: at goal after steps 6, 7 and 8, and 1 away in the end.
+    assert evaluated(counting(goals=(7.0,), limits=(100,), episode_length=8, goal_radius=1.5)) == pytest.approx(
+        {"time_at_goal": 3, "success_rate": 1, "final_distance": 1, "episode_length": 8}
+    )
+    assert evaluated(counting(goals=(100.0,), limits=(100,), episode_length=8)) == pytest.approx(
+        {"time_at_goal": 0, "success_rate": 0, "final_distance": 92, "episode_length": 8}
+    )
+
+
+def test_metrics_are_means_over_episodes(counting: Any) -> None:
+    # Some have 3 steps, 2 of them at goal (after 2 and 3, radius 1.5 of 3.4), others 8 steps and never get there.
+    metrics = evaluated(counting(goals=(3.4, 100.0), limits=(3, 100), episode_length=8, goal_radius=1.5))
+    share = metrics["success_rate"]
+    assert 0.25 < share < 0.75
+    assert share * 64 == int(share * 64)
+    assert metrics["time_at_goal"] == pytest.approx(2 * share)
+    assert metrics["final_distance"] == pytest.approx(0.4 * share + 92 * (1 - share))
+    assert metrics["episode_length"] == pytest.approx(3 * share + 8 * (1 - share))
+
+
+@dataclass(frozen=True)
+class Drift:
+    """State and position are the sum of all actions; every episode starts at (0, `apart`) and goes to (1, 1)."""
+
+    apart: float = 0.0
+    spec = EnvSpec(
+        state_size=2, goal_size=2, action_size=2, goal_indices=(0, 1), episode_length=9, goal_radius=0.5, num_cells=1
+    )
+
+    def reset(self, key: Array) -> EnvState:
+        start = jnp.stack([jnp.zeros(()), self.apart * jax.random.uniform(key)])
+        return EnvState((), start, jnp.ones(2), jnp.array(False))
+
+    def step(self, env_state: EnvState, action: Array) -> EnvState:
+        return env_state._replace(state=env_state.state + action)
+
+    def cell(self, goal: Array) -> Array:
+        return jnp.zeros(goal.shape[:-1], jnp.int32)
+
+
+EXPERIMENT = Experiment.model_validate(
+    {
+        "env": "drift",
+        "collector": {"depth": 4, "width": 8, "environments": 2, "unroll_length": 5},
+        "learners": {"twin": {"depth": 4, "width": 8, "critic_depth": 8}},
+        "algorithm": {"batch_size": 2, "windows_per_update": 2, "minibatches_per_update": 1},
+        "evaluation": {"episodes": 5},
+        "replay": {"prefill_steps": 1},
+        "budget": {"env_steps": 1000},
+    }
+)
+PLAN = make_plan(EXPERIMENT, Drift.spec)
+ACTOR = make_networks(EXPERIMENT.collector, Drift.spec).actor
+
+
+@functools.cache
+def evaluator(env: Drift, seed: int = 0) -> Evaluator:
+    return Evaluator(EXPERIMENT.model_copy(update={"seed": seed}), PLAN, env)
+
+
+@functools.cache
+def policy(version: int, seed: int = 0) -> Policy:
+    return Policy(version, ACTOR.init(jax.random.key(seed), jnp.zeros(2), jnp.zeros(2)))
+
+
+def test_the_policy_is_deterministic() -> None:
+    state, untrained = jnp.zeros(2), policy(0)
+    for _ in range(9):
+        state = state + jnp.tanh(ACTOR.apply(untrained.params, state, jnp.ones(2))[0])
+    metrics = evaluator(Drift()).evaluate(ACTIVE, untrained)
+    assert metrics["final_distance"] == pytest.approx(float(np.linalg.norm(state - 1)), rel=1e-4)
+
+
+def test_all_learners_meet_the_same_episodes() -> None:
+    one = evaluator(Drift(apart=1.0))
+    first = one.evaluate(ACTIVE, policy(3))
+    assert first["env_steps"] == PLAN.env_steps_at(3)
+    other = one.evaluate("twin", policy(3, seed=1))
+    assert other["final_distance"] != first["final_distance"]
+    # Another learner, with another critic, which acting does not use: the same episodes.
+    assert one.evaluate("twin", policy(3)) == first | {"learner": "twin"}
+    assert one.evaluate(ACTIVE, policy(4))["final_distance"] != first["final_distance"]
+    assert evaluator(Drift(apart=1.0), seed=1).evaluate(ACTIVE, policy(3))["final_distance"] != first["final_distance"]
+
+
+def test_a_full_queue_drops_the_oldest_but_no_last_one() -> None:
+    queue = SnapshotQueue(length=3)
+    for version, last in ((1, False), (2, True), (3, False), (4, False), (5, True), (6, True)):
+        queue.put(Snapshot("a", Policy(version, {}), last))
+    assert queue.dropped == 3
+    left = [queue.get(timeout_s=0.0) for _ in range(4)]
+    assert [snapshot.policy.version if snapshot else None for snapshot in left] == [2, 5, 6, None]
+
+
+def test_an_evaluator_ends_with_every_learners_last_snapshot() -> None:
+    queue, reporter = SnapshotQueue(), Reporter()
+    for name, version, last in ((ACTIVE, 0, False), ("twin", 7, True), (ACTIVE, 7, True), ("twin", 9, True)):
+        queue.put(Snapshot(name, policy(version), last))
+    evaluator(Drift()).run(queue, reporter, should_stop=lambda: False)
+    rows = reporter.drain().rows
+    assert [(row["learner"], row["updates"]) for row in rows] == [(ACTIVE, 0), ("twin", 7), (ACTIVE, 7)]
+    assert all("final_distance" in row for row in rows)

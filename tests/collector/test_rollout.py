@@ -1,0 +1,117 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from collector.rollout import RolloutState, Unroll, make_start, make_unroll
+from shared.envs.base import goal_distance
+from shared.types import Array, Params
+
+N, T = 16, 20
+
+
+def echo(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
+    """A policy that writes what it saw into its action: the goal's tag and the steps into the episode."""
+    return jnp.stack([goal[:, 1], state[:, 0] * params], axis=-1)
+
+
+def rolled(env: Any, unrolls: int, length: int = T, environments: int = N) -> tuple[RolloutState, list[Unroll]]:
+    state = make_start(env, environments)(jax.random.key(0))
+    unroll = jax.jit(make_unroll(env, echo, length))
+    seen = []
+    for index in range(unrolls):
+        state, one = unroll(0.1, index + 5, state, jax.random.key(index + 1))
+        seen.append(jax.tree.map(np.asarray, one))
+    return state, seen
+
+
+@pytest.fixture(scope="module")
+def three(counting: Any) -> tuple[RolloutState, Unroll]:
+    """Three unrolls in a row, joined along time: `[3 T, N, ...]`."""
+    state, seen = rolled(counting(), unrolls=3)
+    return state, jax.tree.map(lambda *parts: np.concatenate(parts), *seen)
+
+
+def test_shapes(three: tuple[RolloutState, Unroll]) -> None:
+    _, seen = three
+    assert seen.rows.state.shape == (3 * T, N, 3)
+    assert seen.rows.action.shape == (3 * T, N, 2)
+    assert {x.shape for x in (seen.rows.episode, seen.rows.step, seen.rows.version, seen.distance, seen.done)} == {
+        (3 * T, N)
+    }
+    assert {x.dtype for x in (seen.rows.episode, seen.rows.step, seen.rows.version)} == {np.dtype(np.int32)}
+
+
+def test_rows_hold_the_state_before_the_action(three: tuple[RolloutState, Unroll]) -> None:
+    _, seen = three
+    count = seen.rows.state[..., 0]
+    assert (count[0] == 0).all()
+    np.testing.assert_array_equal(count[1:], np.where(seen.done[:-1], 0, count[:-1] + 1))
+    np.testing.assert_allclose(seen.rows.action[..., 1], 0.1 * count, rtol=1e-6)  # the policy saw this very state
+    np.testing.assert_array_equal(seen.rows.action[..., 0], seen.rows.state[..., 2])  # and this episode's goal
+
+
+def test_episodes_end_by_termination_and_by_truncation(three: tuple[RolloutState, Unroll]) -> None:
+    _, seen = three
+    assert set(seen.rows.state[..., 0][seen.done]) == {2, 6}  # the last states: of 3 steps (limit) and of 7 (length)
+    assert seen.rows.state[..., 0].max() == 6
+    assert (seen.done.sum(axis=0) >= 60 // 7).all()
+
+
+def test_episodes_are_counted_over_unrolls(three: tuple[RolloutState, Unroll]) -> None:
+    state, seen = three
+    before = np.cumsum(seen.done, axis=0) - seen.done
+    np.testing.assert_array_equal(seen.rows.episode, before)
+    np.testing.assert_array_equal(state.episode, seen.done.sum(axis=0))
+
+
+def test_every_reset_draws_a_new_start_and_a_new_goal(three: tuple[RolloutState, Unroll]) -> None:
+    _, seen = three
+    for tag in (1, 2):
+        by_episode = {
+            (environment, int(seen.rows.episode[step, environment])): float(seen.rows.state[step, environment, tag])
+            for step in range(3 * T)
+            for environment in range(N)
+        }
+        assert len(set(by_episode.values())) == len(by_episode) > 3 * N
+        tags = np.array([[by_episode[n, int(e)] for n, e in enumerate(row)] for row in seen.rows.episode], np.float32)
+        np.testing.assert_array_equal(seen.rows.state[..., tag], tags)  # and keeps them to the episode's end
+
+
+def test_steps_and_versions_go_on_over_unrolls(three: tuple[RolloutState, Unroll]) -> None:
+    state, seen = three
+    np.testing.assert_array_equal(seen.rows.step, np.arange(3 * T)[:, None] + np.zeros((1, N)))
+    np.testing.assert_array_equal(seen.rows.version, np.repeat([5, 6, 7], T)[:, None] + np.zeros((1, N)))
+    assert int(state.step) == 3 * T
+    np.testing.assert_array_equal(state.episode_step, state.env.state[:, 0])
+
+
+def test_distance_is_to_the_commanded_goal_after_the_step(three: tuple[RolloutState, Unroll]) -> None:
+    _, seen = three
+    after = seen.rows.state[..., 0] + 1
+    limited = np.zeros(after.shape, bool)  # episodes that terminate after 3 steps have goal 2, the others 5
+    for environment in range(N):
+        for episode in range(seen.rows.episode[:, environment].max() + 1):
+            rows = seen.rows.episode[:, environment] == episode
+            limited[rows, environment] = (seen.done[:, environment] & rows & (after[:, environment] == 3)).any()
+    whole = seen.rows.episode < seen.rows.episode.max(axis=0)  # the last episode's end was not seen
+    expected = np.abs(after - np.where(limited, 2, 5))
+    np.testing.assert_array_equal(np.asarray(seen.distance)[whole], expected[whole])
+
+
+def test_goal_distance_by_hand(counting: Any) -> None:
+    state = np.array([[1.0, 9.0, 2.0], [4.0, 9.0, 6.0]])
+    np.testing.assert_allclose(goal_distance(counting().spec, state, np.array([[1.0, 2.0], [1.0, 2.0]])), [0, 5])
+
+
+def test_two_short_unrolls_are_one_long(counting: Any) -> None:
+    env = counting(limits=(100, 100), episode_length=100)  # no reset in between: nothing is drawn
+    end, (long,) = rolled(env, unrolls=1, length=12, environments=3)
+    short_end, parts = rolled(env, unrolls=2, length=6, environments=3)
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    for name in ("state", "action", "episode", "step"):
+        np.testing.assert_array_equal(getattr(long.rows, name), getattr(joined.rows, name))
+    np.testing.assert_array_equal(long.distance, joined.distance)
+    jax.tree.map(np.testing.assert_array_equal, end, short_end)

@@ -1,0 +1,99 @@
+"""Every mistake of the user's: one line that names the field and the remedy, before anything is started."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from deploy.cli import run_command
+from deploy.commands import explain_failure
+from shared.metrics import MetricsWriter
+
+DEMO = str(Path(__file__).parents[2] / "deploy" / "experiments" / "point_u_maze.yaml")
+
+MISTAKES = {
+    "depth": (["--collector.depth", "6"], "collector.depth: depth 6 is not a positive multiple of 4"),
+    "a learner's depth": (["--learners.deep.depth", "7"], "learners.deep.depth: depth 7"),
+    "type": (["--learners.deep.width", "x"], "learners.deep.width: input should be a valid integer"),
+    "choice": (["--replay.pace", "fast"], "replay.pace: input should be 'lockstep' or 'free'"),
+    "environment": (["--env", "point_u_mase"], "did you mean 'point_u_maze'"),
+    "key": (["--collector.dept", "8"], "--collector.dept: no such option"),
+    "learner": (["--learners.dep.depth", "8"], "it has: active, shallow, deep"),
+    "batch": (["--algorithm.batch-size", "100000"], "algorithm.batch_size: 100000 is more than the 12736 rows"),
+    "replay": (["--replay.steps-per-environment", "100"], "replay.steps_per_environment: 100 steps hold no window"),
+    "budget": (["--budget.env-steps", "10"], "budget.env_steps: 10 steps end before the first update; use at least"),
+}
+
+
+@pytest.mark.parametrize(("options", "line"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_one_line_and_starts_nothing(
+    options: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["run", DEMO, "--run-dir", str(tmp_path / "run"), *options]) == 2
+    printed = capsys.readouterr()
+    assert line in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+    assert printed.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_overwrite_removes_runs_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.tex").touch()
+    assert run_command(["run", DEMO, "--run-dir", str(tmp_path), "--overwrite"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_taken_port_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        command = ["run", DEMO, "--run-dir", str(tmp_path / "run"), "--replay.port", str(port)]
+        assert run_command(command) == 1
+    assert f"replay.port: port {port} is taken" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_missing_replay_environment_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FATHOM_REVERB_PYTHON", str(tmp_path / "no-python"))
+    assert run_command(["run", DEMO, "--run-dir", str(tmp_path / "run")]) == 1
+    assert "FATHOM_REVERB_PYTHON" in capsys.readouterr().err
+
+
+def test_a_run_too_big_for_the_disk_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", DEMO, "--run-dir", str(tmp_path / "run"), "--learners.deep.width", "300000"]
+    assert run_command(command) == 2
+    assert "MB free, this run writes about" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    (tmp_path / "metrics" / "learner-deep.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as full:
+        writer.write("learner-deep", {"updates": 1})
+    assert "No space left on device; make room" in explain_failure(full.value, tmp_path)
+
+
+def test_envs_as_json_lists_every_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["envs", "--json"]) == 0
+    envs = {row["env"]: row for row in json.loads(capsys.readouterr().out)}
+    assert envs["point_u_maze"] | {"state": 4, "goal": 2, "action": 2, "episode_length": 200} == envs["point_u_maze"]
+
+
+def test_bench_update_prints_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["bench", "update", "--depths", "4", "8", "--batch", "8", "--width", "8", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["depth"] for row in rows] == [4, 8]
+    wanted = {"depth", "batch", "width", "init_seconds", "trace_seconds", "compile_seconds", "step_seconds"}
+    assert all(row.keys() == wanted and all(value > 0 for value in row.values()) for row in rows)
+
+
+def test_bench_rollout_prints_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["bench", "rollout", "--num-envs", "8", "--width", "8", "--with-replay", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["env"] == "point_u_maze"
+    assert all(result[f"{part}_steps_per_second"] > 0 for part in ("bare", "policy", "collector"))

@@ -1,0 +1,81 @@
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from shared.config import Experiment
+from shared.envs.base import EnvSpec
+from shared.replay.codec import Columns
+
+
+class Line:
+    """Windows of points that move in straight lines: state `[0, x, y]`, goal `[x, y]`, action = a step's move.
+
+    What a row's action does is what a later row of its window shows, so goals tell actions apart.
+    """
+
+    spec = EnvSpec(
+        state_size=3,
+        goal_size=2,
+        action_size=2,
+        goal_indices=(1, 2),
+        episode_length=8,
+        goal_radius=0.5,
+        num_cells=1,
+    )
+
+    @staticmethod
+    def experiment(**overrides: Any) -> Experiment:
+        return Experiment.model_validate(
+            {
+                "env": "line",
+                "collector": {"depth": 4, "width": 16, "environments": 8, "unroll_length": 4},
+                "algorithm": {
+                    "batch_size": 16,
+                    "windows_per_update": 32,
+                    "minibatches_per_update": 12,
+                    "discount": 0.9,
+                    "actor_learning_rate": 3e-3,
+                    "critic_learning_rate": 3e-3,
+                },
+                "replay": {"steps_per_environment": 200, "prefill_steps": 8},
+                "budget": {"env_steps": 3200},
+            }
+            | overrides
+        )
+
+    @staticmethod
+    def windows(seed: int, windows: int = 32, rows: int = 12, unrelated: bool = False) -> Columns:
+        """`unrelated`: every row is a point of its own, so that no goal says anything about a row."""
+        rng = np.random.default_rng(seed)
+        apart = rows if unrelated else 1
+        start = rng.normal(size=(windows, apart, 2))
+        action = np.broadcast_to(rng.uniform(-1, 1, (windows, apart, 2)), (windows, rows, 2))
+        position = start + 0.5 * np.arange(rows)[:, None] * action
+        floats = np.concatenate([np.zeros((windows, rows, 1)), position, action], axis=-1).astype(np.float32)
+        step = np.broadcast_to(np.arange(rows), (windows, rows))
+        return Columns(floats, np.stack([0 * step, step, 0 * step + seed], axis=-1).astype(np.int32))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """JAX's compilation cache is on: what two tests share is compiled once."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("jax")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
+
+
+@pytest.fixture(scope="session")
+def line() -> type[Line]:
+    return Line

@@ -1,0 +1,169 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit, logsumexp, softmax
+
+from learner import losses
+from learner.losses import (
+    CONTRASTIVE_LOSSES,
+    PAIR_ENERGIES,
+    actor_loss,
+    alpha_loss,
+    binary_nce,
+    critic_loss,
+    forward_infonce,
+)
+from shared.config import AlgorithmConfig
+
+energy_matrix = jax.jit(losses.energy_matrix, static_argnums=0)
+
+PHI = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
+PSI = np.array([[0.0, 0.0], [0.0, 2.0]], np.float32)
+# Distances: |(3, 4)| = 5, |(3, 2)| = sqrt(13), |(1, 0)| = 1, |(1, -2)| = sqrt(5).
+ENERGIES_BY_HAND: dict[str, list[list[float]]] = {
+    "norm": [[-5, -np.sqrt(13)], [-1, -np.sqrt(5)]],
+    "l2": [[-25, -13], [-1, -5]],
+    "dot": [[0, 8], [0, 0]],
+    "cosine": [[0, 0.8], [0, 0]],
+}
+MATRIX = np.array([[2.0, -1.0, 0.5], [0.0, 1.0, 3.0], [-2.0, 0.25, -0.5]], np.float32)
+
+
+def cross_entropy(rows: np.ndarray) -> float:
+    """Of the diagonal, the long way: probabilities first."""
+    return float(-np.log(np.diagonal(softmax(rows, axis=1))).mean())
+
+
+def binary_by_hand(energy: np.ndarray) -> float:
+    positives = [-np.log(expit(energy[i, i])) for i in range(3)]
+    negatives = [-np.log(1 - expit(energy[i, j])) for i in range(3) for j in range(3) if i != j]
+    return float(np.mean(positives) + np.mean(negatives))
+
+
+LOSSES_BY_HAND = {
+    "forward_infonce": cross_entropy(MATRIX),
+    "backward_infonce": cross_entropy(MATRIX.T),
+    "symmetric_infonce": (cross_entropy(MATRIX) + cross_entropy(MATRIX.T)) / 2,
+    "binary_nce": binary_by_hand(MATRIX),
+}
+
+
+def options(field: str) -> set[str]:
+    return set(AlgorithmConfig.model_json_schema()["properties"][field]["enum"])
+
+
+def test_every_option_of_the_configuration_exists_and_is_tested() -> None:
+    assert options("energy") == set(PAIR_ENERGIES) == set(ENERGIES_BY_HAND)
+    assert options("contrastive_loss") == set(CONTRASTIVE_LOSSES) == set(LOSSES_BY_HAND)
+
+
+@pytest.mark.parametrize("name", ENERGIES_BY_HAND)
+def test_energy_by_hand(name: str) -> None:
+    np.testing.assert_allclose(energy_matrix(name, PHI, PSI), ENERGIES_BY_HAND[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PAIR_ENERGIES)
+def test_matrix_is_the_pairwise_definition(name: str) -> None:
+    phi, psi = np.random.default_rng(0).normal(size=(2, 7, 5)).astype(np.float32)
+    pair = jax.jit(PAIR_ENERGIES[name])
+    pairs = [[pair(phi[i], psi[j]) for j in range(7)] for i in range(7)]
+    np.testing.assert_allclose(energy_matrix(name, phi, psi), pairs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_diagonal_is_precise_where_the_matmul_loses_digits() -> None:
+    rng = np.random.default_rng(0)
+    phi, step = rng.normal(size=(2, 64, 64))
+    phi = (100 * phi / np.linalg.norm(phi, axis=1, keepdims=True)).astype(np.float32)
+    psi = (phi + step / np.linalg.norm(step, axis=1, keepdims=True)).astype(np.float32)  # distance about 1
+    exact = -np.linalg.norm(phi[:, None].astype(np.float64) - psi.astype(np.float64), axis=-1)
+    error = abs(np.asarray(energy_matrix("norm", phi, psi)) - exact)
+    assert np.diagonal(error).max() < 1e-6
+    assert error.max() < 1e-4
+
+
+@pytest.mark.parametrize("name", PAIR_ENERGIES)
+def test_the_matmul_never_drops_to_tf32(name: str) -> None:
+    jaxpr = str(jax.make_jaxpr(lambda x, y: losses.energy_matrix(name, x, y))(PHI, PSI))
+    assert jaxpr.count("dot_general") == 1
+    assert "Precision.HIGHEST" in jaxpr
+
+
+def test_cosine_is_of_each_row() -> None:
+    longer = energy_matrix("cosine", PHI * np.array([[10.0], [0.1]], np.float32), PSI)
+    np.testing.assert_allclose(longer, energy_matrix("cosine", PHI, PSI), atol=1e-6)
+    np.testing.assert_allclose(np.diagonal(energy_matrix("cosine", PHI, 7 * PHI)), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PAIR_ENERGIES)
+def test_gradients_are_finite_where_representations_meet(name: str) -> None:
+    for point in (PHI, np.zeros_like(PHI), np.ones_like(PHI)):
+        for energy in (lambda x, y: energy_matrix(name, x, y), PAIR_ENERGIES[name]):
+            loss = jax.grad(lambda x, y, f=energy: f(x, y).sum(), argnums=(0, 1))
+            assert all(np.isfinite(gradient).all() for gradient in loss(point, point))
+
+
+@pytest.mark.parametrize("name", LOSSES_BY_HAND)
+def test_contrastive_loss_by_hand(name: str) -> None:
+    assert CONTRASTIVE_LOSSES[name](MATRIX) == pytest.approx(LOSSES_BY_HAND[name], rel=1e-5)
+
+
+def test_every_option_moves_the_result() -> None:
+    assert len({round(loss, 3) for loss in LOSSES_BY_HAND.values()}) == len(LOSSES_BY_HAND)
+    phi, psi = np.random.default_rng(1).normal(size=(2, 4, 3)).astype(np.float32)
+    matrices = [np.asarray(energy_matrix(name, phi, psi)) for name in PAIR_ENERGIES]
+    for i, one in enumerate(matrices):
+        assert all(abs(one - other).min() > 1e-3 for other in matrices[:i])
+
+
+def test_binary_nce_has_negatives() -> None:
+    assert binary_nce(MATRIX + 1 - np.eye(3, dtype=np.float32)) > binary_nce(MATRIX) + 0.1
+    gradient = np.asarray(jax.grad(binary_nce)(MATRIX))
+    assert (np.diagonal(gradient) < 0).all()
+    assert (gradient[~np.eye(3, dtype=bool)] > 0).all()
+
+
+def test_the_penalty_is_on_the_rows_logsumexp() -> None:
+    rows = logsumexp(MATRIX, axis=1)
+    for penalty in (0.0, 0.1, 2.0):
+        loss, _ = critic_loss(MATRIX, forward_infonce, penalty)
+        assert loss == pytest.approx(cross_entropy(MATRIX) + penalty * np.mean(rows**2), rel=1e-5)
+    assert not np.isclose(np.mean(rows**2), np.mean(logsumexp(MATRIX, axis=0) ** 2), rtol=0.01)
+
+
+def test_critic_metrics_by_hand() -> None:
+    _, metrics = critic_loss(MATRIX, forward_infonce, 0.1)
+    by_hand = {
+        "critic/accuracy": 1 / 3,  # row 0 alone has its largest energy on the diagonal
+        "critic/positive": (2 + 1 - 0.5) / 3,
+        "critic/negative": (-1 + 0.5 + 0 + 3 - 2 + 0.25) / 6,
+        "critic/logsumexp": logsumexp(MATRIX, axis=1).mean(),
+        "critic/loss": cross_entropy(MATRIX) + 0.1 * np.mean(logsumexp(MATRIX, axis=1) ** 2),
+    }
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_every_critic_metric_moves() -> None:
+    _, before = critic_loss(MATRIX, forward_infonce, 0.1)
+    _, after = critic_loss(MATRIX.T + 2 * np.eye(3, dtype=np.float32) - 1, forward_infonce, 0.1)
+    assert all(abs(before[name] - after[name]) > 0.01 for name in before)
+
+
+def test_actor_loss_by_hand() -> None:
+    log_prob, energy = np.array([-1.0, 3.0], np.float32), np.array([-2.0, -6.0], np.float32)
+    loss, metrics = actor_loss(log_prob, energy, np.log(0.5, dtype=np.float32))
+    assert loss == pytest.approx((0.5 * -1 + 2 + 0.5 * 3 + 6) / 2)
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        {"actor/loss": 4.5, "actor/entropy": -1.0, "actor/energy": -4.0}
+    )
+    gradient = jax.grad(lambda e: actor_loss(log_prob, e, jnp.zeros(()))[0])(energy)
+    np.testing.assert_allclose(gradient, [-0.5, -0.5])  # more energy, less loss
+
+
+def test_alpha_loss_by_hand() -> None:
+    log_prob, log_alpha = np.array([1.0, 2.0], np.float32), jnp.log(2.0)
+    # Entropy -1.5 is below the target -1: the coefficient must grow.
+    assert alpha_loss(log_alpha, log_prob, target_entropy=-1.0) == pytest.approx(2 * (-1.5 + 1))
+    assert jax.grad(alpha_loss)(log_alpha, log_prob, -1.0) == pytest.approx(-1.0)
+    assert jax.grad(alpha_loss)(log_alpha, -log_prob, -1.0) == pytest.approx(5.0)
+    assert (jax.grad(alpha_loss, argnums=1)(log_alpha, log_prob, -1.0) == 0).all()

@@ -1,0 +1,238 @@
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from learner.losses import CONTRASTIVE_LOSSES, critic_loss, energy_matrix
+from learner.relabel import Transitions
+from learner.state import LearnerState, Optimisers, init_state, make_optimisers
+from learner.update import make_gradient_step, make_gradients, make_transitions, make_update_step
+from shared.config import AlgorithmConfig, NetworkConfig, Plan, make_plan
+from shared.networks import Actor, Encoder, Networks, make_networks
+from shared.policy import sample_action
+from shared.replay.codec import Columns
+from shared.types import Metrics
+
+LINEAR = Networks(Actor(nn.Dense(4), 2), Encoder(nn.Dense(4), 3), Encoder(nn.Dense(4), 3))  # compile in no time
+SGD = Optimisers(optax.sgd(0.1), optax.sgd(0.2), optax.sgd(0.3))  # steps are gradients, so they can be compared
+FROZEN = Optimisers(optax.sgd(0.0), optax.sgd(0.0), optax.sgd(0.0))
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    """Bit-equal trees; PRNG keys too."""
+    jax.tree.map(lambda x, y: None, one, other)  # the same structure
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+def assert_close(one: Any, other: Any) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-6), one, other)
+
+
+def differs(one: Any, other: Any) -> bool:
+    return any(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x != y).any()), one, other)))
+
+
+@pytest.fixture(scope="module")
+def minibatch() -> Transitions:
+    rng = np.random.default_rng(0)
+    sizes = {"state": (6, 3), "action": (6, 2), "goal": (6, 2)}
+    return Transitions(**{name: jnp.asarray(0.3 * rng.normal(size=size), jnp.float32) for name, size in sizes.items()})
+
+
+class Linear(NamedTuple):
+    """An update of linear networks on all rows of windows that are cropped in one way only."""
+
+    plan: Plan
+    state: LearnerState
+    windows: Columns
+    update: Callable[[LearnerState, Columns], tuple[LearnerState, Metrics]]
+    traces: list[Columns]
+
+
+def make_linear(line: Any, optimisers: Optimisers, **algorithm: Any) -> Linear:
+    experiment = line.experiment(
+        collector={"depth": 4, "environments": 8, "unroll_length": 1},
+        algorithm={"batch_size": 14, "windows_per_update": 6, "minibatches_per_update": 3} | algorithm,
+    )
+    plan = make_plan(experiment, line.spec)
+    state = init_state(LINEAR, optimisers, line.spec, jax.random.key(0))
+    update_step = make_update_step(LINEAR, optimisers, experiment.algorithm, plan, line.spec)
+    traces = []
+
+    @jax.jit
+    def update(state: LearnerState, windows: Columns) -> tuple[LearnerState, Metrics]:
+        traces.append(windows)
+        return update_step(state, windows)
+
+    return Linear(plan, state, line.windows(3, windows=6, rows=plan.window_rows), update, traces)
+
+
+@pytest.fixture(scope="module")
+def linear(line: Any) -> Linear:
+    return make_linear(line, SGD)
+
+
+def test_an_update_is_pure(linear: Linear) -> None:
+    kept = jax.tree.map(lambda x: x.copy(), linear.state)
+    one, other = linear.update(linear.state, linear.windows), linear.update(linear.state, linear.windows)
+    assert_equal(one, other)
+    assert_equal(linear.state, kept)
+
+
+def test_an_update_counts_itself_changes_the_key_and_traces_once(linear: Linear) -> None:
+    states = [linear.state]
+    for _ in range(3):
+        states.append(linear.update(states[-1], linear.windows)[0])
+    assert [int(state.updates) for state in states] == [0, 1, 2, 3]
+    assert len({tuple(jax.random.key_data(state.key).tolist()) for state in states}) == 4
+    assert len(linear.traces) == 1
+    for name in ("actor", "critic", "log_alpha"):
+        assert differs(getattr(states[0], name), getattr(states[1], name))
+
+
+def test_the_key_and_the_windows_decide(linear: Linear) -> None:
+    result = linear.update(linear.state, linear.windows)[0]
+    other_key = linear.update(linear.state._replace(key=jax.random.key(7)), linear.windows)[0]
+    other_windows = linear.update(linear.state, linear.windows._replace(floats=linear.windows.floats + 1))[0]
+    assert differs(result.critic, other_key.critic)
+    assert differs(result.critic, other_windows.critic)
+
+
+def test_an_update_uses_distinct_rows_in_a_new_order(line: Any) -> None:
+    linear = make_linear(line, FROZEN, minibatches_per_update=3)
+    assert linear.plan.window_length * 6 == 3 * 14 + 6  # all rows there are
+    # Where a window's states are all the same, so is every goal: a row's energy depends on the row alone.
+    floats = linear.windows.floats.copy()
+    floats[:, :, :3] = floats[:, :1, :3]
+    floats[:, :, 3:] = np.random.default_rng(0).uniform(-1, 1, floats[:, :, 3:].shape)
+    rows = floats[:, :-1].reshape(-1, 5)
+    critic = linear.state.critic
+    phi, psi = LINEAR.state_action.apply(critic.state_action, rows), LINEAR.goal.apply(critic.goal, rows[:, 1:3])
+    each_once = -np.linalg.norm(phi - psi, axis=1).mean()
+    negatives = []
+    state = linear.state
+    for _ in range(3):
+        state, metrics = linear.update(state, linear.windows._replace(floats=floats))
+        assert metrics["critic/positive"] == pytest.approx(each_once, rel=1e-5)
+        negatives.append(float(metrics["critic/negative"]))
+    assert len(set(negatives)) == 3  # who meets whom in a minibatch changes
+
+
+def test_transitions_are_relabelled_rows_of_cropped_windows(line: Any) -> None:
+    experiment = line.experiment()
+    plan = make_plan(experiment, line.spec)
+    windows = line.windows(0)
+    transitions = make_transitions(windows, plan, line.spec, 0.9, jax.random.key(0))
+    state, action, goal = jax.tree.map(lambda x: np.asarray(x).reshape(32, 7, -1), transitions)
+    starts = set()
+    for window in range(32):
+        rows = windows.floats[window]
+        start = int(np.flatnonzero((rows[:, :3] == state[window, 0]).all(axis=1))[0])
+        starts.add(start)
+        np.testing.assert_array_equal(state[window], rows[start : start + 7, :3])
+        np.testing.assert_array_equal(action[window], rows[start : start + 7, 3:])
+        ahead = (rows[None, :, 1:3] == goal[window, :, None]).all(axis=2).argmax(axis=1) - start - np.arange(7)
+        assert (ahead >= 1).all()
+        assert (ahead + np.arange(7) <= 7).all()
+    assert starts == set(range(plan.unroll_length))
+
+
+@jax.jit
+def by_hand(state: LearnerState, minibatch: Transitions, key: jax.Array) -> LearnerState:
+    """The reference: actor and entropy coefficient first, then the critic, all against the critic as it was."""
+
+    def encode(critic: Any, action: Any) -> tuple[jax.Array, jax.Array]:
+        pair = jnp.concatenate([minibatch.state, action], axis=1)
+        return LINEAR.state_action.apply(critic.state_action, pair), LINEAR.goal.apply(critic.goal, minibatch.goal)
+
+    def actor(params: Any) -> jax.Array:
+        action, log_prob = sample_action(LINEAR.actor, params, minibatch.state, minibatch.goal, key)
+        phi, psi = encode(state.critic, action)
+        return jnp.mean(jnp.exp(state.log_alpha) * log_prob + jnp.linalg.norm(phi - psi, axis=1))
+
+    def critic(params: Any) -> jax.Array:
+        phi, psi = encode(params, minibatch.action)
+        energy = -jnp.linalg.norm(phi[:, None] - psi[None], axis=-1)
+        log_partition = jnp.log(jnp.sum(jnp.exp(energy), axis=1))
+        return jnp.mean(log_partition - jnp.diagonal(energy)) + 0.1 * jnp.mean(log_partition**2)
+
+    _, log_prob = sample_action(LINEAR.actor, state.actor, minibatch.state, minibatch.goal, key)
+    alpha_gradient = jnp.exp(state.log_alpha) * jnp.mean(-log_prob + 0.5 * 2)  # target entropy -0.5 for each action
+    return state._replace(
+        actor=jax.tree.map(lambda x, g: x - 0.1 * g, state.actor, jax.grad(actor)(state.actor)),
+        critic=jax.tree.map(lambda x, g: x - 0.2 * g, state.critic, jax.grad(critic)(state.critic)),
+        log_alpha=state.log_alpha - 0.3 * alpha_gradient,
+    )
+
+
+def test_gradient_steps_by_hand(line: Any, minibatch: Transitions) -> None:
+    step = jax.jit(make_gradient_step(LINEAR, SGD, AlgorithmConfig(), line.spec))
+    state = init_state(LINEAR, SGD, line.spec, jax.random.key(0))._replace(log_alpha=jnp.float32(0.3))
+    expected = state
+    for seed in range(2):
+        key = jax.random.key(seed)
+        state, expected = step(state, minibatch, key)[0], by_hand(expected, minibatch, key)
+        for name in ("actor", "critic", "log_alpha"):
+            assert_close(getattr(state, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"energy": "l2", "contrastive_loss": "binary_nce"},
+        {"energy": "dot", "contrastive_loss": "backward_infonce", "logsumexp_penalty": 0.0},
+        {"energy": "cosine", "contrastive_loss": "symmetric_infonce", "target_entropy_per_action": -3.0},
+    ],
+    ids=lambda options: options["energy"],
+)
+def test_options_reach_the_losses(line: Any, minibatch: Transitions, options: dict[str, Any]) -> None:
+    algorithm = AlgorithmConfig.model_validate(options)
+    state = init_state(LINEAR, SGD, line.spec, jax.random.key(0))
+    _, metrics = jax.jit(make_gradients(LINEAR, algorithm, line.spec))(state, minibatch, jax.random.key(1))
+
+    def energies(action: Any) -> jax.Array:
+        phi = LINEAR.state_action.apply(state.critic.state_action, jnp.concatenate([minibatch.state, action], axis=1))
+        return energy_matrix(algorithm.energy, phi, LINEAR.goal.apply(state.critic.goal, minibatch.goal))
+
+    contrastive = CONTRASTIVE_LOSSES[algorithm.contrastive_loss]
+    expected, _ = critic_loss(energies(minibatch.action), contrastive, algorithm.logsumexp_penalty)
+    assert metrics["critic/loss"] == pytest.approx(float(expected), rel=1e-4)
+    own, log_prob = sample_action(LINEAR.actor, state.actor, minibatch.state, minibatch.goal, jax.random.key(1))
+    assert metrics["actor/energy"] == pytest.approx(float(jnp.diagonal(energies(own)).mean()), rel=1e-4)
+    target = 2 * algorithm.target_entropy_per_action
+    assert metrics["alpha/loss"] == pytest.approx(float(jnp.mean(-log_prob - target)), rel=1e-4)
+
+
+def test_each_network_has_its_own_adam() -> None:
+    algorithm = AlgorithmConfig(actor_learning_rate=0.1, critic_learning_rate=0.2, alpha_learning_rate=0.3)
+    steps = []
+    for optimiser in make_optimisers(algorithm):
+        params, state = jnp.zeros(()), optimiser.init(jnp.zeros(()))
+        for gradient in (4.0, 4.0):  # Adam's first steps are as long as the learning rate, whatever the gradient
+            update, state = optimiser.update(jnp.float32(gradient), state)
+            params = optax.apply_updates(params, update)
+        steps.append(float(params))
+    assert steps == pytest.approx([-0.2, -0.4, -0.6], rel=1e-4)
+
+
+def test_gradients_reach_every_block_at_depth_64(line: Any, minibatch: Transitions) -> None:
+    networks = make_networks(NetworkConfig(depth=64, width=8), line.spec)
+    state = init_state(networks, SGD, line.spec, jax.random.key(0))
+    gradients, _ = jax.jit(make_gradients(networks, AlgorithmConfig(), line.spec))(state, minibatch, jax.random.key(1))
+    for network in (gradients.actor, gradients.critic.state_action, gradients.critic.goal):
+        flat = jax.tree_util.tree_flatten_with_path(network["params"]["trunk"]["blocks"])[0]
+        kernels = [np.asarray(leaf) for path, leaf in flat if path[-1].key == "kernel"]
+        assert [kernel.shape for kernel in kernels] == [(16, 8, 8)] * 4
+        for kernel in kernels:
+            norms = np.linalg.norm(kernel.reshape(16, -1), axis=1)
+            assert np.isfinite(norms).all()
+            assert norms.min() > 1e-3 * norms.max() > 0
+        assert all((abs(leaf).max() > 0) and np.isfinite(leaf).all() for leaf in jax.tree.leaves(network))

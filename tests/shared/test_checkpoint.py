@@ -1,0 +1,58 @@
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shared import checkpoint
+
+
+def state(seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "kernel": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32),
+        "half": jnp.asarray(rng.normal(size=5), jnp.bfloat16),
+        "nested": (jnp.asarray(rng.integers(9, size=2), jnp.int32), {"log_alpha": jnp.float32(np.pi + seed)}),
+        "key": jax.random.key(seed),
+    }
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    jax.tree.map(lambda x, y: None, one, other)  # the same structure
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert x.dtype == y.dtype
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_state_comes_back_bit_equal(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "a" / "b", state(3))
+    restored = checkpoint.load(tmp_path / "a" / "b", like=state(0))
+    assert_equal(restored, state(3))
+    assert jax.random.normal(restored["key"]) == jax.random.normal(jax.random.key(3))
+
+
+def test_shapes_are_enough_to_load(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "a", state(3))
+    assert_equal(checkpoint.load(tmp_path / "a", like=jax.eval_shape(lambda: state(0))), state(3))
+
+
+def test_a_second_save_replaces_the_first(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "a", state(1))
+    checkpoint.save(tmp_path / "a", state(2))
+    assert_equal(checkpoint.load(tmp_path / "a", like=state(0)), state(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_relative_path_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save(Path("a"), state(1))
+    assert_equal(checkpoint.load(Path("a"), like=state(0)), state(1))
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="none: no checkpoint here; the run ended before it was written"):
+        checkpoint.load(tmp_path / "none", like=state(0))

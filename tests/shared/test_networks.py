@@ -1,0 +1,155 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shared.config import NetworkConfig
+from shared.envs.base import EnvSpec
+from shared.networks import (
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    Encoder,
+    NetworkParams,
+    Networks,
+    Trunk,
+    init_params,
+    make_networks,
+    network_size,
+    parameter_count,
+)
+
+SPEC = EnvSpec(
+    state_size=3, goal_size=2, action_size=2, goal_indices=(0, 1), episode_length=8, goal_radius=0.5, num_cells=1
+)
+STATE, GOAL = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)[:, :, :3]
+GOAL = GOAL[:, :2]
+
+
+def build(**config: Any) -> tuple[Networks, NetworkParams]:
+    """Small networks; their shapes alone cost nothing."""
+    networks = make_networks(NetworkConfig.model_validate({"width": 8, "representation_size": 4} | config), SPEC)
+    return networks, jax.eval_shape(lambda key: init_params(networks, SPEC, key), jax.random.key(0))
+
+
+def stacked(params: Any) -> set[int]:
+    """How many blocks each array of the trunk's blocks holds."""
+    return {leaf.shape[0] for leaf in jax.tree.leaves(params["params"]["trunk"]["blocks"])}
+
+
+def expected_count(inputs: int, depth: int, width: int, outputs: int) -> int:
+    layer_norms = 2 * width * (depth + 1)
+    return (inputs + 1) * width + depth * (width + 1) * width + layer_norms + (width + 1) * outputs
+
+
+@pytest.mark.parametrize("depth", [4, 8, 64, 1024])
+def test_depth_is_honoured(depth: int) -> None:
+    networks, params = build(depth=depth)
+    assert network_size(networks, SPEC) == parameter_count(params)
+    for network, inputs, outputs in (
+        (params.actor, 5, 2 * 2),
+        (params.critic.state_action, 5, 4),
+        (params.critic.goal, 2, 4),
+    ):
+        assert stacked(network) == {depth // 4}
+        assert parameter_count(network) == expected_count(inputs, depth, 8, outputs)
+
+
+def test_actor_and_critic_may_differ() -> None:
+    _, params = build(depth=8, actor_depth=16, critic_width=6)
+    assert stacked(params.actor) == {4}
+    assert stacked(params.critic.state_action) == stacked(params.critic.goal) == {2}
+    assert parameter_count(params.actor) == expected_count(5, 16, 8, 4)
+    assert parameter_count(params.critic.goal) == expected_count(2, 8, 6, 4)
+    _, params = build(depth=8, critic_depth=12, actor_width=6)
+    assert parameter_count(params.actor) == expected_count(5, 8, 6, 4)
+    assert parameter_count(params.critic.state_action) == expected_count(5, 12, 8, 4)
+
+
+def test_trunk_by_hand() -> None:
+    trunk = Trunk(depth=8, width=6, layer_norm=True, residual=True, activation="swish")
+    params = trunk.init(jax.random.key(1), STATE)
+    # Shift every array off its initial value, so that biases and scales count.
+    params = jax.tree.map(lambda x: x + 0.1 * np.arange(x.size).reshape(x.shape) / x.size, params)
+
+    def layer(x: np.ndarray, values: Any, block: Any = ()) -> np.ndarray:
+        dense, norm = values["Dense_0"], values["LayerNorm_0"]
+        x = x @ dense["kernel"][block] + dense["bias"][block]
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        x = x * norm["scale"][block] + norm["bias"][block]
+        return x / (1 + np.exp(-x))
+
+    values = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"])
+    x = layer(STATE.astype(np.float64), values["stem"])
+    for block in range(2):
+        y = x
+        for index in range(4):
+            y = layer(y, values["blocks"][f"_Layer_{index}"], block)
+        x = x + y
+    np.testing.assert_allclose(trunk.apply(params, STATE), x, rtol=1e-4, atol=1e-5)
+
+
+def test_every_switch_changes_the_output() -> None:
+    switches = {"layer_norm": True, "residual": True, "activation": "swish"}
+    changes: list[dict[str, Any]] = [{"layer_norm": False}, {"residual": False}, {"activation": "relu"}]
+    base = Encoder(Trunk(depth=4, width=8, **switches), 4)
+    params = base.init(jax.random.key(0), STATE)
+    before = base.apply(params, STATE)
+    for change in changes:
+        network = Encoder(Trunk(depth=4, width=8, **(switches | change)), 4)
+        after = network.apply(params, STATE)
+        assert abs(before - after).max() > 1e-3, change
+    without = jax.eval_shape(Encoder(Trunk(4, 8, False, True, "swish"), 4).init, jax.random.key(0), STATE)
+    assert parameter_count(params) - parameter_count(without) == 2 * 8 * 5  # scales and biases of 5 layer norms
+
+
+@pytest.mark.parametrize("change", [{"layer_norm": False}, {"residual": False}, {"activation": "relu"}])
+def test_switches_reach_all_three_networks(change: dict[str, Any]) -> None:
+    networks, _ = build(**change)
+    name, value = next(iter(change.items()))
+    assert all(getattr(network.trunk, name) == value for network in networks)
+    assert all(getattr(network.trunk, name) != value for network in build()[0])
+
+
+def test_initial_parameters() -> None:
+    networks, _ = build(depth=8, width=64)
+    init = jax.jit(lambda key: init_params(networks, SPEC, key))
+    params, again, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), params, again))
+    kernels = [
+        np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0] if path[-1].key == "kernel"
+    ]
+    others = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(other)[0] if path[-1].key == "kernel"]
+    assert all((kernel != y).any() for kernel, y in zip(kernels, others, strict=True))
+    for kernel in kernels:
+        bound = 1 / np.sqrt(kernel.shape[-2])  # uniform of variance 1 / (3 fan in)
+        assert abs(kernel).max() <= bound
+        assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.35 if kernel.size < 300 else 0.05)
+    blocks = params.actor["params"]["trunk"]["blocks"]["_Layer_0"]["Dense_0"]
+    assert (blocks["kernel"][0] != blocks["kernel"][1]).any()  # blocks start apart
+    assert (blocks["bias"] == 0).all()
+
+
+def test_log_std_is_bounded() -> None:
+    networks, _ = build()
+    params = networks.actor.init(jax.random.key(0), STATE, GOAL)
+    head = params["params"]["log_std"]
+    for bias, bound in ((0.0, None), (100.0, LOG_STD_MAX), (-100.0, LOG_STD_MIN)):
+        moved = {"params": params["params"] | {"log_std": head | {"bias": jnp.full(2, bias)}}}
+        mean, log_std = networks.actor.apply(moved, STATE, GOAL)
+        assert mean.shape == log_std.shape == (5, 2)
+        if bound is not None:
+            np.testing.assert_allclose(log_std, bound, atol=1e-5)
+        else:
+            assert (log_std > LOG_STD_MIN).all()
+            assert (log_std < LOG_STD_MAX).all()
+    assert (LOG_STD_MIN, LOG_STD_MAX) == (-5, 2)
+
+
+def test_the_actor_sees_state_and_goal() -> None:
+    networks, _ = build()
+    params = networks.actor.init(jax.random.key(0), STATE, GOAL)
+    mean = networks.actor.apply(params, STATE, GOAL)[0]
+    assert (networks.actor.apply(params, STATE + 1, GOAL)[0] != mean).all()
+    assert (networks.actor.apply(params, STATE, GOAL + 1)[0] != mean).all()

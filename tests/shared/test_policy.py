@@ -1,0 +1,77 @@
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import kstest, norm
+
+from shared.networks import Actor
+from shared.policy import deterministic_policy, sample_action, stochastic_policy
+
+N = 4000
+ACTOR = Actor(nn.Dense(4), 2)
+STATE, GOAL = jnp.zeros((N, 3)), jnp.zeros((N, 2))
+MEAN, LOG_STD = np.array([0.4, -0.2]), np.array([-0.5, 0.1])
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    """An actor whose action has mean `MEAN` and log std `LOG_STD` before its tanh, whatever it sees."""
+    zeros = jax.tree.map(jnp.zeros_like, ACTOR.init(jax.random.key(0), STATE[0], GOAL[0]))["params"]
+    zeros["mean"]["bias"] = jnp.asarray(MEAN, jnp.float32)
+    zeros["log_std"]["bias"] = jnp.asarray(np.arctanh(2 * (LOG_STD + 5) / 7 - 1), jnp.float32)
+    return {"params": zeros}
+
+
+def log_density(action: np.ndarray) -> np.ndarray:
+    """Of tanh of a Gaussian, in float64: the Gaussian's at atanh(action), times |d atanh / d action|."""
+    return (norm.logpdf(np.arctanh(action), MEAN, np.exp(LOG_STD)) - np.log1p(-(action**2))).sum(axis=-1)
+
+
+def test_log_prob_is_the_squashed_gaussians(params: Any) -> None:
+    sampled, log_prob = sample_action(ACTOR, params, STATE, GOAL, jax.random.key(0))
+    action = np.asarray(sampled, np.float64)
+    inside = (abs(action) < 0.99).all(axis=1)  # nearer to 1 the reference's 1e-6 shows
+    assert inside.mean() > 0.8
+    np.testing.assert_allclose(log_prob[inside], log_density(action)[inside], atol=2e-3)
+
+
+def test_the_density_integrates_to_one(params: Any) -> None:
+    """That `log_density` is a density at all: over a grid of actions it sums to 1."""
+    edge = np.tanh(np.linspace(-6, 6, 801))
+    middle, width = (edge[1:] + edge[:-1]) / 2, np.diff(edge)
+    grid = np.stack(np.meshgrid(middle, middle, indexing="ij"), axis=-1)
+    assert (np.exp(log_density(grid)) * width[:, None] * width).sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_actions_follow_it(params: Any) -> None:
+    action = np.asarray(stochastic_policy(ACTOR)(params, STATE, GOAL, jax.random.key(1)))
+    assert action.shape == (N, 2)
+    assert abs(action).max() <= 1
+    for axis in range(2):
+        noise = (np.arctanh(action[:, axis]) - MEAN[axis]) / np.exp(LOG_STD[axis])
+        assert kstest(noise, "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(action.T)[0, 1]) < 0.06
+
+
+def test_log_prob_is_finite_at_the_edge(params: Any) -> None:
+    far = {"params": params["params"] | {"mean": jax.tree.map(lambda x: x + 50, params["params"]["mean"])}}
+    action, log_prob = sample_action(ACTOR, far, STATE, GOAL, jax.random.key(0))
+    assert (action == 1).all()
+    assert np.isfinite(log_prob).all()
+
+
+def test_keys_decide_the_stochastic_policy(params: Any) -> None:
+    policy = stochastic_policy(ACTOR)
+    first, again, other = (policy(params, STATE, GOAL, jax.random.key(seed)) for seed in (0, 0, 1))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+def test_the_deterministic_policy_is_tanh_of_the_mean(params: Any) -> None:
+    policy = deterministic_policy(ACTOR)
+    action = policy(params, STATE, GOAL, jax.random.key(0))
+    np.testing.assert_allclose(action, np.broadcast_to(np.tanh(MEAN), (N, 2)), rtol=1e-6)
+    assert (action == policy(params, STATE, GOAL, jax.random.key(1))).all()
