@@ -30,7 +30,10 @@ class Snapshot(NamedTuple):
 
 
 class SnapshotQueue:
-    """Snapshots waiting for the evaluator; when full, the oldest that is no learner's last one is dropped."""
+    """Snapshots waiting for the evaluator; when full, the oldest that is no learner's last one is dropped.
+
+    Last ones are never dropped, so the queue may grow past its length by one for each learner.
+    """
 
     def __init__(self, length: int = QUEUE_LENGTH) -> None:
         self._length = length

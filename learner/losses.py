@@ -10,6 +10,7 @@ from shared.types import Array, Metrics
 Energy = Callable[[Array, Array], jax.Array]
 ContrastiveLoss = Callable[[Array], jax.Array]
 
+_ROUNDING = 1e-6  # of a squared distance, relative to the squared norms it is the difference of
 _EPSILON = 1e-12  # keeps the root's gradient finite where two representations meet
 
 
@@ -19,9 +20,13 @@ def _products(x: Array, y: Array) -> jax.Array:
 
 
 def _squared_distances(x: Array, y: Array) -> jax.Array:
-    """`[B, B]` through one matmul; a `[B, B, E]` difference costs more than the networks do."""
-    squares = jnp.sum(x**2, axis=-1)[:, None] + jnp.sum(y**2, axis=-1)[None, :]
-    return jnp.maximum(squares - 2 * _products(x, y), 0)
+    """`[B, B]` through one matmul; a `[B, B, E]` difference costs more than the networks do.
+
+    What lies below float32's rounding of the norms is held there, without a gradient: the root of a
+    rounding error would have a huge one.
+    """
+    norms = jnp.sum(x**2, axis=-1)[:, None] + jnp.sum(y**2, axis=-1)[None, :]
+    return jnp.maximum(norms - 2 * _products(x, y), jax.lax.stop_gradient(_ROUNDING * norms))
 
 
 def _unit(x: Array) -> jax.Array:

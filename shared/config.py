@@ -7,17 +7,28 @@ sizes are known). Inner functions receive values, never a configuration.
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from shared.envs.base import EnvSpec
 
 BLOCK_DEPTH = 4  # hidden Dense layers in one residual block
 ACTIVE = "active"  # the collector learner's name, in tables, metrics and summaries
 
-PositiveInt = Annotated[int, Field(gt=0)]
+
+def _whole(value: Any) -> Any:
+    """YAML reads 1e8 as a text and 1.0e+8 as a float; both are whole numbers here."""
+    try:
+        number = float(value) if isinstance(value, (str, float)) else value
+    except ValueError:
+        return value
+    return int(number) if isinstance(number, float) and number.is_integer() else value
+
+
+PositiveInt = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -72,7 +83,7 @@ class NetworkConfig(_Frozen):
 class LearnerConfig(NetworkConfig):
     """One learner: its network, its seed of initialisation and its resources."""
 
-    seed: int = 0
+    seed: Seed = 0
     resources: Resources = Resources()
 
 
@@ -151,9 +162,9 @@ class Experiment(_Frozen):
     """One run: an environment, one collector network, and any number of passive learners."""
 
     env: str
-    episode_length: PositiveInt | None = None
+    episode_length: Annotated[int, Field(ge=2)] | None = None
     """Environment steps of an episode, and of a relabelling window; none: the environment's own."""
-    seed: int = 0
+    seed: Seed = 0
     collector: CollectorConfig = CollectorConfig()
     learners: dict[str, LearnerConfig] = {}
     """Passive learners by name."""
@@ -188,8 +199,9 @@ def load_experiment(path: Path) -> Experiment:
     """The experiment in a YAML file. Raises ConfigError, a line for each mistake."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); name an experiment's YAML file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(f"{path}: cannot be read ({cause}); name an experiment's YAML file") from error
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -229,11 +241,10 @@ def explain(error: ValidationError) -> list[str]:
 def _known_keys(location: tuple[int | str, ...]) -> str:
     """The keys that exist where `location` ends."""
     model: type[BaseModel] = Experiment
+    if location[0] == "learners":
+        model, location = LearnerConfig, location[2:]
     for part in location[:-1]:
-        field = model.model_fields.get(str(part))
-        if field is None:  # the name of a learner
-            continue
-        model = LearnerConfig if part == "learners" else field.annotation  # type: ignore[assignment]
+        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
     return "known here: " + ", ".join(model.model_fields)
 
 
@@ -309,17 +320,13 @@ def make_plan(experiment: Experiment, spec: EnvSpec) -> Plan:
     environments = collector.actors * collector.environments
     chunks = math.ceil((window + steps - 1) / steps)
     stored_unrolls = replay.steps_per_environment // steps
-    if stored_unrolls < chunks:
-        raise ConfigError(
-            f"replay.steps_per_environment: {replay.steps_per_environment} steps hold no window of {chunks} chunks "
-            f"of {steps} steps (episodes of {window}); use at least {chunks * steps}"
-        )
     rows = algorithm.windows_per_update * (window - 1)
     wanted = algorithm.minibatches_per_update * algorithm.batch_size
     if algorithm.batch_size > rows:
         raise ConfigError(
             f"algorithm.batch_size: {algorithm.batch_size} is more than the {rows} rows of an update "
-            f"({algorithm.windows_per_update} windows of {window - 1}); use at most {rows}"
+            f"({algorithm.windows_per_update} windows of {window - 1}); use at most {rows}, "
+            "or raise algorithm.windows_per_update"
         )
     if wanted > rows:
         raise ConfigError(
@@ -333,12 +340,13 @@ def make_plan(experiment: Experiment, spec: EnvSpec) -> Plan:
     prefill_unrolls = max(math.ceil(replay.prefill_steps / steps) - chunks + 1, 1)
     # The limiter needs E <= M * spi, or samples overtake inserts, and M <= max_size, or sampling never starts.
     prefill = max(prefill_unrolls * environments, math.ceil(error_buffer / samples_per_insert))
-    max_windows = (stored_unrolls - chunks + 1) * environments
+    max_windows = max(stored_unrolls - chunks + 1, 0) * environments
     if prefill > max_windows:
         fits = (math.ceil(prefill / environments) + chunks - 1) * steps
         raise ConfigError(
-            f"replay.steps_per_environment: {replay.steps_per_environment} steps hold {max_windows} windows, training "
-            f"starts at {prefill}; use at least {fits}"
+            f"replay.steps_per_environment: {replay.steps_per_environment} steps hold {max_windows} windows of "
+            f"{chunks} chunks of {steps} steps (episodes of {window}), training starts at {prefill}; "
+            f"use at least {fits}"
         )
     plan = Plan(
         unroll_length=steps,

@@ -86,10 +86,12 @@ class MetricsWriter:
     def write(self, role: str, row: Row) -> None:
         """Appends `row`; `env_steps` is TensorBoard's horizontal axis. Raises OSError when the disk is full."""
         plain = {name: _plain(value) for name, value in row.items()}
-        with open(self._run_dir / "metrics" / f"{role}.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(plain) + "\n")
+        path = self._run_dir / "metrics" / f"{role}.jsonl"
         if role not in self._boards:
+            _cut_half_line(path)
             self._boards[role] = SummaryWriter(str(self._run_dir / "tensorboard" / role), write_to_disk=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(plain) + "\n")
         step = int(plain.get("env_steps", 0))
         for name, value in plain.items():
             if isinstance(value, (int, float)) and name not in ("time", "env_steps"):
@@ -110,6 +112,13 @@ def read_metrics(run_dir: Path, role: str) -> list[Row]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def _cut_half_line(path: Path) -> None:
+    """A crash may have left half a line at the end, which the next one must not be appended to."""
+    if path.is_file():
+        whole = path.read_bytes().rpartition(b"\n")[0]
+        path.write_bytes(whole + b"\n" if whole else b"")
 
 
 def _plain(value: Any) -> Any:

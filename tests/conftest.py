@@ -1,5 +1,7 @@
 """Real replay servers for tests, and nothing left running after them."""
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,6 +9,15 @@ import pytest
 
 from deploy.replay_server.provision import reverb_python as provision
 from deploy.replay_server.server import ReplayServer, TableSpec
+
+_compiled = tempfile.TemporaryDirectory(prefix="fathom-tests-")
+
+
+def pytest_configure() -> None:
+    """Before JAX is imported: what two tests or two processes of a run share is compiled once."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
 
 StartServer = Callable[..., tuple[ReplayServer, str]]
 

@@ -34,8 +34,12 @@ def bench_update(depths: list[int], batch: int, width: int, repeats: int = 3) ->
     `compile_seconds`: of the whole update, the persistent compilation cache off. `step_seconds`: one
     gradient step on `batch` rows (median of `repeats` updates, relabelling and shuffling included).
     """
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
-    return {"rows": [_bench_depth(depth, batch, width, repeats) for depth in depths]}
+    try:
+        return {"rows": [_bench_depth(depth, batch, width, repeats) for depth in depths]}
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def _bench_depth(depth: int, batch: int, width: int, repeats: int) -> dict[str, Any]:

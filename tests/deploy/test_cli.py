@@ -21,7 +21,7 @@ MISTAKES = {
     "key": (["--collector.dept", "8"], "--collector.dept: no such option"),
     "learner": (["--learners.dep.depth", "8"], "it has: active, shallow, deep"),
     "batch": (["--algorithm.batch-size", "100000"], "algorithm.batch_size: 100000 is more than the 12736 rows"),
-    "replay": (["--replay.steps-per-environment", "100"], "replay.steps_per_environment: 100 steps hold no window"),
+    "replay": (["--replay.steps-per-environment", "100"], "replay.steps_per_environment: 100 steps hold 0 windows"),
     "budget": (["--budget.env-steps", "10"], "budget.env_steps: 10 steps end before the first update; use at least"),
 }
 

@@ -1,12 +1,10 @@
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from deploy.in_process import InProcessRun
 from deploy.record import RunRecord, prepare_run_dir
@@ -50,23 +48,7 @@ def go(directory: Path) -> Ran:
 
 
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """JAX's compilation cache is on: what two runs or two learners share is compiled once."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("jax")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield
-
-
-@pytest.fixture(scope="module")
-def twice(compiled_once: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Ran]:
+def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Ran]:
     """The same run twice."""
     return go(tmp_path_factory.mktemp("one")), go(tmp_path_factory.mktemp("other"))
 

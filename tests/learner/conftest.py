@@ -1,10 +1,7 @@
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from shared.config import Experiment
 from shared.envs.base import EnvSpec
@@ -58,22 +55,6 @@ class Line:
         floats = np.concatenate([np.zeros((windows, rows, 1)), position, action], axis=-1).astype(np.float32)
         step = np.broadcast_to(np.arange(rows), (windows, rows))
         return Columns(floats, np.stack([0 * step, step, 0 * step + seed], axis=-1).astype(np.int32))
-
-
-@pytest.fixture(scope="package", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """JAX's compilation cache is on: what two tests share is compiled once."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("jax")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,7 @@ def test_depths_are_whole_blocks(field: str, depth: int, use: str) -> None:
             "x.yaml: replay.samples_per_insert: input should be greater than 0, got",
         ),
         ({"replay": {"port": 70000}}, "x.yaml: replay.port: input should be less than 65536, got 70000"),
-        ({"episode_length": 0}, "x.yaml: episode_length: input should be greater than 0, got 0"),
+        ({"episode_length": 0}, "x.yaml: episode_length: input should be greater than or equal to 2, got 0"),
         ({"budget": {"env_steps": -1}}, "x.yaml: budget.env_steps: input should be greater than 0, got -1"),
     ],
 )
@@ -132,7 +132,6 @@ def test_a_mistake_is_one_line_that_names_its_field(values: dict, line: str) -> 
     assert len(message.splitlines()) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="_known_keys takes the learner's name for a field")
 @pytest.mark.parametrize("name", ["depth", "seed", "resources"])
 def test_a_learner_may_be_named_like_a_field(name: str) -> None:
     assert mistake({"env": "a", "learners": {name: {"dpeth": 8}}}).startswith(
@@ -202,7 +201,8 @@ def test_batch_larger_than_an_update() -> None:
     single = {"minibatches_per_update": 1}
     message = refused(tiny(algorithm=single | {"batch_size": 89}))
     assert message == (
-        "algorithm.batch_size: 89 is more than the 88 rows of an update (8 windows of 11); use at most 88"
+        "algorithm.batch_size: 89 is more than the 88 rows of an update (8 windows of 11); use at most 88, "
+        "or raise algorithm.windows_per_update"
     )
     assert plan_of(tiny(algorithm=single | {"batch_size": suggested(message)})).batch_size == 88
 
@@ -219,7 +219,7 @@ def test_too_many_minibatches() -> None:
 def test_window_larger_than_replay() -> None:
     message = refused(tiny(replay={"steps_per_environment": 19}))
     assert message.startswith(
-        "replay.steps_per_environment: 19 steps hold no window of 4 chunks of 5 steps (episodes of 12); use at least "
+        "replay.steps_per_environment: 19 steps hold 0 windows of 4 chunks of 5 steps (episodes of 12), training starts at 24; use at least "
     )
     assert suggested(message) >= 20
 
@@ -274,11 +274,8 @@ def test_the_suggested_budget_works_and_one_unroll_less_does_not(seed: int) -> N
     refused(with_budget(experiment, needed - plan.environments * plan.unroll_length), episode_length)
 
 
-NO_WINDOW = pytest.param("no window", marks=pytest.mark.xfail(strict=True, reason="suggests a single window's size"))
-
-
 @seeds
-@pytest.mark.parametrize("stored", [NO_WINDOW, "too few windows"])
+@pytest.mark.parametrize("stored", ["no window", "too few windows"])
 def test_the_suggested_replay_size_works_and_one_unroll_less_does_not(seed: int, stored: str) -> None:
     experiment, episode_length = random_experiment(np.random.default_rng(seed))
     experiment = with_budget(experiment, 10**12)
