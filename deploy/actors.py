@@ -16,14 +16,12 @@ import ray
 
 from collector.collector import Collector
 from collector.evaluator import Evaluator, Snapshot, SnapshotQueue
-from deploy.replay_server.provision import reverb_python
-from deploy.replay_server.server import ReplayServer, TableSpec
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE, Experiment, Plan
 from shared.envs.registry import make_env
 from shared.metrics import Report, Reporter
-from shared.params import ParamStore, Policy
+from shared.params import Policy
 from shared.replay.codec import Columns
 from shared.replay.errors import ReplayStopped
 from shared.replay.info import ReplayMonitor
@@ -41,11 +39,14 @@ class RoleActor:
         self._stop = threading.Event()
         self._done = False
         self._error = self._details = ""
+        self._address = ""
 
     def pid(self) -> int:
         return os.getpid()
 
-    def start(self) -> None:
+    def start(self, address: str) -> None:
+        """`address` of the replay server: it starts while this process does, so it comes late."""
+        self._address = address
         threading.Thread(target=self._main, name="work", daemon=True).start()
 
     def poll(self) -> Report:
@@ -69,47 +70,11 @@ class RoleActor:
         self._done = True
 
 
-class ReplayServerActor:
-    """Owns the Reverb server's process: when this actor goes, the server goes with it."""
-
-    def start(self, tables: Sequence[TableSpec], port: int | None, log_path: str) -> str:
-        """Provisions the server's environment where needed, starts it, and returns its address."""
-        self._server = ReplayServer(reverb_python(), Path(log_path), host=ray.util.get_node_ip_address())
-        return self._server.start(tables, port)
-
-    def exit_reason(self) -> str | None:
-        return self._server.exit_reason()
-
-    def server_pid(self) -> int | None:
-        return self._server.pid
-
-    def stop(self) -> None:
-        self._server.stop()
-
-
-class ParamStoreActor:
-    """The newest policy's reference: `Policy(version, [ObjectRef])`."""
-
-    def __init__(self) -> None:
-        self._store = ParamStore()
-
-    def publish(self, policy: Policy) -> None:
-        self._store.publish(policy)
-
-    def newest(self, above: int) -> Policy | None:
-        return self._store.newest(above)
-
-    def exit_reason(self) -> None:
-        """It lives as long as its process does."""
-
-
 class CollectorActor(RoleActor):
-    def __init__(
-        self, experiment: Experiment, plan: Plan, index: int, address: str, tables: Sequence[str], store: Any
-    ) -> None:
+    def __init__(self, experiment: Experiment, plan: Plan, index: int, tables: Sequence[str], store: Any) -> None:
         super().__init__()
         self._experiment, self._plan, self._index = experiment, plan, index
-        self._address, self._tables, self._store = address, tables, store
+        self._tables, self._store = tables, store
 
     def work(self) -> None:
         experiment, plan = self._experiment, self._plan
@@ -144,7 +109,6 @@ class LearnerActor(RoleActor):
         experiment: Experiment,
         plan: Plan,
         name: str,
-        address: str,
         table: str,
         store: Any,
         evaluator: Any,
@@ -152,7 +116,7 @@ class LearnerActor(RoleActor):
     ) -> None:
         super().__init__()
         self._experiment, self._plan, self._name = experiment, plan, name
-        self._address, self._table = address, table
+        self._table = table
         self._store, self._evaluator = store, evaluator
         self._checkpoint_path = checkpoint_path
         self._inserted = 0

@@ -12,11 +12,12 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from deploy.actors import CollectorActor, EvaluatorActor, LearnerActor, ParamStoreActor, ReplayServerActor
+from deploy.actors import CollectorActor, EvaluatorActor, LearnerActor
 from deploy.reaper import guarded
 from deploy.record import EVALUATOR, RunRecord, collector_role, learner_role
 from deploy.replay_server.provision import reverb_python
 from deploy.replay_server.server import TableSpec
+from deploy.services import ParamStoreActor, ReplayServerActor
 from deploy.supervise import RunFailed, Supervisor
 from shared.config import ACTIVE, Experiment, NetworkConfig, Plan, Resources
 from shared.envs.base import EnvSpec
@@ -45,9 +46,10 @@ class Launch:
         name = f"fathom-{self._run_id}"
         with guarded(), _ray_output(self.record.run_dir), _cluster(self._object_store_bytes(), namespace=name):
             replay = self._keep(_actor(ReplayServerActor).remote())
-            store = self._keep(_actor(ParamStoreActor).remote())
             supervisor = None
             try:
+                store = self._keep(_actor(ParamStoreActor).remote())
+                roles = self._make_roles(store)  # they import JAX while the replay server starts
                 address = self._start_replay(replay)
                 supervisor = Supervisor(
                     self.record,
@@ -55,7 +57,9 @@ class Launch:
                     ReplayMonitor(address, self._tables.values()),
                     services={"replay server's process": replay, "parameter store": store},
                 )
-                self._start_roles(supervisor, address, store)
+                for role, actor in roles.items():
+                    actor.start.remote(address)
+                    supervisor.watch(role, actor)
                 while not supervisor.done:
                     supervisor.tick()
                     on_progress(supervisor.states)
@@ -83,7 +87,7 @@ class Launch:
         except (GetTimeoutError, RayActorError) as error:
             raise RunFailed("the replay server did not start; see logs/replay_server.log") from error
 
-    def _start_roles(self, supervisor: Supervisor, address: str, store: Any) -> None:
+    def _make_roles(self, store: Any) -> dict[str, Any]:
         experiment, plan = self.record.experiment, self.record.plan
         evaluator = self._keep(_actor(EvaluatorActor, experiment.evaluation.resources).remote(experiment, plan))
         roles = {EVALUATOR: evaluator}
@@ -91,15 +95,13 @@ class Launch:
             path = str(self.record.run_dir / "checkpoints" / name)
             actor = _actor(LearnerActor, config.resources)
             roles[learner_role(name)] = self._keep(
-                actor.remote(experiment, plan, name, address, self._tables[name], store, evaluator, path)
+                actor.remote(experiment, plan, name, self._tables[name], store, evaluator, path)
             )
         tables = list(self._tables.values())
         for index in range(experiment.collector.actors):
             actor = _actor(CollectorActor, experiment.collector.actor_resources)
-            roles[collector_role(index)] = self._keep(actor.remote(experiment, plan, index, address, tables, store))
-        for role, actor in roles.items():
-            actor.start.remote()
-            supervisor.watch(role, actor)
+            roles[collector_role(index)] = self._keep(actor.remote(experiment, plan, index, tables, store))
+        return roles
 
     def _end(self, supervisor: Supervisor | None, replay: Any) -> None:
         """Roles first, then the server they talk to, then whatever is left. Every step is bounded."""

@@ -1,15 +1,13 @@
 """Versioned weights on their way from the collector learner to the collectors."""
 
-from typing import NamedTuple
-
-from shared.types import Params
+from typing import Any, NamedTuple
 
 
 class Policy(NamedTuple):
     """An actor's parameters; `version` counts the updates that made them."""
 
     version: int
-    params: Params
+    params: Any
 
 
 class ParamStore:

@@ -26,7 +26,7 @@ algorithm: {batch_size: 256, windows_per_update: 64, minibatches_per_update: 40}
 replay: {steps_per_environment: 2500, prefill_steps: 250}
 evaluation: {episodes: 64, count: 3}
 supervision: {heartbeat_seconds: 6}
-budget: {env_steps: 110_000}
+budget: {env_steps: 80_000}
 """
 
 

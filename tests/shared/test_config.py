@@ -219,7 +219,8 @@ def test_too_many_minibatches() -> None:
 def test_window_larger_than_replay() -> None:
     message = refused(tiny(replay={"steps_per_environment": 19}))
     assert message.startswith(
-        "replay.steps_per_environment: 19 steps hold 0 windows of 4 chunks of 5 steps (episodes of 12), training starts at 24; use at least "
+        "replay.steps_per_environment: 19 steps hold 0 windows of 4 chunks of 5 steps (episodes of 12), "
+        "training starts at 24; use at least "
     )
     assert suggested(message) >= 20
 
