@@ -140,7 +140,7 @@ def bench_replay(against_stock: bool, as_json: bool) -> int:
     from deploy.bench.replay import bench_replay as measure
 
     try:
-        _show(measure(against_stock=against_stock), as_json)
+        _show(measure(against_stock=against_stock, say=lambda text: print(text, file=sys.stderr)), as_json)
     except RuntimeError as error:  # of the replay path: one line each, with cause and remedy
         _complain(str(error))
         return EXIT_FAILED

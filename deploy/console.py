@@ -13,7 +13,6 @@ from shared.metrics import Row
 
 PLAIN_EVERY_S = 10.0
 STATUS_EVERY_S = 2.0
-RATE_ROWS = 8  # newest rows that a rate is taken over
 
 
 class RunConsole:
@@ -76,7 +75,7 @@ class RunConsole:
 
     def _cells(self, role: str) -> list[str]:
         """The columns after role and state; empty where a figure has no meaning for the role."""
-        rows = self._record.rows.get(role, [])[-RATE_ROWS:]
+        rows = self._record.recent(role)
         if not rows:
             return [""] * 6
         newest, seconds = rows[-1], sum(row["seconds"] for row in rows)

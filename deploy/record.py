@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from shared.networks import make_networks, network_size
 _VERSIONED = ("fathom-rl", "jax", "jaxlib", "flax", "optax", "numpy", "ray", "grpcio", "orbax-checkpoint")
 EVALUATOR, REPLAY = "evaluator", "replay"
 COPIES_IN_CHECKPOINT = 3  # parameters and Adam's two moments
+ROWS_KEPT = 8  # of each role in memory: what rates are taken over
 METRICS_BYTES = 64 * 2**20
 
 
@@ -68,21 +70,28 @@ class RunRecord:
         self.experiment = experiment
         self.plan = plan
         self.started = time.time()
-        self.rows: dict[str, list[Row]] = {}
+        self._rows: dict[str, deque[Row]] = {}
+        self._evaluations: dict[str, list[Row]] = {name: [] for name in experiment.all_learners}
         self._writer = MetricsWriter(self.run_dir)
         write_config(self.run_dir, experiment)
 
     def add(self, role: str, row: Row) -> None:
         """Writes one row of `role`. Raises OSError when the disk is full."""
-        self.rows.setdefault(role, []).append(row)
+        self._rows.setdefault(role, deque(maxlen=ROWS_KEPT)).append(row)
+        if role == EVALUATOR:
+            self._evaluations[row["learner"]].append(row)
         self._writer.write(role, row)
 
+    def recent(self, role: str) -> list[Row]:
+        """The newest few rows of `role`; all of them are in its file."""
+        return list(self._rows.get(role, ()))
+
     def newest(self, role: str) -> Row:
-        rows = self.rows.get(role)
+        rows = self._rows.get(role)
         return rows[-1] if rows else {}
 
     def evaluations(self, learner: str) -> list[Row]:
-        return [row for row in self.rows.get(EVALUATOR, []) if row["learner"] == learner]
+        return self._evaluations[learner]
 
     @property
     def env_steps(self) -> int:

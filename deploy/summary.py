@@ -9,7 +9,7 @@ from rich.table import Table
 from collector.collector import coverage
 from deploy.record import REPLAY, RunRecord, collector_role, learner_role
 from shared.config import ACTIVE
-from shared.metrics import Row
+from shared.metrics import Row, read_metrics
 
 COLOURS = ("#4c566a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
@@ -33,7 +33,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
 
 def _learner_summary(record: RunRecord, name: str) -> dict[str, Any]:
     plan = record.plan
-    rows = record.rows[learner_role(name)]
+    rows = read_metrics(record.run_dir, learner_role(name))
     newest = record.evaluations(name)[-1]
     eligible = record.newest(REPLAY)[f"{name}/inserted"] - plan.prefill_windows
     return {
@@ -50,7 +50,7 @@ def _learner_summary(record: RunRecord, name: str) -> dict[str, Any]:
 
 def _collector_summary(record: RunRecord) -> dict[str, float]:
     roles = [collector_role(index) for index in range(record.experiment.collector.actors)]
-    rows = [row for role in roles for row in record.rows[role]]
+    rows = [row for role in roles for row in read_metrics(record.run_dir, role)]
     seconds = max(row["time"] for row in rows) - min(row["time"] - row["seconds"] for row in rows)
     visits = np.sum([record.newest(role)["visits"] for role in roles], axis=0)
     return {
