@@ -170,10 +170,9 @@ def prepare_jax(cpu_only: bool) -> None:
 
 def explain_failure(error: Exception, run_dir: Path) -> str:
     """One line for the user. What is nobody's known mistake leaves its traceback in the run's logs."""
-    from deploy.replay_server.provision import ProvisionError
-    from deploy.supervise import RunFailed
+    from deploy.record import RunFailed
 
-    if isinstance(error, RunFailed | ProvisionError):
+    if isinstance(error, RunFailed):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or run_dir}: {error.strerror}; make room or name another --run-dir, then run again"

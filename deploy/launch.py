@@ -14,11 +14,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from deploy.actors import CollectorActor, EvaluatorActor, LearnerActor
 from deploy.reaper import guarded
-from deploy.record import EVALUATOR, RunRecord, collector_role, learner_role
-from deploy.replay_server.provision import reverb_python
+from deploy.record import EVALUATOR, RunFailed, RunRecord, collector_role, learner_role
+from deploy.replay_server.provision import ProvisionError, reverb_python
 from deploy.replay_server.server import TableSpec
 from deploy.services import ParamStoreActor, ReplayServerActor
-from deploy.supervise import RunFailed, Supervisor
+from deploy.supervise import Supervisor
 from shared.config import ACTIVE, Experiment, NetworkConfig, Plan, Resources
 from shared.envs.base import EnvSpec
 from shared.networks import make_networks, param_shapes, parameter_count
@@ -41,8 +41,7 @@ class Launch:
 
     def run(self, on_progress: Callable[[dict[str, str]], None]) -> None:
         """`on_progress(states)` is called about twice a second. Leaves no process behind, however it ends."""
-        reverb_python(self._say)  # what is missing is said before anything starts
-        _check_port(self.record.experiment.replay.port)
+        self._check()
         name = f"fathom-{self._run_id}"
         with guarded(), _ray_output(self.record.run_dir), _cluster(self._object_store_bytes(), namespace=name):
             replay = self._keep(_actor(ReplayServerActor).remote())
@@ -66,6 +65,14 @@ class Launch:
                 supervisor.finish()
             finally:
                 self._end(supervisor, replay)
+
+    def _check(self) -> None:
+        """What is missing is said before anything starts."""
+        try:
+            reverb_python(self._say)
+        except ProvisionError as error:
+            raise RunFailed(str(error)) from error
+        _check_port(self.record.experiment.replay.port)
 
     @property
     def _tables(self) -> dict[str, str]:

@@ -25,6 +25,10 @@ ROWS_KEPT = 8  # of each role in memory: what rates are taken over
 METRICS_BYTES = 64 * 2**20
 
 
+class RunFailed(RuntimeError):
+    """A run that ended before its budget; one line that names the role and the cause."""
+
+
 def learner_role(name: str) -> str:
     return f"learner-{name}"
 

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
-from deploy.record import REPLAY, RunRecord
+from deploy.record import REPLAY, RunFailed, RunRecord
 from shared.config import SupervisionConfig
 from shared.metrics import Report, Row
 from shared.replay.errors import ReplayError
@@ -15,10 +15,6 @@ from shared.replay.info import ReplayMonitor, ServerInfo
 REPLAY_POLL_S = 2.0
 CAUSE_WAIT_S = 4.0  # a death is known within two polls; errors that follow from it come earlier
 CALL_TIMEOUT_S = 10.0
-
-
-class RunFailed(RuntimeError):
-    """A run that ended before its budget; one line that names the role and the cause."""
 
 
 class _Watched:

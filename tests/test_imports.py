@@ -52,8 +52,8 @@ def module(path: Path) -> str:
 
 def test_one_process_needs_neither_ray_nor_reverb_nor_grpc() -> None:
     modules = [module(path) for path in FILES if path.relative_to(ROOT).parts[0] in ("collector", "learner")]
-    modules += ["deploy.in_process", "deploy.summary", "deploy.bench.update"]
-    modules += ["deploy.bench.rollout"] if (ROOT / "deploy/bench/rollout.py").exists() else []
+    modules += ["deploy.cli", "deploy.console", "deploy.in_process", "deploy.summary"]
+    modules += ["deploy.bench.update", "deploy.bench.rollout"]
     probe = (
         "import importlib, sys\n"
         "for name in ('ray', 'reverb', 'tensorflow', 'grpc'): sys.modules[name] = None\n"
