@@ -169,7 +169,11 @@ def _actor(role: type, resources: Resources = Resources()) -> Any:  # noqa: B008
     else:
         environment["JAX_PLATFORMS"] = "cpu"
     return ray.remote(
-        num_cpus=resources.cpus, num_gpus=resources.gpus, max_restarts=0, runtime_env={"env_vars": environment}
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        max_restarts=0,
+        runtime_env={"env_vars": environment},
+        enable_task_events=False,  # two polls a second for days would fill Ray's record of tasks
     )(role)
 
 
