@@ -48,7 +48,9 @@ def test_killed_server_ends_insert_and_sample(start_server: Callable[..., Any]) 
     assert time.monotonic() - killed < 3
     inserter.close()
     sampler.close()
-    assert not server.alive()
+    while server.alive():  # its connections close before it has given back its memory
+        assert time.monotonic() - killed < 10
+        time.sleep(0.05)
     assert "SIGKILL" in server.exit_reason()
 
     # The next server on the port has the same tables, but is not the same server.
