@@ -6,6 +6,7 @@ Each actor works in one thread and answers the driver's polls in another, so tha
 import os
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from shared.replay.sample import Sampler
 REMOTE_TIMEOUT_S = 60.0  # for weights and snapshots on their way; they are there or their owner is gone
 
 
-class RoleActor:
+class RoleActor(ABC):
     """A role's process. Subclasses say what the work is."""
 
     def __init__(self) -> None:
@@ -56,8 +57,9 @@ class RoleActor:
         """Asks the work to end; `poll` tells when it has."""
         self._stop.set()
 
+    @abstractmethod
     def work(self) -> None:
-        raise NotImplementedError
+        """The role's loop; returns when it is done or `self._stop` is set."""
 
     def _main(self) -> None:
         try:
