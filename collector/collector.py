@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from collector.rollout import RolloutState, make_start, make_unroll
-from shared.config import Experiment, Plan
+from shared.config import Experiment
 from shared.envs.base import GoalEnv
 from shared.metrics import Reporter
 from shared.networks import make_networks
 from shared.params import Policy
+from shared.plan import Plan
 from shared.policy import PolicyFunction, stochastic_policy
 from shared.replay.codec import Columns, pack
 from shared.types import Array, Metrics, Params

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from collector.rollout import make_start, make_unroll
-from shared.config import Experiment, NetworkConfig, Plan
+from shared.config import Experiment, NetworkConfig
 from shared.envs.base import GoalEnv
 from shared.metrics import Reporter
 from shared.networks import Actor, make_networks
 from shared.params import Policy
+from shared.plan import Plan
 from shared.policy import deterministic_policy
 from shared.types import Array, Metrics, Params
 

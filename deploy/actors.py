@@ -19,10 +19,11 @@ from collector.collector import Collector
 from collector.evaluator import Evaluator, Snapshot, SnapshotQueue
 from learner.learner import Learner
 from shared import checkpoint
-from shared.config import ACTIVE, Experiment, Plan
+from shared.config import ACTIVE, Experiment
 from shared.envs.registry import make_env
 from shared.metrics import Report, Reporter
 from shared.params import Policy
+from shared.plan import Plan
 from shared.replay.codec import Columns
 from shared.replay.errors import ReplayStopped
 from shared.replay.info import ReplayMonitor

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.overrides import override
-from shared.config import ConfigError, Experiment, Plan, load_experiment, make_plan
+from shared.config import ConfigError, Experiment, load_experiment
 from shared.envs.base import GoalEnv
 from shared.envs.registry import describe, env_ids, make_env
+from shared.plan import Plan, make_plan
 
 EXIT_FAILED = 1
 

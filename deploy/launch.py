@@ -19,9 +19,10 @@ from deploy.replay_server.provision import ProvisionError, reverb_python
 from deploy.replay_server.server import TableSpec
 from deploy.services import ParamStoreActor, ReplayServerActor
 from deploy.supervise import Supervisor
-from shared.config import ACTIVE, Experiment, NetworkConfig, Plan, Resources
+from shared.config import ACTIVE, Experiment, NetworkConfig, Resources
 from shared.envs.base import EnvSpec
 from shared.networks import make_networks, param_shapes, parameter_count
+from shared.plan import Plan
 from shared.replay.info import ReplayMonitor
 
 STOP_GRACE_S = 10.0

@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
-from shared.config import ConfigError, Experiment, Plan
+from shared.config import ConfigError, Experiment
 from shared.envs.base import EnvSpec
 from shared.metrics import MetricsWriter, Row
 from shared.networks import make_networks, network_size
+from shared.plan import Plan
 
 _VERSIONED = ("fathom-rl", "jax", "jaxlib", "flax", "optax", "numpy", "ray", "grpcio", "orbax-checkpoint")
 EVALUATOR, REPLAY = "evaluator", "replay"

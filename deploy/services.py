@@ -21,9 +21,6 @@ class ReplayServerActor:
     def exit_reason(self) -> str | None:
         return self._server.exit_reason()
 
-    def server_pid(self) -> int | None:
-        return self._server.pid
-
     def stop(self) -> None:
         self._server.stop()
 

@@ -7,11 +7,12 @@ import jax
 
 from learner.state import LearnerState, init_state, make_optimisers
 from learner.update import make_update_step
-from shared.config import Experiment, Plan
+from shared.config import Experiment
 from shared.envs.base import EnvSpec
 from shared.metrics import Reporter
 from shared.networks import make_networks
 from shared.params import Policy
+from shared.plan import Plan
 from shared.replay.codec import Columns
 from shared.types import Metrics
 

@@ -17,9 +17,10 @@ from learner.losses import (
 )
 from learner.relabel import Transitions, crop, relabel
 from learner.state import LearnerState, Optimisers, OptimiserStates
-from shared.config import AlgorithmConfig, Plan
+from shared.config import AlgorithmConfig
 from shared.envs.base import EnvSpec
 from shared.networks import CriticParams, Networks
+from shared.plan import Plan
 from shared.policy import sample_action
 from shared.replay.codec import Columns, unpack
 from shared.types import Array, Metrics, Params

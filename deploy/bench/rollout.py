@@ -13,10 +13,11 @@ import numpy as np
 
 from collector.collector import Collector
 from collector.rollout import make_start, make_unroll
-from shared.config import Experiment, make_plan
+from shared.config import Experiment
 from shared.envs.base import EnvState, GoalEnv
 from shared.networks import init_params, make_networks
 from shared.params import Policy
+from shared.plan import make_plan
 from shared.policy import stochastic_policy
 
 _UNROLL_LENGTH = 62

@@ -9,9 +9,10 @@ import numpy as np
 
 from learner.state import init_state, make_optimisers
 from learner.update import make_update_step
-from shared.config import Experiment, make_plan
+from shared.config import Experiment
 from shared.envs.base import EnvSpec
 from shared.networks import make_networks
+from shared.plan import make_plan
 from shared.replay.codec import Columns
 
 _MINIBATCHES = 2  # the scan's length changes neither trace nor compile time; steps are timed per minibatch

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shared.config import Plan
+from shared.plan import Plan
 from shared.replay.codec import Columns
 
 

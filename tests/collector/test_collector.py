@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from collector.collector import Collector, coverage
-from shared.config import Experiment, Plan, make_plan
+from shared.config import Experiment
 from shared.metrics import Reporter, Row
 from shared.networks import init_params, make_networks
 from shared.params import ParamStore, Policy
+from shared.plan import Plan, make_plan
 from shared.replay.codec import Columns
 
 N, T = 6, 5

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from collector.evaluator import Evaluator, Snapshot, SnapshotQueue, make_evaluate
-from shared.config import ACTIVE, Experiment, make_plan
+from shared.config import ACTIVE, Experiment
 from shared.envs.base import EnvSpec, EnvState
 from shared.metrics import Reporter
 from shared.networks import Actor, make_networks
 from shared.params import Policy
+from shared.plan import make_plan
 from shared.types import Array
 
 LINEAR = Actor(nn.Dense(4), 2)

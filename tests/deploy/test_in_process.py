@@ -11,9 +11,10 @@ from deploy.record import RunRecord, prepare_run_dir
 from deploy.summary import summarise
 from learner.learner import Learner
 from shared import checkpoint
-from shared.config import ACTIVE, ConfigError, Experiment, load_experiment, make_plan
+from shared.config import ACTIVE, ConfigError, Experiment, load_experiment
 from shared.envs.registry import make_env
 from shared.metrics import read_metrics
+from shared.plan import make_plan
 
 EXPERIMENT = Experiment.model_validate(
     {

@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shared.config import load_experiment, make_plan
+from shared.config import load_experiment
 from shared.envs.registry import make_env
 from shared.metrics import read_metrics
+from shared.plan import make_plan
 
 DEADLINE_S = 200
 EXPERIMENT = """

@@ -11,10 +11,11 @@ from collector.collector import Collector
 from deploy.actors import to_device
 from deploy.launch import table_spec
 from learner.learner import Learner
-from shared.config import ACTIVE, load_experiment, make_plan
+from shared.config import ACTIVE, load_experiment
 from shared.envs.registry import make_env
 from shared.metrics import Reporter
 from shared.params import Policy
+from shared.plan import make_plan
 from shared.replay.codec import Columns
 from shared.replay.info import server_info
 from shared.replay.insert import Inserter

@@ -6,10 +6,11 @@ import pytest
 
 from learner.learner import Learner
 from learner.state import LearnerState
-from shared.config import ACTIVE, Plan, make_plan
+from shared.config import ACTIVE
 from shared.metrics import Reporter, Row
 from shared.networks import make_networks
 from shared.params import Policy
+from shared.plan import Plan, make_plan
 from shared.policy import deterministic_policy
 from shared.replay.codec import Columns
 from shared.types import Metrics

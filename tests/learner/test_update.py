@@ -12,8 +12,9 @@ from learner.losses import CONTRASTIVE_LOSSES, critic_loss, energy_matrix
 from learner.relabel import Transitions
 from learner.state import LearnerState, Optimisers, init_state, make_optimisers
 from learner.update import make_gradient_step, make_gradients, make_transitions, make_update_step
-from shared.config import AlgorithmConfig, NetworkConfig, Plan, make_plan
+from shared.config import AlgorithmConfig, NetworkConfig
 from shared.networks import Actor, Encoder, Networks, make_networks
+from shared.plan import Plan, make_plan
 from shared.policy import sample_action
 from shared.replay.codec import Columns
 from shared.types import Metrics

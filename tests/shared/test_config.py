@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from shared.config import ACTIVE, ConfigError, Experiment, Plan, load_experiment, make_plan, parse_experiment
+from shared.config import ACTIVE, ConfigError, Experiment, load_experiment, parse_experiment
 from shared.envs.base import EnvSpec
+from shared.plan import Plan, make_plan
 
 TINY = {
     "env": "a",

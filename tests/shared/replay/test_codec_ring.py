@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from shared.config import Experiment, Plan, make_plan
+from shared.config import Experiment
 from shared.envs.base import EnvSpec
+from shared.plan import Plan, make_plan
 from shared.replay.codec import INT_COLUMNS, Columns, pack, unpack
 from shared.replay.ring import WindowRing
 from shared.types import Rows
