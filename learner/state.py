@@ -47,19 +47,27 @@ def make_optimisers(algorithm: AlgorithmConfig) -> Optimisers:
 
 
 def init_state(networks: Networks, optimisers: Optimisers, spec: EnvSpec, key: Array) -> LearnerState:
-    """A learner before its first update. `key` is consumed."""
-    params_key, key = jax.random.split(key)
-    params: NetworkParams = init_params(networks, spec, params_key)
-    log_alpha = jnp.zeros(())
-    return LearnerState(
-        actor=params.actor,
-        critic=params.critic,
-        log_alpha=log_alpha,
-        optimisers=OptimiserStates(
-            optimisers.actor.init(params.actor),
-            optimisers.critic.init(params.critic),
-            optimisers.alpha.init(log_alpha),
-        ),
-        key=key,
-        updates=jnp.zeros((), jnp.int32),
-    )
+    """A learner before its first update. `key` is consumed.
+
+    One jitted call: made one by one, Adam's moments of a deep network take longer than its parameters.
+    """
+
+    @jax.jit
+    def init(key: Array) -> LearnerState:
+        params_key, key = jax.random.split(key)
+        params: NetworkParams = init_params(networks, spec, params_key)
+        log_alpha = jnp.zeros(())
+        return LearnerState(
+            actor=params.actor,
+            critic=params.critic,
+            log_alpha=log_alpha,
+            optimisers=OptimiserStates(
+                optimisers.actor.init(params.actor),
+                optimisers.critic.init(params.critic),
+                optimisers.alpha.init(log_alpha),
+            ),
+            key=key,
+            updates=jnp.zeros((), jnp.int32),
+        )
+
+    return init(key)
