@@ -5,13 +5,20 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" --python-version 3.11
 
-.PHONY: demo test lint format bench lock protos clean
+.PHONY: demo test test-envs docs lint format bench lock protos clean
 
 demo: $(VENV)/.run-ready
 	$(BIN)/fathom run deploy/experiments/point_u_maze.yaml --run-dir runs/demo --overwrite
 
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest
+
+# Compiles and steps every environment: half an hour on 2 cores.
+test-envs: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest -m envs
+
+docs: $(VENV)/.run-ready
+	$(BIN)/fathom envs --markdown > docs/environments.md
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check .

@@ -38,7 +38,7 @@ class Collector:
         start_key, self._key = jax.random.split(jax.random.fold_in(key, 1))
         self._state = jax.jit(make_start(env, config.environments))(start_key)
         policy = stochastic_policy(make_networks(config, env.spec).actor)
-        self._collect = jax.jit(make_collect(env, policy, plan.unroll_length))
+        self._collect = jax.jit(make_collect(env, policy, plan.unroll_length, experiment.env_options.fixed_goals))
         self.unrolls = 0
         self.visits = np.zeros(env.spec.num_cells, np.int64)
         """Steps spent in each cell of goal space so far."""
@@ -96,10 +96,10 @@ class Collector:
 
 
 def make_collect(
-    env: GoalEnv, policy: PolicyFunction, length: int
+    env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False
 ) -> Callable[[Params, Array, RolloutState, Array], tuple[RolloutState, Columns, jax.Array, Metrics]]:
     """`collect(params, version, state, key) -> (state, columns [N, T, ...], visits [num_cells], metrics)`."""
-    unroll = make_unroll(env, policy, length)
+    unroll = make_unroll(env, policy, length, fixed_goals)
     spec = env.spec
 
     def collect(

@@ -107,9 +107,12 @@ def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params
     """`evaluate(params, key) -> metrics` over one episode of each of `episodes` environments.
 
     time_at_goal: environment steps of an episode within the goal radius; success_rate: share of episodes
-    with at least one; final_distance: after the episode's last step, in the goal's units.
+    with at least one; final_distance: after the episode's last step, in the goal's units. The first two
+    also for the easy and the hard radius, where the environment has them: time_at_goal_easy and so on.
     """
     spec = env.spec
+    named = {"": spec.goal_radius, "_easy": spec.easy_radius, "_hard": spec.hard_radius}
+    radii = {suffix: radius for suffix, radius in named.items() if radius is not None}
     start = make_start(env, episodes)
     unroll = make_unroll(env, deterministic_policy(actor), spec.episode_length)
 
@@ -118,11 +121,13 @@ def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params
         _, seen = unroll(params, jnp.zeros((), jnp.int32), start(start_key), unroll_key)
         ended = jnp.cumsum(seen.done, axis=0) - seen.done  # episodes ended before this step
         first = ended == 0
-        at_goal = first & (seen.distance < spec.goal_radius)
+        metrics: Metrics = {}
+        for suffix, radius in radii.items():
+            at_goal = first & (seen.distance < radius)
+            metrics[f"time_at_goal{suffix}"] = jnp.mean(jnp.sum(at_goal, axis=0))
+            metrics[f"success_rate{suffix}"] = jnp.mean(jnp.any(at_goal, axis=0))
         last = first & seen.done
-        return {
-            "time_at_goal": jnp.mean(jnp.sum(at_goal, axis=0)),
-            "success_rate": jnp.mean(jnp.any(at_goal, axis=0)),
+        return metrics | {
             "final_distance": jnp.sum(jnp.where(last, seen.distance, 0)) / episodes,
             "episode_length": jnp.mean(jnp.sum(first, axis=0)),
         }

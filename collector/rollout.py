@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from shared.envs.base import EnvState, GoalEnv, goal_distance
+from shared.envs.base import EnvState, GoalEnv
 from shared.policy import PolicyFunction
 from shared.types import Array, Params, Rows
 
@@ -16,12 +16,14 @@ class RolloutState(NamedTuple):
 
     `env`: EnvState `[N, ...]`. `episode` `[N]` int32: each environment's current episode. `episode_step`
     `[N]` int32: steps into it. `step` `[]` int32: steps each environment has made in the whole run.
+    `start_keys` `[N]`: what the first starts and goals were drawn from.
     """
 
     env: EnvState
     episode: Array
     episode_step: Array
     step: Array
+    start_keys: Array
 
 
 class Unroll(NamedTuple):
@@ -44,29 +46,35 @@ def make_start(env: GoalEnv, environments: int) -> Callable[[Array], RolloutStat
 
     def start(key: Array) -> RolloutState:
         zeros = jnp.zeros(environments, jnp.int32)
-        fresh = jax.vmap(env.reset)(jax.random.split(key, environments))
-        return RolloutState(fresh, zeros, zeros, jnp.zeros((), jnp.int32))
+        keys = jax.random.split(key, environments)
+        return RolloutState(jax.vmap(env.reset)(keys), zeros, zeros, jnp.zeros((), jnp.int32), keys)
 
     return start
 
 
-def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int) -> UnrollFunction:
+def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False) -> UnrollFunction:
     """`unroll(params, version, state, key) -> (state, Unroll)` of `length` steps; jit is the caller's.
 
     An episode ends when the environment terminates or after `episode_length` steps (truncation); the next
-    one has a new start and a new goal. `key` is consumed.
+    one has a new start and a new goal, or with `fixed_goals` the environment's very first ones. `key` is
+    consumed.
     """
     spec = env.spec
 
     def unroll(params: Params, version: Array, state: RolloutState, key: Array) -> tuple[RolloutState, Unroll]:
         environments = state.episode.shape[0]
+        pool_key, key = jax.random.split(key)
+        # Starts are drawn once for the whole unroll: in a simulator a start costs as much as some of its steps.
+        # No environment meets one twice, since none can end more often than it steps.
+        keys = state.start_keys if fixed_goals else jax.random.split(pool_key, max(environments, length))
+        pool = jax.vmap(env.reset)(keys)
+        first_episode, first_entry = state.episode, jnp.arange(environments)
 
         def step(state: RolloutState, key: Array) -> tuple[RolloutState, Unroll]:
-            action_key, reset_key = jax.random.split(key)
-            action = policy(params, state.env.state, state.env.goal, action_key)
+            action = policy(params, state.env.state, state.env.goal, key)
             after = jax.vmap(env.step)(state.env, action)
             done = after.terminated | (state.episode_step + 1 >= spec.episode_length)
-            fresh = jax.vmap(env.reset)(jax.random.split(reset_key, environments))
+            entry = first_entry if fixed_goals else (first_entry + state.episode - first_episode) % len(keys)
             rows = Rows(
                 state=state.env.state,
                 action=action,
@@ -74,12 +82,13 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int) -> UnrollFunc
                 step=jnp.broadcast_to(state.step, done.shape),
                 version=jnp.broadcast_to(version, done.shape),
             )
-            seen = Unroll(rows, goal_distance(spec, after.state, state.env.goal), done)
+            seen = Unroll(rows, env.distance(after.state, after.goal), done)
             state = RolloutState(
-                env=jax.tree.map(lambda new, old: _where(done, new, old), fresh, after),
+                env=jax.tree.map(lambda new, old: _where(done, new[entry], old), pool, after),
                 episode=state.episode + done,
                 episode_step=jnp.where(done, 0, state.episode_step + 1),
                 step=state.step + 1,
+                start_keys=state.start_keys,
             )
             return state, seen
 

@@ -20,7 +20,7 @@ from collector.evaluator import Evaluator, Snapshot, SnapshotQueue
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE, Experiment
-from shared.envs.registry import make_env
+from shared.envs.registry import make_envs
 from shared.metrics import Report, Reporter
 from shared.params import Policy
 from shared.plan import Plan
@@ -81,7 +81,7 @@ class CollectorActor(RoleActor):
 
     def work(self) -> None:
         experiment, plan = self._experiment, self._plan
-        env = make_env(experiment.env, experiment.episode_length)
+        env = make_envs(experiment).training
         collector = Collector(experiment, plan, env, self._index)
         timeout_s = experiment.replay.timeout_seconds
         inserter = Inserter(
@@ -127,7 +127,7 @@ class LearnerActor(RoleActor):
 
     def work(self) -> None:
         experiment, plan = self._experiment, self._plan
-        spec = make_env(experiment.env, experiment.episode_length).spec
+        spec = make_envs(experiment).training.spec
         learner = Learner(experiment, plan, spec, self._name)
         monitor = ReplayMonitor(self._address, [self._table])
         sampler = Sampler(
@@ -183,7 +183,7 @@ class EvaluatorActor(RoleActor):
         self._snapshots.put(snapshot)
 
     def work(self) -> None:
-        env = make_env(self._experiment.env, self._experiment.episode_length)
+        env = make_envs(self._experiment).evaluation
         evaluator = Evaluator(self._experiment, self._plan, env)
         evaluator.run(self._snapshots, self._reporter, self._stop.is_set)
 

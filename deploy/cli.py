@@ -4,13 +4,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from tyro.conf import Positional, arg, subcommand
 
-from deploy import commands
+from deploy import commands, trained
 from shared.config import ConfigError
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -50,11 +50,34 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Render:
+    """Draw an episode of a trained policy, or of random actions: a contact sheet, a film, or a 3-D page."""
+
+    run_dir: Positional[Path | None] = None
+    """A run, whose evaluation environment is drawn; none: say --env and --random."""
+    learner: str = "active"
+    """Which learner of the run."""
+    env: str | None = None
+    """An environment without a run."""
+    random: bool = False
+    """Random actions."""
+    format: Literal["png", "mp4", "html"] = "png"
+    out: Path | None = None
+    """The file to write; none: RUN_DIR/videos/LEARNER.FORMAT, or ENV.FORMAT here."""
+    seed: int = 0
+    """Chooses start and goal."""
+    steps: int | None = None
+    """At most this many environment steps; none: the whole episode."""
+
+
+@dataclass(frozen=True)
 class Envs:
     """List the environments with their sizes."""
 
     json: bool = False
     """Print one JSON list."""
+    markdown: bool = False
+    """Print the documentation's page."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +133,7 @@ class BenchCommand:
 Command = (
     Annotated[Run, subcommand("run")]
     | Annotated[Eval, subcommand("eval")]
+    | Annotated[Render, subcommand("render")]
     | Annotated[Envs, subcommand("envs")]
     | Annotated[BenchCommand, subcommand("bench")]
 )
@@ -139,9 +163,11 @@ def _dispatch(arguments: list[str]) -> int:
         case Run(path, run_dir, in_process, overwrite):
             return commands.run(path, rest, run_dir, in_process=in_process, overwrite=overwrite)
         case Eval(run_dir, learner, episodes, seed, json):
-            return commands.evaluate(run_dir, learner, episodes, seed, as_json=json)
-        case Envs(json):
-            return commands.envs(as_json=json)
+            return trained.evaluate(run_dir, learner, episodes, seed, as_json=json)
+        case Render(run_dir, learner, env, random, picture, out, seed, steps):
+            return trained.render(run_dir, learner, env, random, picture, out, seed, steps)
+        case Envs(json, markdown):
+            return commands.envs(as_json=json, as_markdown=markdown)
         case BenchCommand(BenchUpdate(depths, batch, width, json)):
             return commands.bench_update(depths, batch, width, as_json=json)
         case BenchCommand(BenchRollout(env, num_envs, depth, width, with_replay, json)):
@@ -151,7 +177,7 @@ def _dispatch(arguments: list[str]) -> int:
     raise AssertionError(f"no such command: {command}")
 
 
-def _parse(arguments: list[str]) -> tuple[Run | Eval | Envs | BenchCommand, list[str]]:
+def _parse(arguments: list[str]) -> tuple[Run | Eval | Render | Envs | BenchCommand, list[str]]:
     """The command, and for `run` what is left over: the experiment's own options."""
     if arguments[:1] == ["run"]:
         wants_help = bool({"-h", "--help"} & set(arguments))

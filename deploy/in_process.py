@@ -14,7 +14,7 @@ from deploy.record import EVALUATOR, REPLAY, RunRecord, collector_role, learner_
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE
-from shared.envs.base import GoalEnv
+from shared.envs.registry import Envs
 from shared.metrics import Reporter
 from shared.replay.codec import Columns
 from shared.replay.ring import WindowRing
@@ -23,13 +23,14 @@ from shared.replay.ring import WindowRing
 class InProcessRun:
     """Collectors, a ring of windows, all learners and the evaluator, taking turns."""
 
-    def __init__(self, record: RunRecord, env: GoalEnv) -> None:
+    def __init__(self, record: RunRecord, envs: Envs) -> None:
         experiment, plan = record.experiment, record.plan
         self.record = record
-        self.collectors = [Collector(experiment, plan, env, index) for index in range(experiment.collector.actors)]
-        self.learners = {name: Learner(experiment, plan, env.spec, name) for name in experiment.all_learners}
+        training = envs.training
+        self.collectors = [Collector(experiment, plan, training, index) for index in range(experiment.collector.actors)]
+        self.learners = {name: Learner(experiment, plan, training.spec, name) for name in experiment.all_learners}
         self.ring = WindowRing(plan)
-        self._evaluator = Evaluator(experiment, plan, env)
+        self._evaluator = Evaluator(experiment, plan, envs.evaluation)
         self._reporters: dict[str, Reporter] = {}
         self._rngs = {
             name: np.random.default_rng([experiment.seed, zlib.crc32(name.encode())]) for name in self.learners

@@ -19,7 +19,8 @@ from shared.metrics import MetricsWriter, Row
 from shared.networks import make_networks, network_size
 from shared.plan import Plan
 
-_VERSIONED = ("fathom-rl", "jax", "jaxlib", "flax", "optax", "numpy", "ray", "grpcio", "orbax-checkpoint")
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "brax", "mujoco", "ray", "grpcio", "orbax-checkpoint")
+_VERSIONED = ("fathom-rl", *_LIBRARIES)
 EVALUATOR, REPLAY = "evaluator", "replay"
 COPIES_IN_CHECKPOINT = 3  # parameters and Adam's two moments
 ROWS_KEPT = 8  # of each role in memory: what rates are taken over

@@ -37,6 +37,30 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class EnvOptions(Frozen):
+    """How an environment differs from what its id stands for."""
+
+    episode_length: Annotated[int, Field(ge=2)] | None = None
+    """Environment steps of an episode, and of a relabelling window; none: the environment's own."""
+    backend: Literal["spring", "generalized", "mjx"] | None = None
+    """Brax's physics; none: the environment's own."""
+    physics_dt: PositiveFloat | None = None
+    """Seconds of one physics step; none: the environment's own."""
+    reference_state: bool = False
+    """Humanoids: the reference's 268 numbers, which hold the commanded goal."""
+    fixed_goals: bool = False
+    """While collecting, each environment keeps its first start and goal for the whole run, as the reference does."""
+    separate_walls: bool = False
+    """Mazes: a box for each wall cell, as in the reference, instead of few large ones."""
+
+    def refuse(self, *names: str) -> "EnvOptions":
+        """These options, none of `names` among them. Raises ValueError that names the option."""
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"env_options.{name}: this environment has no such option; leave it out")
+        return self
+
+
 class Resources(Frozen):
     """What one role takes of its machine."""
 
@@ -134,6 +158,8 @@ class ReplayConfig(Frozen):
 class EvaluationConfig(Frozen):
     """Deterministic policy, fresh episodes, equal keys for all learners."""
 
+    env: str | None = None
+    """Another environment with equal sizes, such as a maze's `_eval` layout; none: the training environment."""
     episodes: PositiveInt = 128
     count: PositiveInt = 10
     """Evaluations in a run, at equal distances in updates; the untrained policy's comes on top."""
@@ -159,8 +185,8 @@ class Experiment(Frozen):
     """One run: an environment, one collector network, and any number of passive learners."""
 
     env: str
-    episode_length: Annotated[int, Field(ge=2)] | None = None
-    """Environment steps of an episode, and of a relabelling window; none: the environment's own."""
+    """An id that `fathom envs` lists, or `package.module:Class` of your own."""
+    env_options: EnvOptions = EnvOptions()
     seed: Seed = 0
     collector: CollectorConfig = CollectorConfig()
     learners: dict[str, LearnerConfig] = {}

@@ -1,4 +1,4 @@
-"""What an actor does: a stochastic policy to collect and to learn with, a deterministic one to evaluate."""
+"""What an actor does: stochastic to collect and to learn with, deterministic to evaluate, random to have a look."""
 
 from collections.abc import Callable
 
@@ -37,5 +37,14 @@ def deterministic_policy(actor: Actor) -> PolicyFunction:
 
     def policy(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
         return jnp.tanh(actor.apply(params, state, goal)[0])
+
+    return policy
+
+
+def random_policy(action_size: int) -> PolicyFunction:
+    """The same signature, for a look at an environment: uniform in [-1, 1], whatever the parameters and the state."""
+
+    def policy(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
+        return jax.random.uniform(key, (*state.shape[:-1], action_size), minval=-1, maxval=1)
 
     return policy

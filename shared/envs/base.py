@@ -1,6 +1,6 @@
-"""The one interface of every environment, and the success that all of them share."""
+"""The one interface of every environment, and the distance that most of them share."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from pydantic.dataclasses import dataclass
@@ -17,8 +17,11 @@ class EnvSpec:
     action_size: int
     goal_indices: tuple[int, ...]  # where the state holds what a goal names
     episode_length: int
-    goal_radius: float  # in the units of the goal
+    goal_radius: float  # in the units of `GoalEnv.distance`, as are the other two
     num_cells: int  # cells of goal space that a policy can reach: state coverage counts these
+    easy_radius: float | None = None  # wider, for tasks whose authors report it too
+    hard_radius: float | None = None  # narrower
+    backend: str = "jax"  # the physics: plain JAX, or one of brax's pipelines
 
 
 class EnvState(NamedTuple):
@@ -35,23 +38,27 @@ class EnvState(NamedTuple):
     terminated: Array
 
 
+@runtime_checkable
 class GoalEnv(Protocol):
     """A goal-conditioned environment as pure functions of one environment; callers `vmap` them."""
 
-    @property
-    def spec(self) -> EnvSpec: ...
+    spec: EnvSpec
 
     def reset(self, key: Array) -> EnvState:
         """A new start and a new goal, both drawn from `key`."""
         ...
 
     def step(self, env_state: EnvState, action: Array) -> EnvState:
-        """`action` `[A]` in [-1, 1]. The goal stays."""
+        """`action` `[A]` in [-1, 1]. The goal stays, unless it is tied to something that moves."""
         ...
 
     def cell(self, goal: Array) -> Array:
         """The cell `[...]` int32 in 0..num_cells-1 of points of goal space `[..., G]`."""
         ...
+
+    def distance(self, state: Array, goal: Array) -> Array:
+        """How far `[...]` `state` `[..., S]` is from `goal` `[..., G]`; success is less than a radius of the spec."""
+        return goal_distance(self.spec, state, goal)
 
 
 def goal_distance(spec: EnvSpec, state: Array, goal: Array) -> Array:

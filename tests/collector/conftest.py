@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from shared.envs.base import EnvSpec, EnvState
+from shared.envs.base import EnvSpec, EnvState, GoalEnv
 from shared.types import Array
 
 
 @dataclass(frozen=True)
-class Counting:
+class Counting(GoalEnv):
     """Counts its steps. State `[steps into the episode, start tag, goal tag]`, goal `[goal, goal tag]`.
 
     Each reset draws both tags, and which of the pairs of `goals` and `limits` holds: the episode terminates
@@ -20,6 +20,8 @@ class Counting:
     limits: tuple[int, ...] = (3, 100)
     episode_length: int = 7
     goal_radius: float = 0.5
+    easy_radius: float | None = None
+    hard_radius: float | None = None
 
     @property
     def spec(self) -> EnvSpec:
@@ -30,6 +32,8 @@ class Counting:
             goal_indices=(0, 2),
             episode_length=self.episode_length,
             goal_radius=self.goal_radius,
+            easy_radius=self.easy_radius,
+            hard_radius=self.hard_radius,
             num_cells=5,
         )
 

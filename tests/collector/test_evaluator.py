@@ -10,7 +10,7 @@ import pytest
 
 from collector.evaluator import Evaluator, Snapshot, SnapshotQueue, make_evaluate
 from shared.config import ACTIVE, Experiment
-from shared.envs.base import EnvSpec, EnvState
+from shared.envs.base import EnvSpec, EnvState, GoalEnv
 from shared.metrics import Reporter
 from shared.networks import Actor, make_networks
 from shared.params import Policy
@@ -54,8 +54,18 @@ def test_metrics_are_means_over_episodes(counting: Any) -> None:
     assert metrics["episode_length"] == pytest.approx(3 * share + 8 * (1 - share))
 
 
+def test_other_radii_are_counted_where_the_environment_has_them(counting: Any) -> None:
+    # Steps 1 to 8 against goal 7: within 0.5 after step 7, within 1.5 after 6 to 8, within 3.5 after 4 to 8.
+    env = counting(goals=(7.0,), limits=(100,), episode_length=8, goal_radius=1.5, easy_radius=3.5, hard_radius=0.5)
+    metrics = evaluated(env)
+    assert [metrics[f"time_at_goal{suffix}"] for suffix in ("", "_easy", "_hard")] == [3, 5, 1]
+    never = evaluated(counting(goals=(10.0,), limits=(100,), episode_length=8, goal_radius=1.5, easy_radius=3.5))
+    assert [never["success_rate"], never["success_rate_easy"]] == [0, 1]
+    assert "success_rate_hard" not in never
+
+
 @dataclass(frozen=True)
-class Drift:
+class Drift(GoalEnv):
     """State and position are the sum of all actions; every episode starts at (0, `apart`) and goes to (1, 1)."""
 
     apart: float = 0.0

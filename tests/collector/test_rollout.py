@@ -17,9 +17,11 @@ def echo(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
     return jnp.stack([goal[:, 1], state[:, 0] * params], axis=-1)
 
 
-def rolled(env: Any, unrolls: int, length: int = T, environments: int = N) -> tuple[RolloutState, list[Unroll]]:
+def rolled(
+    env: Any, unrolls: int, length: int = T, environments: int = N, fixed_goals: bool = False
+) -> tuple[RolloutState, list[Unroll]]:
     state = make_start(env, environments)(jax.random.key(0))
-    unroll = jax.jit(make_unroll(env, echo, length))
+    unroll = jax.jit(make_unroll(env, echo, length, fixed_goals))
     seen = []
     for index in range(unrolls):
         state, one = unroll(0.1, index + 5, state, jax.random.key(index + 1))
@@ -75,9 +77,27 @@ def test_every_reset_draws_a_new_start_and_a_new_goal(three: tuple[RolloutState,
             for step in range(3 * T)
             for environment in range(N)
         }
-        assert len(set(by_episode.values())) == len(by_episode) > 3 * N
+        assert len(by_episode) > 3 * N
+        for environment in range(N):
+            own = [value for (owner, _), value in by_episode.items() if owner == environment]
+            assert len(set(own)) == len(own)
         tags = np.array([[by_episode[n, int(e)] for n, e in enumerate(row)] for row in seen.rows.episode], np.float32)
         np.testing.assert_array_equal(seen.rows.state[..., tag], tags)  # and keeps them to the episode's end
+
+
+@pytest.mark.parametrize("environments", [1, 3])
+def test_few_environments_in_a_long_unroll_never_meet_a_start_twice(counting: Any, environments: int) -> None:
+    _, (seen,) = rolled(counting(limits=(1, 1)), unrolls=1, length=12, environments=environments)
+    for tags in (seen.rows.state[..., 1], seen.rows.state[..., 2]):
+        assert [len(set(column)) for column in tags.T] == [12] * environments
+
+
+def test_fixed_goals_are_each_environments_first_for_ever(counting: Any) -> None:
+    state, seen = rolled(counting(), unrolls=3, fixed_goals=True)
+    tags = np.concatenate([one.rows.state[..., 1:] for one in seen])
+    np.testing.assert_array_equal(tags, np.broadcast_to(tags[0], tags.shape))
+    assert len(np.unique(tags[0, :, 1])) == N
+    assert (state.episode > 3).all()
 
 
 def test_steps_and_versions_go_on_over_unrolls(three: tuple[RolloutState, Unroll]) -> None:
@@ -114,4 +134,5 @@ def test_two_short_unrolls_are_one_long(counting: Any) -> None:
     for name in ("state", "action", "episode", "step"):
         np.testing.assert_array_equal(getattr(long.rows, name), getattr(joined.rows, name))
     np.testing.assert_array_equal(long.distance, joined.distance)
-    jax.tree.map(np.testing.assert_array_equal, end, short_end)
+    without_keys = [state._replace(start_keys=()) for state in (end, short_end)]
+    jax.tree.map(np.testing.assert_array_equal, *without_keys)

@@ -8,9 +8,12 @@ import pytest
 
 from deploy.cli import run_command
 from deploy.commands import explain_failure
+from deploy.environments import page
+from shared.envs.registry import env_entries
 from shared.metrics import MetricsWriter
 
-DEMO = str(Path(__file__).parents[2] / "deploy" / "experiments" / "point_u_maze.yaml")
+ROOT = Path(__file__).parents[2]
+DEMO = str(ROOT / "deploy" / "experiments" / "point_u_maze.yaml")
 
 MISTAKES = {
     "depth": (["--collector.depth", "6"], "collector.depth: depth 6 is not a positive multiple of 4"),
@@ -18,6 +21,8 @@ MISTAKES = {
     "type": (["--learners.deep.width", "x"], "learners.deep.width: input should be a valid integer"),
     "choice": (["--replay.pace", "fast"], "replay.pace: input should be 'lockstep' or 'free'"),
     "environment": (["--env", "point_u_mase"], "did you mean 'point_u_maze'"),
+    "evaluation": (["--evaluation.env", "ant"], "evaluation.env: ant has state_size 29, point_u_maze has 4"),
+    "backend": (["--env-options.backend", "mjx"], "env_options.backend: this environment has no such option"),
     "key": (["--collector.dept", "8"], "--collector.dept: no such option"),
     "learner": (["--learners.dep.depth", "8"], "it has: active, shallow, deep"),
     "batch": (["--algorithm.batch-size", "100000"], "algorithm.batch_size: 100000 is more than the 12736 rows"),
@@ -81,7 +86,21 @@ def test_a_disk_that_fills_up_is_named(tmp_path: Path) -> None:
 def test_envs_as_json_lists_every_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["envs", "--json"]) == 0
     envs = {row["env"]: row for row in json.loads(capsys.readouterr().out)}
-    assert envs["point_u_maze"] | {"state": 4, "goal": 2, "action": 2, "episode_length": 200} == envs["point_u_maze"]
+    assert len(envs) >= 40
+    assert sum(row["paper"] for row in envs.values()) == 10
+    maze = {"state": 29, "goal": 2, "action": 8, "episode": 1000, "backend": "spring", "radius": 0.5, "paper": True}
+    assert envs["ant_u4_maze"] | maze == envs["ant_u4_maze"]
+
+
+def test_envs_as_a_table_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["envs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(env_entries())
+    assert [line.split()[0] for line in lines if " yes " in line] == [e.env_id for e in env_entries() if e.paper]
+
+
+def test_the_environments_page_is_made_from_the_registry() -> None:
+    assert (ROOT / "docs" / "environments.md").read_text() == page(), "docs/environments.md is stale; run make docs"
 
 
 def test_bench_update_prints_json_alone(capsys: pytest.CaptureFixture[str]) -> None:

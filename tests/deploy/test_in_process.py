@@ -12,14 +12,14 @@ from deploy.summary import summarise
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE, ConfigError, Experiment, load_experiment
-from shared.envs.registry import make_env
+from shared.envs.registry import make_envs
 from shared.metrics import read_metrics
 from shared.plan import make_plan
 
 EXPERIMENT = Experiment.model_validate(
     {
         "env": "point_u_maze",
-        "episode_length": 20,
+        "env_options": {"episode_length": 20},
         "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5, "actors": 2},
         "learners": {"passive": {"depth": 4, "width": 8}},  # as the collector learner: compiled once,
         "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
@@ -28,8 +28,8 @@ EXPERIMENT = Experiment.model_validate(
         "budget": {"env_steps": 560},
     }
 )
-ENV = make_env(EXPERIMENT.env, EXPERIMENT.episode_length)
-PLAN = make_plan(EXPERIMENT, ENV.spec)
+ENVS = make_envs(EXPERIMENT)
+PLAN = make_plan(EXPERIMENT, ENVS.training.spec)
 TIMES = ("time", "seconds", "env_steps_per_second")
 
 
@@ -41,7 +41,7 @@ class Ran(NamedTuple):
 
 def go(directory: Path) -> Ran:
     record = RunRecord(directory, EXPERIMENT, PLAN)
-    run = InProcessRun(record, ENV)
+    run = InProcessRun(record, ENVS)
     run.run(on_progress=lambda: record.status("running"))
     record.status("done")
     record.close()
@@ -123,7 +123,7 @@ def test_the_run_directory_says_it_all(twice: tuple[Ran, Ran]) -> None:
     assert status["updates_planned"] == PLAN.updates
     assert (directory / "tensorboard" / "learner-passive").is_dir()
     for name, learner in run.learners.items():
-        like = Learner.initial_state(EXPERIMENT, ENV.spec, name)
+        like = Learner.initial_state(EXPERIMENT, ENVS.training.spec, name)
         restored = checkpoint.load(directory / "checkpoints" / name, like)
         assert int(restored.updates) == PLAN.updates
         assert jax.random.key_data(restored.key).tolist() == jax.random.key_data(learner.state.key).tolist()

@@ -23,7 +23,7 @@ from shared.replay.sample import Sampler
 
 EXPERIMENT = """
 env: point_u_maze
-episode_length: 20
+env_options: {episode_length: 20}
 collector: {depth: 4, width: 8, environments: 4, unroll_length: 6}
 algorithm: {batch_size: 8, windows_per_update: 4, minibatches_per_update: 3}
 replay: {steps_per_environment: 60, prefill_steps: 30}
@@ -35,7 +35,7 @@ def test_windows_through_the_server_make_the_oracle_s_updates(start_server: Any,
     path = tmp_path / "experiment.yaml"
     path.write_text(EXPERIMENT)
     experiment = load_experiment(path)
-    env = make_env(experiment.env, experiment.episode_length)
+    env = make_env(experiment.env, experiment.env_options)
     plan = make_plan(experiment, env.spec)
     _, address = start_server(table_spec(experiment, plan, ACTIVE, "run/active"))
 

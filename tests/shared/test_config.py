@@ -92,7 +92,7 @@ def test_depths_are_whole_blocks(field: str, depth: int, use: str) -> None:
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"bugdet": {}}, "x.yaml: bugdet: unknown key; known here: env, episode_length, seed, collector, learners, "),
+        ({"bugdet": {}}, "x.yaml: bugdet: unknown key; known here: env, env_options, seed, collector, learners, "),
         (
             {"replay": {"pase": 1}},
             "x.yaml: replay.pase: unknown key; known here: steps_per_environment, prefill_steps, ",
@@ -123,7 +123,10 @@ def test_depths_are_whole_blocks(field: str, depth: int, use: str) -> None:
             "x.yaml: replay.samples_per_insert: input should be greater than 0, got",
         ),
         ({"replay": {"port": 70000}}, "x.yaml: replay.port: input should be less than 65536, got 70000"),
-        ({"episode_length": 0}, "x.yaml: episode_length: input should be greater than or equal to 2, got 0"),
+        (
+            {"env_options": {"episode_length": 0}},
+            "x.yaml: env_options.episode_length: input should be greater than or equal to 2, got 0",
+        ),
         ({"budget": {"env_steps": -1}}, "x.yaml: budget.env_steps: input should be greater than 0, got -1"),
     ],
 )

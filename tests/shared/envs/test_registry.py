@@ -1,49 +1,190 @@
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
-from shared.envs.registry import describe, env_ids, make_env
+from shared.config import ConfigError, EnvOptions, Experiment
+from shared.envs.check import check_env
+from shared.envs.registry import PAPER_TASKS, env_entries, make_env, make_envs
+
+IDS = tuple(entry.env_id for entry in env_entries())
+SIZES = {  # state, goal and action, of the first pattern that fits
+    "point_": (4, 2, 2),
+    "reacher": (10, 3, 2),
+    "pusher_": (20, 3, 7),
+    "cheetah": (18, 1, 6),
+    "ant_(ball|push)": (31, 2, 8),
+    "ant": (29, 2, 8),
+    "humanoid": (246, 3, 17),  # of the reference's 268, what is not the commanded goal's body
+    "arm_reach": (13, 3, 4),
+    "arm_grasp": (23, 7, 5),
+    "arm_": (17, 3, 5),
+}
+ONE_OF_EACH = ("point_u_maze", "ant_ball", "humanoid_u_maze", "reacher", "arm_grasp")
+OWN = '''
+import jax.numpy as jnp
+from shared.config import EnvOptions
+from shared.envs.base import EnvSpec, EnvState, GoalEnv
+
+class Line(GoalEnv):
+    """A point on a line."""
+    def __init__(self, options: EnvOptions) -> None:
+        self.spec = EnvSpec(1, 1, 1, (0,), options.episode_length or 30, 0.1, 10)
+
+    def reset(self, key):
+        return EnvState((), jnp.zeros(1), jnp.ones(1), jnp.zeros((), bool))
+
+    def step(self, env_state, action):
+        return env_state._replace(state=env_state.state + 0.1 * action)
+
+    def cell(self, goal):
+        return jnp.clip(jnp.floor(5 * goal[..., 0]), 0, 9).astype(jnp.int32)
+
+class Wide(Line):
+    def reset(self, key):
+        return super().reset(key)._replace(state=jnp.zeros(2))
+
+class Lazy:
+    def __init__(self, options):
+        pass
+'''
 
 
-@pytest.mark.parametrize("env_id", env_ids())
-def test_sizes_are_what_the_spec_says(env_id: str) -> None:
+@pytest.mark.parametrize("env_id", IDS)
+def test_sizes_are_the_published_ones(env_id: str) -> None:
     env = make_env(env_id)
     spec = env.spec
-    before = env.reset(jax.random.key(0))
-    after = env.step(before, jax.numpy.ones(spec.action_size))
-    assert before.state.shape == after.state.shape == (spec.state_size,)
-    assert before.goal.shape == (spec.goal_size,) == (len(spec.goal_indices),)
-    assert before.terminated.shape == ()
-    assert before.terminated.dtype == bool
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
-    assert (after.goal == before.goal).all()
-    assert 0 <= env.cell(before.goal) < spec.num_cells
-    assert min(spec.episode_length, spec.goal_radius) > 0
-    assert len(describe(env_id).splitlines()) == 1
+    expected = next(sizes for pattern, sizes in SIZES.items() if re.match(pattern, env_id))
+    assert (spec.state_size, spec.goal_size, spec.action_size) == expected
+    fresh = jax.eval_shape(env.reset, jax.random.key(0))
+    assert (fresh.state.shape, fresh.goal.shape) == ((spec.state_size,), (spec.goal_size,))
+    assert spec.episode_length == (200 if env_id.startswith("point") else 1000)
+    radii = [radius for radius in (spec.hard_radius, spec.goal_radius, spec.easy_radius) if radius is not None]
+    assert radii == sorted(radii)
+    assert min(radii) > 0
 
 
-def test_episode_length_is_the_environments_own_unless_given() -> None:
-    assert make_env("point_u_maze").spec.episode_length == 200
-    assert make_env("point_u_maze", 50).spec.episode_length == 50
-    with pytest.raises(ValueError, match="at least 1, not 0"):
-        make_env("point_u_maze", 0)
+@pytest.mark.parametrize("env_id", ONE_OF_EACH)
+def test_every_family_keeps_the_interface(env_id: str) -> None:
+    check_env(env_id, make_env(env_id))
 
 
-@pytest.mark.parametrize("lookup", [make_env, describe])
-def test_unknown_id_names_the_nearest(lookup: object) -> None:
-    assert callable(lookup)
+def test_the_registry_knows_the_paper_s_ten_tasks() -> None:
+    assert len(IDS) == len(set(IDS)) >= 40
+    assert {entry.env_id for entry in env_entries() if entry.paper} == PAPER_TASKS
+    assert len(PAPER_TASKS) == 10
+    assert all(len(entry.description.splitlines()) == 1 for entry in env_entries())
+
+
+def test_short_hops_of_any_length_are_made() -> None:
+    assert make_env("ant_u5_maze_gen_4f12f").spec.state_size == 29
+    with pytest.raises(ValueError, match="its corridor is 7 cells long, too short for 9 hops"):
+        make_env("ant_u_maze_gen_9f")
+
+
+def test_unknown_id_names_the_nearest() -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole text is compared)
-        lookup("point_bigmaze")
+        make_env("point_bigmaze")
     assert str(error.value) == (
         "unknown environment 'point_bigmaze'; did you mean 'point_big_maze'? `fathom envs` lists all of them"
     )
 
 
+def test_options_that_an_environment_does_not_have_are_refused() -> None:
+    assert make_env("point_u_maze", EnvOptions(episode_length=50)).spec.episode_length == 50
+    for option in ({"backend": "mjx"}, {"physics_dt": 0.1}, {"reference_state": True}, {"separate_walls": True}):
+        with pytest.raises(ValueError, match=f"env_options.{next(iter(option))}: this environment has no such option"):
+            make_env("point_u_maze", EnvOptions(**option))
+
+
+def experiment(env: str, evaluation: str | None = None, **options: object) -> Experiment:
+    return Experiment.model_validate({"env": env, "env_options": options, "evaluation": {"env": evaluation}})
+
+
+def test_an_evaluation_environment_of_its_own() -> None:
+    envs = make_envs(experiment("ant_u4_maze", "ant_u4_maze_eval", episode_length=300))
+    assert [env.spec.episode_length for env in envs] == [300, 300]
+    assert len(envs.training.space.goals) == 10  # type: ignore[attr-defined]
+    assert len(envs.evaluation.space.goals) == 4  # type: ignore[attr-defined]
+    alone = make_envs(experiment("point_u_maze"))
+    assert alone.training is alone.evaluation
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            experiment("ant_u4_maze", "ant_ball"),
+            "evaluation.env: ant_ball has state_size 31, ant_u4_maze has 29; policies",
+        ),
+        (experiment("ant", "antt"), "evaluation.env: unknown environment 'antt'; did you mean 'ant'"),
+        (experiment("ant_pull"), "env: unknown environment 'ant_pull'; did you mean 'ant_push'"),
+        (experiment("ant_push", backend="spring"), "env_options.backend: this environment has no 'spring'; it has mjx"),
+        (experiment("no.such:Env"), "env: no.such:Env: cannot be imported"),
+    ],
+)
+def test_mistakes_name_their_key(wrong: Experiment, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_envs(wrong)
+    assert str(error.value).startswith(message)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_no_family_is_imported_before_it_is_used() -> None:
     probe = (
-        "import sys, shared.envs.registry as r; r.env_ids(); r.describe('point_u_maze')\n"
-        "assert 'shared.envs.point_maze' not in sys.modules and 'brax' not in sys.modules"
+        "import sys, shared.envs.registry as r; r.env_entries(); r.make_env('point_u_maze')\n"
+        "assert not {'brax', 'mujoco'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", probe], check=True, timeout=60)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module with environments of one's own, in the working directory and nowhere else."""
+    name = f"line_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return name
+
+
+def test_a_dotted_path_is_an_environment(own: str) -> None:
+    env = make_env(f"{own}:Line", EnvOptions(episode_length=7))
+    assert env.spec.episode_length == 7
+    assert float(env.distance(jnp.zeros((1,)), jnp.ones((1,)))) == 1
+    for name, message in (
+        ("Wide", f"{own}:Wide.reset: state is float32[2], spec says float32[1]"),
+        ("Lazy", f"{own}:Lazy: not a GoalEnv, it has no spec, reset, step, cell, distance"),
+        ("Nothing", "cannot be imported"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            make_env(f"{own}:{name}")
+
+
+def test_the_documented_environment_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[3] / "docs" / "own_environment.md"
+    code = re.search(r"```python\n(.*?)```", page.read_text(), flags=re.S)
+    assert code
+    (tmp_path / "documented_slope.py").write_text(code[1])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env = make_env("documented_slope:Slope", EnvOptions(episode_length=20))
+    after = env.step(env.reset(jax.random.key(0)), jnp.ones(1))
+    assert bool(jnp.isfinite(after.state).all())
+    with pytest.raises(ValueError, match=r"env_options\.backend"):
+        make_env("documented_slope:Slope", EnvOptions(backend="mjx"))
+
+
+def test_an_entry_point_is_an_environment(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "lines-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: lines\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text(f"[fathom.envs]\nline = {own}:Line\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert make_env("line").spec.num_cells == 10
+    assert env_entries()[-1].env_id == "line"
+    with pytest.raises(ValueError, match="did you mean 'line'"):
+        make_env("lime")

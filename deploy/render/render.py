@@ -1,0 +1,70 @@
+"""Pictures of episodes: what `fathom render` writes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from deploy.render.episode import Episode, make_recorder
+from deploy.render.gl import choose_gl
+from shared.config import ConfigError
+from shared.envs.base import GoalEnv
+from shared.envs.point_maze import PointMaze
+from shared.policy import PolicyFunction
+from shared.types import Params
+
+Picture = Literal["html", "mp4", "png"]
+Writer = Callable[[Any, Sequence[Episode], Path, str], None]  # (env, episodes, out, title)
+
+
+def render(
+    env: GoalEnv,
+    policy: PolicyFunction,
+    params: Params,
+    out: Path,
+    picture: Picture,
+    seed: int,
+    say: Callable[[str], None],
+    name: str = "",
+    steps: int | None = None,
+) -> None:
+    """Plays one episode, at most `steps` long, and draws it to the file `out`; several of a point in a maze.
+
+    html: a page with the scene to turn around in, whose viewer comes from the internet. mp4: a film in real
+    time. png: eight moments, or the paths through the maze. `name` heads the png; `seed` chooses start and goal.
+
+    Raises ConfigError, before anything is played, for an environment that cannot be drawn so, and where png or
+    mp4 find no OpenGL; OSError where `out` cannot be written.
+    """
+    name = name or type(env).__name__
+    writers, count = _writers(env, name)
+    if picture not in writers:
+        raise ConfigError(f"{name}: point mazes have no 3-D page; use --format png or mp4")
+    if picture != "html":
+        choose_gl()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    record = make_recorder(env, policy, steps)
+    episodes = []
+    for key in jax.random.split(jax.random.key(seed), count):
+        episodes.append(record(params, key))
+        distances = episodes[-1].distances
+        at_goal = int((distances < env.spec.goal_radius).sum())
+        say(f"an episode of {len(distances)} steps, {at_goal} at the goal; nearest to it {distances.min():.2f}")
+    say(f"drawing {out}")
+    writers[picture](env, episodes, out, f"{name} · success radius {env.spec.goal_radius:g}")
+
+
+def _writers(env: GoalEnv, name: str) -> tuple[Mapping[str, Writer], int]:
+    """What draws `env`, by the kind of picture, and how many episodes go into one. Raises ConfigError."""
+    if isinstance(env, PointMaze):
+        from deploy.render import plane
+
+        return plane.WRITERS, plane.EPISODES
+    from shared.envs.brax_env import BraxEnv
+
+    if not isinstance(env, BraxEnv):
+        raise ConfigError(f"{name}: cannot be drawn; only point mazes and environments on BraxEnv can")
+    from deploy.render import body
+
+    return body.WRITERS, body.EPISODES

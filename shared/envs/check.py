@@ -1,0 +1,51 @@
+"""Whether an environment of one's own does what `GoalEnv` asks for; nothing is compiled."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from shared.envs.base import EnvSpec, EnvState, GoalEnv
+
+
+def check_env(env_id: str, env: Any) -> None:
+    """Raises ValueError, one line that names what is missing or has the wrong shape."""
+    if not isinstance(env, GoalEnv):
+        missing = [name for name in ("spec", "reset", "step", "cell", "distance") if not hasattr(env, name)]
+        raise ValueError(f"{env_id}: not a GoalEnv, it has no {', '.join(missing)}; see docs/own_environment.md")
+    spec = env.spec
+    if not isinstance(spec, EnvSpec):
+        raise ValueError(f"{env_id}.spec: must be an EnvSpec, not {type(spec).__name__}")
+    if len(spec.goal_indices) != spec.goal_size or not all(0 <= i < spec.state_size for i in spec.goal_indices):
+        raise ValueError(f"{env_id}.spec.goal_indices: must be goal_size ({spec.goal_size}) indices into the state")
+    fresh = jax.eval_shape(env.reset, jax.random.key(0))
+    _check_state(f"{env_id}.reset", fresh, spec)
+    action = jax.ShapeDtypeStruct((spec.action_size,), jnp.float32)
+    after = jax.eval_shape(env.step, fresh, action)
+    _check_state(f"{env_id}.step", after, spec)
+    if jax.tree.map(_shape, after) != jax.tree.map(_shape, fresh):
+        raise ValueError(f"{env_id}.step: its EnvState differs in structure, shapes or types from reset's")
+    cell = jax.eval_shape(env.cell, fresh.goal)
+    if _shape(cell) != ((), "int32"):
+        raise ValueError(f"{env_id}.cell: must give one int32 for a goal, not {_shape(cell)}")
+    distance = jax.eval_shape(env.distance, fresh.state, fresh.goal)
+    if _shape(distance) != ((), "float32"):
+        raise ValueError(f"{env_id}.distance: must give one float32, not {_shape(distance)}")
+
+
+def _check_state(where: str, env_state: Any, spec: EnvSpec) -> None:
+    if not isinstance(env_state, EnvState):
+        raise ValueError(f"{where}: must give an EnvState, not {type(env_state).__name__}")
+    expected = {
+        "state": ((spec.state_size,), "float32"),
+        "goal": ((spec.goal_size,), "float32"),
+        "terminated": ((), "bool"),
+    }
+    for name, wanted in expected.items():
+        got = _shape(getattr(env_state, name))
+        if got != wanted:
+            raise ValueError(f"{where}: {name} is {got[1]}{list(got[0])}, spec says {wanted[1]}{list(wanted[0])}")
+
+
+def _shape(array: Any) -> tuple[tuple[int, ...], str]:
+    return tuple(array.shape), str(array.dtype)

@@ -1,0 +1,221 @@
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from shared.config import EnvOptions
+from shared.envs.ant import Ant, build
+from shared.envs.base import EnvState
+from shared.envs.brax_env import Physics, compile_model
+from shared.envs.space import Maze
+from shared.types import Array
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from brax.envs.ant import Ant as BraxAnt
+
+OPTIONS = EnvOptions()
+
+
+class Seen(NamedTuple):
+    """The little of a pipeline's state that an ant's task looks at."""
+
+    q: Array
+    qd: Array
+
+
+def model_of(env_id: str, options: EnvOptions = OPTIONS) -> mujoco.MjModel:
+    return compile_model(build(env_id, options).model_spec())
+
+
+def drawn(env_id: str, n: int = 500) -> list[np.ndarray]:
+    starts = jax.jit(jax.vmap(build(env_id, OPTIONS).start))(jax.random.split(jax.random.key(0), n))
+    return [np.asarray(x) for x in starts]
+
+
+def geom(model: mujoco.MjModel, name: str) -> int:
+    return mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, name)
+
+
+@pytest.mark.filterwarnings("ignore:Brax System")
+@pytest.mark.parametrize("backend", ["spring", "generalized", "mjx"])
+def test_the_body_is_brax_s(backend: Any) -> None:
+    ours, theirs = build("ant", EnvOptions(backend=backend)).physics, BraxAnt(backend=backend)
+    assert ours.seconds_per_step == pytest.approx(float(theirs.dt))
+    scales = ("ang_damping", "vel_damping", "joint_scale_pos", "joint_scale_ang")
+    for name in ("link", "dof", "actuator", "gravity", *scales):
+        jax.tree.map(np.testing.assert_array_equal, getattr(ours.system, name), getattr(theirs.sys, name))
+    for name in ("geom_friction", "geom_contype", "geom_conaffinity", "geom_size", "geom_pos", "geom_bodyid"):
+        np.testing.assert_array_equal(getattr(ours.system, name), getattr(theirs.sys, name))
+    for name in ("timestep", "solver", "iterations", "ls_iterations", "disableflags"):
+        if backend == "mjx" or name == "timestep":
+            assert getattr(ours.system.opt, name) == getattr(theirs.sys.opt, name)
+
+
+def test_in_a_maze_torso_hips_and_feet_touch_walls() -> None:
+    model = model_of("ant_u4_maze")
+    touching = {model.geom(i).name for i in range(model.ngeom) if model.geom_bodyid[i] and model.geom_conaffinity[i]}
+    assert len(touching) == 9
+    assert {"torso_geom", "aux_1_geom", "left_foot_geom"} < touching
+    assert model_of("ant_u4_maze", EnvOptions(separate_walls=True)).ngeom > model.ngeom
+    plain = model_of("ant")
+    np.testing.assert_array_equal(model.body_mass, plain.body_mass)
+    assert not plain.geom_conaffinity[plain.geom_bodyid > 0].any()
+
+
+def test_the_ball_slides_and_its_place_is_the_goal_s() -> None:
+    env, model = build("ant_ball", OPTIONS), model_of("ant_ball")
+    assert model.body("ball").mass[0] == pytest.approx(0.576, abs=1e-3)
+    assert (model.dof_damping[-2:] == 0).all()
+    q, _, goal = drawn("ant_ball")
+    ball = q[:, 15:]
+    aside = ball - 0.2 * goal
+    np.testing.assert_allclose(np.linalg.norm(goal, axis=1), 5, rtol=1e-5)
+    assert abs(aside).max() <= 1.0001
+    np.testing.assert_allclose(aside[:, 1], goal[:, 1] / 5, atol=1e-5)  # the sine of the goal's angle
+    state = env.observe(Seen(jnp.arange(17.0), jnp.zeros(16)), jnp.zeros(8), jnp.zeros(2))
+    np.testing.assert_array_equal(state[jnp.array(env.spec.goal_indices)], [15, 16])
+
+
+def test_the_pushing_ant_is_heavy_and_its_room_is_the_reference_s() -> None:
+    env, model = build("ant_push", OPTIONS), model_of("ant_push")
+    assert model.body("torso").mass[0] == pytest.approx(3.87, abs=0.01)
+    assert model.body("block").mass[0] == pytest.approx(2e-4)
+    boxes = [
+        (-4, 20, 8, 8),
+        (8, 24, 4, 4),
+        (20, 20, 8, 8),
+        (-8, 4, 4, 8),
+        (24, 8, 4, 4),
+        (20, -4, 8, 8),
+        (0, -8, 12, 4),
+    ]
+    points = np.stack(np.meshgrid(np.arange(-12, 28) + 0.5, np.arange(-12, 28) + 0.5), axis=-1).reshape(-1, 2)
+    centres, halves = np.array(boxes)[:, :2], np.array(boxes)[:, 2:]
+    blocked = (abs(points[:, None] - centres) < halves).all(axis=-1).any(axis=-1)
+    walls = [i for i in range(model.ngeom) if model.geom(i).name.startswith("wall")]
+    ours = (abs(points[:, None] - model.geom_pos[walls, :2]) < model.geom_size[walls, :2]).all(axis=-1).any(axis=-1)
+    np.testing.assert_array_equal(ours, blocked)
+    q, _, goal = drawn("ant_push")
+    assert {tuple(cell) for cell in (8 * np.floor(goal / 8)).tolist()} == {(8, 16), (16, 8)}
+    assert (goal % 8).max() <= 2
+    assert abs(q[:, 2] - 0.75).max() <= 0.1
+    state = env.observe(Seen(jnp.zeros(18).at[15:17].set(jnp.array([1.0, -2.0])), jnp.zeros(17)), jnp.zeros(8), goal[0])
+    np.testing.assert_array_equal(state[29:], [9, 6])
+
+
+@pytest.mark.parametrize("env_id", ["ant", "ant_u5_maze", "ant_big_maze_eval", "ant_u2_maze_gen_1f3f"])
+def test_starts_are_noisy_and_goals_are_in_cells(env_id: str) -> None:
+    q, qd, goal = drawn(env_id)
+    space = build(env_id, OPTIONS).space
+    rest = [0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1]
+    assert abs(q[:, 2:] - rest).max() <= 0.1 + 1e-6
+    assert abs(q[:, 2:] - rest).max() > 0.09
+    assert qd.std() == pytest.approx(0.1, rel=0.1)
+    assert len(np.unique(q[:, 7])) > 490
+    if not isinstance(space, Maze):
+        np.testing.assert_allclose(np.linalg.norm(goal, axis=1), 10, rtol=1e-5)
+        assert abs(q[:, :2]).max() <= 0.1
+        return
+    assert not space.walls[tuple(np.round(goal / 4).astype(int).T)].any()
+    off = abs(q[:, :2] - 4 * np.round(q[:, :2] / 4)).max()
+    if space.hops:  # exact, in every cell that a hop starts from
+        assert off == 0
+        assert len(np.unique(q[:, :2], axis=0)) == 8
+    else:
+        assert 0.09 < off <= 0.1
+        assert len(np.unique(np.round(q[:, :2] / 4), axis=0)) == 1
+        assert len(np.unique(goal, axis=0)) == len(space.goals)
+
+
+def test_health_and_success_of_hand_made_states() -> None:
+    env = build("ant", OPTIONS)
+
+    def fell(z: float) -> bool:
+        return bool(env.fell(Seen(jnp.zeros(15).at[2].set(z), jnp.zeros(14))))
+
+    assert [fell(z) for z in (0.19, 0.21, 0.99, 1.01, float("nan"))] == [True, False, False, True, True]
+    state = jnp.zeros(29).at[:3].set(jnp.array([3.0, 4.0, 0.6]))
+    assert float(env.distance(state, jnp.array([3.0, 4.0]))) == 0  # height does not count
+    assert float(env.distance(state, jnp.array([0.0, 0.0]))) == 5
+    assert (env.spec.goal_radius, env.spec.easy_radius, env.spec.hard_radius) == (0.5, 2.0, None)
+
+
+def test_options_change_the_physics_or_are_refused() -> None:
+    assert build("ant", EnvOptions(physics_dt=0.002)).physics.seconds_per_step == pytest.approx(0.02)
+    assert build("ant", EnvOptions(episode_length=50)).spec.episode_length == 50
+    for env_id, options, named in (
+        ("ant", EnvOptions(separate_walls=True), "separate_walls"),
+        ("ant_u_maze", EnvOptions(reference_state=True), "reference_state"),
+        ("ant_push", EnvOptions(backend="spring"), "backend: this environment has no 'spring'; it has mjx"),
+    ):
+        with pytest.raises(ValueError, match=f"env_options.{named}"):
+            build(env_id, options)
+
+
+@pytest.fixture(scope="module")
+def thrown() -> tuple[Ant, EnvState, list[EnvState], int]:
+    """Two ants in the U-maze, one thrown at the wall below x = 2 and one along the corridor: a second of it."""
+    env = build("ant_u_maze", OPTIONS)
+    traces = 0
+
+    def step(env_state: EnvState, action: Array) -> EnvState:
+        nonlocal traces
+        traces += 1
+        return jax.vmap(env.step)(env_state, action)
+
+    fresh = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 2))
+    q = jnp.tile(jnp.asarray([4.0, 4.0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1]), (2, 1))
+    qd = jnp.zeros((2, 14)).at[0, 0].set(-8.0).at[1, 1].set(8.0)
+    state = fresh._replace(physics=jax.jit(jax.vmap(env.physics.init))(q, qd))
+    stepped, seen = jax.jit(step), []
+    for _ in range(20):
+        state = stepped(state, jnp.zeros((2, 8)))
+        seen.append(state)
+    return env, fresh, seen, traces
+
+
+def test_steps_are_finite_and_compiled_once(thrown: tuple[Ant, EnvState, list[EnvState], int]) -> None:
+    env, fresh, seen, traces = thrown
+    assert traces == 1
+    assert fresh.state.shape == (2, 29)
+    assert not np.array_equal(fresh.state[0], fresh.state[1])
+    for goal in np.asarray(fresh.goal):  # which the state does not hold
+        assert not any(np.array_equal(pair, goal) for pair in zip(fresh.state[0][:-1], fresh.state[0][1:], strict=True))
+    assert all(np.isfinite(state.state).all() for state in seen)
+    np.testing.assert_array_equal(seen[-1].goal, fresh.goal)
+    assert ((env.cell(fresh.goal) >= 0) & (env.cell(fresh.goal) < env.spec.num_cells)).all()
+
+
+def test_walls_stop_an_ant(thrown: tuple[Ant, EnvState, list[EnvState], int]) -> None:
+    _, _, seen, _ = thrown
+    path = np.stack([np.asarray(state.state[:, :2]) for state in seen])
+    assert path[:, 0, 0].min() > 2.0 + 0.2  # its torso's radius is 0.25 m
+    assert path[:, 0, 0].min() < 3.5
+    assert path[-1, 1, 1] > 6.0
+
+
+def test_a_diverged_step_ends_the_episode_with_the_last_finite_state() -> None:
+    class Diverging(Physics):
+        def __init__(self) -> None:
+            self.system = self
+
+        def act_size(self) -> int:
+            return 8
+
+        def init(self, q: Array, qd: Array) -> Any:
+            return Seen(q, qd)
+
+        def step(self, state: Any, control: Array) -> Any:
+            return Seen(state.q.at[9].set(jnp.nan), state.qd)
+
+    env = build("ant", OPTIONS)
+    env.__dict__["physics"] = Diverging()
+    before = env.reset(jax.random.key(0))
+    after = env.step(before, jnp.zeros(8))
+    assert bool(after.terminated)
+    np.testing.assert_array_equal(after.state, before.state)
