@@ -33,4 +33,4 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 def make_console() -> Console:
     """Standard output; wide enough for a table where there is no terminal to ask."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)

@@ -24,8 +24,8 @@ def drawn_model(env: BraxEnv, goals: int, opaque: bool) -> mujoco.MjModel:
     spec.add_material(name=_MARKER, emission=0.5)
     for number in range(goals):
         _add_goal(spec, f"goal_{number}", env.spec.goal_radius, opaque)
-    for light in spec.lights:
-        spec.delete(light)
+    for replaced in (*spec.lights, *spec.numerics):  # the second are brax's, some with one for each body
+        spec.delete(replaced)
     spec.worldbody.add_light(type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, dir=(-0.4, 0.3, -1), diffuse=(0.4,) * 3)
     _lay_floor(spec)
     model = compile_model(spec)

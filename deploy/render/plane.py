@@ -12,6 +12,7 @@ from shared.envs.point_maze import RADIUS, SECONDS_PER_STEP, PointMaze
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.patches import Circle, Rectangle
@@ -32,23 +33,13 @@ class Panels:
         rows, columns = env.maze.walls.shape
         size = _PANELS[1] * _SIDE * columns / rows + 1, _PANELS[0] * _SIDE + 0.6
         self.figure, axes = pyplot.subplots(*_PANELS, figsize=size, dpi=100, layout="constrained")
-        self._paths = [
-            LineCollection([], cmap="plasma", norm=Normalize(0, self.steps), lw=2.2, capstyle="round") for _ in episodes
-        ]
+        steps = Normalize(0, self.steps)
+        self._paths = [LineCollection([], cmap="plasma", norm=steps, lw=2.2, capstyle="round") for _ in episodes]
         self._points = [Rectangle((0, 0), 2 * RADIUS, 2 * RADIUS, color=_POINT, zorder=3) for _ in episodes]
         for axis, episode, path, point in zip(axes.flat, episodes, self._paths, self._points, strict=True):
-            axis.imshow(env.maze.walls, cmap=_FREE_AND_WALL)
-            (x, y), (goal_x, goal_y) = episode.states[0, :2], episode.goals[0]
-            axis.add_patch(
-                Circle((goal_y, goal_x), env.spec.goal_radius, facecolor=f"{_GOAL}66", edgecolor=_GOAL, lw=1.5)
-            )
-            axis.plot(y, x, "o", markersize=8, markerfacecolor="white", markeredgecolor=_POINT, zorder=2.5)
+            _draw_maze(axis, env, episode)
             axis.add_collection(path)
             axis.add_patch(point)
-            at_goal = int((episode.distances < env.spec.goal_radius).sum())
-            axis.set_title(f"{at_goal} of {len(episode.states)} steps at the goal", fontsize=9)
-            axis.set(xlim=(0, columns - 1), ylim=(rows - 1, 0))  # half of the border is enough
-            axis.axis("off")
         self.figure.colorbar(self._paths[0], ax=axes, label="step", shrink=0.6, aspect=40)
         self.figure.suptitle(title)
 
@@ -64,6 +55,19 @@ class Panels:
         pixels = np.asarray(self.figure.canvas.buffer_rgba())  # type: ignore[attr-defined]
         height, width = pixels.shape[:2]
         return pixels[: height // 2 * 2, : width // 2 * 2, :3].copy()
+
+
+def _draw_maze(axis: Axes, env: PointMaze, episode: Episode) -> None:
+    """Walls, start and goal, and how the episode went."""
+    rows, columns = env.maze.walls.shape
+    axis.imshow(env.maze.walls, cmap=_FREE_AND_WALL)
+    axis.set(xlim=(0, columns - 1), ylim=(rows - 1, 0))  # half of the border is enough
+    axis.axis("off")
+    (x, y), (goal_x, goal_y) = episode.states[0, :2], episode.goals[0]
+    axis.add_patch(Circle((goal_y, goal_x), env.spec.goal_radius, facecolor=f"{_GOAL}66", edgecolor=_GOAL, lw=1.5))
+    axis.plot(y, x, "o", markersize=8, markerfacecolor="white", markeredgecolor=_POINT, zorder=2.5)
+    at_goal = int((episode.distances < env.spec.goal_radius).sum())
+    axis.set_title(f"{at_goal} of {len(episode.states)} steps at the goal", fontsize=9)
 
 
 def write_panels(env: PointMaze, episodes: Sequence[Episode], out: Path, title: str) -> None:

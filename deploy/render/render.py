@@ -1,6 +1,6 @@
 """Pictures of episodes: what `fathom render` writes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,23 +26,18 @@ def render(
     picture: Picture,
     seed: int,
     say: Callable[[str], None],
-    name: str = "",
+    title: str = "",
     steps: int | None = None,
 ) -> None:
     """Plays one episode, at most `steps` long, and draws it to the file `out`; several of a point in a maze.
 
     html: a page with the scene to turn around in, whose viewer comes from the internet. mp4: a film in real
-    time. png: eight moments, or the paths through the maze. `name` heads the png; `seed` chooses start and goal.
+    time. png: eight moments, or the paths through the maze. `title` heads a png; `seed` chooses start and goal.
 
     Raises ConfigError, before anything is played, for an environment that cannot be drawn so, and where png or
     mp4 find no OpenGL; OSError where `out` cannot be written.
     """
-    name = name or type(env).__name__
-    writers, count = _writers(env, name)
-    if picture not in writers:
-        raise ConfigError(f"{name}: point mazes have no 3-D page; use --format png or mp4")
-    if picture != "html":
-        choose_gl()
+    write, count = _writer(env, picture)
     out.parent.mkdir(parents=True, exist_ok=True)
     record = make_recorder(env, policy, steps)
     episodes = []
@@ -52,19 +47,23 @@ def render(
         at_goal = int((distances < env.spec.goal_radius).sum())
         say(f"an episode of {len(distances)} steps, {at_goal} at the goal; nearest to it {distances.min():.2f}")
     say(f"drawing {out}")
-    writers[picture](env, episodes, out, f"{name} · success radius {env.spec.goal_radius:g}")
+    write(env, episodes, out, f"{title} · success radius {env.spec.goal_radius:g}")
 
 
-def _writers(env: GoalEnv, name: str) -> tuple[Mapping[str, Writer], int]:
-    """What draws `env`, by the kind of picture, and how many episodes go into one. Raises ConfigError."""
+def _writer(env: GoalEnv, picture: Picture) -> tuple[Writer, int]:
+    """What draws such a `picture` of `env`, and how many episodes go into it. Raises ConfigError if nothing can."""
     if isinstance(env, PointMaze):
         from deploy.render import plane
 
-        return plane.WRITERS, plane.EPISODES
+        if picture not in plane.WRITERS:
+            raise ConfigError("point mazes have no 3-D page; use --format png or mp4")
+        return plane.WRITERS[picture], plane.EPISODES
     from shared.envs.brax_env import BraxEnv
 
     if not isinstance(env, BraxEnv):
-        raise ConfigError(f"{name}: cannot be drawn; only point mazes and environments on BraxEnv can")
+        raise ConfigError(f"{type(env).__name__} cannot be drawn; only point mazes and what is a BraxEnv can")
+    if picture != "html":
+        choose_gl()  # before anything is compiled
     from deploy.render import body
 
-    return body.WRITERS, body.EPISODES
+    return body.WRITERS[picture], body.EPISODES

@@ -18,7 +18,7 @@ _STEEPEST, _FLATTEST = -65, -25  # degrees: the camera's elevation for what is f
 
 
 class Scene:
-    """`model`: `env`'s, with goals; see `drawn_model`. `positions` `[T, Q]`: of it all, at each moment of `episode`."""
+    """`model`: of `drawn_model`. `positions` `[T, Q]`: of all that is in it, at each moment of `episode`."""
 
     def __init__(self, env: BraxEnv, episode: Episode, opaque: bool = False) -> None:
         points = np.asarray(jax.vmap(env.goal_points)(episode.goals))

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import kstest, norm
 
 from shared.networks import Actor
-from shared.policy import deterministic_policy, sample_action, stochastic_policy
+from shared.policy import deterministic_policy, random_policy, sample_action, stochastic_policy
 
 N = 4000
 ACTOR = Actor(nn.Dense(4), 2)
@@ -75,3 +75,11 @@ def test_the_deterministic_policy_is_tanh_of_the_mean(params: Any) -> None:
     action = policy(params, STATE, GOAL, jax.random.key(0))
     np.testing.assert_allclose(action, np.broadcast_to(np.tanh(MEAN), (N, 2)), rtol=1e-6)
     assert (action == policy(params, STATE, GOAL, jax.random.key(1))).all()
+
+
+def test_the_random_policy_is_uniform_and_asks_nothing() -> None:
+    action = np.asarray(random_policy(2)({}, STATE, GOAL, jax.random.key(0)))
+    assert action.shape == (N, 2)
+    for axis in range(2):
+        assert kstest(action[:, axis], "uniform", args=(-1, 2)).pvalue > 1e-3
+    assert abs(np.corrcoef(action.T)[0, 1]) < 0.06
