@@ -100,6 +100,8 @@ class BenchRollout:
     depth: int = 4
     """Depth of the policy's network."""
     width: int = 256
+    repeats: int = 9
+    """Turns that each of the loops takes."""
     with_replay: bool = False
     """Also measure a whole collector, inserting into a replay server."""
     json: bool = False
@@ -170,8 +172,8 @@ def _dispatch(arguments: list[str]) -> int:
             return commands.envs(as_json=json, as_markdown=markdown)
         case BenchCommand(BenchUpdate(depths, batch, width, json)):
             return commands.bench_update(depths, batch, width, as_json=json)
-        case BenchCommand(BenchRollout(env, num_envs, depth, width, with_replay, json)):
-            return commands.bench_rollout(env, num_envs, depth, width, with_replay, as_json=json)
+        case BenchCommand(BenchRollout(env, num_envs, depth, width, repeats, with_replay, json)):
+            return commands.bench_rollout(env, num_envs, depth, width, repeats, with_replay, as_json=json)
         case BenchCommand(BenchReplay(against_stock, json)):
             return commands.bench_replay(against_stock, as_json=json)
     raise AssertionError(f"no such command: {command}")

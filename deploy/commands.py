@@ -97,11 +97,15 @@ def bench_update(depths: Sequence[int], batch: int, width: int, as_json: bool) -
     return 0
 
 
-def bench_rollout(env_id: str, num_envs: int, depth: int, width: int, with_replay: bool, as_json: bool) -> int:
+def bench_rollout(
+    env_id: str, num_envs: int, depth: int, width: int, repeats: int, with_replay: bool, as_json: bool
+) -> int:
     from deploy.bench.rollout import bench_rollout as measure
 
     env = named_env(env_id)
-    show(measure(env_id, env, num_envs, depth, width, with_replay), as_json)
+    if repeats < 1:
+        raise ConfigError(f"--repeats: {repeats} is not positive")
+    show(measure(env_id, env, num_envs, depth, width, with_replay, repeats), as_json)
     return 0
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from collector.collector import Collector
 from collector.rollout import make_start, make_unroll
-from shared.config import Experiment
+from shared.config import Experiment, parse_experiment
 from shared.envs.base import EnvState, GoalEnv
 from shared.networks import init_params, make_networks
 from shared.params import Policy
@@ -24,7 +24,7 @@ _UNROLL_LENGTH = 62
 
 
 def bench_rollout(
-    env_id: str, env: GoalEnv, num_envs: int, depth: int, width: int, with_replay: bool, repeats: int = 9
+    env_id: str, env: GoalEnv, num_envs: int, depth: int, width: int, with_replay: bool, repeats: int
 ) -> dict[str, Any]:
     """Environment steps per second over unrolls of 62 steps; medians of `repeats`, interleaved.
 
@@ -34,7 +34,7 @@ def bench_rollout(
     on this machine; None unless `with_replay`. overhead_ratio: bare over rollout, the median of the
     `repeats` pairs. compile_seconds: tracing and compiling the rollout.
     """
-    experiment = Experiment.model_validate(
+    experiment = parse_experiment(
         {
             "env": env_id,
             "collector": {
