@@ -129,11 +129,11 @@ class Arm(BraxEnv):
         return spec
 
     def touching(self, walls: list[str]) -> list[tuple[str, str]]:
-        """The pairs of geoms that can touch."""
+        """The pairs of geoms that can touch; of the arm's own, only the fingers can."""
         if not self.task.cube:
             return [(TABLE, HAND)]
         movers = ("cube", HAND, *FINGERS)
-        pairs = [pair for pair in itertools.combinations((TABLE, *movers), 2) if pair[0] != HAND]  # nor its fingers
+        pairs = [pair for pair in itertools.combinations((TABLE, *movers), 2) if pair[0] != HAND]  # and its fingers
         return pairs + list(itertools.product(movers, walls))
 
     def control(self, physics: Any, action: Array) -> Array:

@@ -26,6 +26,9 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that it has no War
     from brax.mjx import pipeline as mjx
     from brax.spring import pipeline as spring
 
+    from shared.envs.mjx_cpu import keep_links_apart
+
+keep_links_apart()
 _PIPELINES = {"spring": spring, "generalized": generalized, "mjx": mjx}
 
 
@@ -137,7 +140,8 @@ class BraxEnv(GoalEnv):
         state = self.observe(physics, control, goal)
         finite = jnp.isfinite(state).all()
         terminated = self.fell(physics) | ~finite
-        return EnvState(physics, jnp.where(finite, state, env_state.state), goal, terminated)
+        state, goal = (jnp.where(finite, new, old) for new, old in ((state, env_state.state), (goal, env_state.goal)))
+        return EnvState(physics, state, goal, terminated)
 
 
 def brax_model(name: str) -> mujoco.MjSpec:

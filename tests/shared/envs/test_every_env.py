@@ -15,8 +15,6 @@ IDS = tuple(entry.env_id for entry in env_entries())
 ONE_OF_EACH = ("point_big_maze", "ant_u4_maze", "ant_push", "humanoid")
 ONE_OF_EACH += ("reacher", "pusher_hard", "cheetah", "arm_push_easy")
 ENVIRONMENTS, EPISODE = 3, 2
-# A few steps: compiling quickly is worth more than running quickly.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -29,8 +27,8 @@ def test_two_short_episodes(env_id: str) -> None:
         traces += 1
         return make_unroll(env, random_policy(env.spec.action_size), EPISODE)(*arguments)
 
-    compiled = jax.jit(unroll, compiler_options=QUICK)
-    state = jax.jit(make_start(env, ENVIRONMENTS), compiler_options=QUICK)(jax.random.key(0))
+    compiled = jax.jit(unroll)
+    state = jax.jit(make_start(env, ENVIRONMENTS))(jax.random.key(0))
     states, goals = [], [state.env.goal]
     for number in range(2):
         state, seen = compiled({}, jnp.int32(0), state, jax.random.key(number))
