@@ -13,7 +13,9 @@ _FAMILIES = {  # by the module that makes them: the heading, what is true of all
     ),
     "classic": (
         "Reacher, pusher, half-cheetah",
-        "Brax's own bodies; the marker that stands for the goal in brax's models is left out.",
+        "Brax's own bodies; the marker that stands for the goal in brax's models is left out. Unlike the references, "
+        "the reacher steps 5 ms of spring physics, not 10 (with which today's brax flies apart), its tip's velocity is "
+        "the true one, and the pusher's goals lie at the height of its object, not 5 cm below.",
     ),
     "ant": (
         "Ant",
@@ -31,7 +33,8 @@ _FAMILIES = {  # by the module that makes them: the heading, what is true of all
     "arm": (
         "Arm",
         "A Franka Panda of primitives with position servos, in MJX. The last action closes the fingers. Episodes never "
-        "end early. Kinematics and inertias are those of MuJoCo Menagerie's model (Apache-2.0, Franka Robotics).",
+        "end early. Grasping succeeds when the fingertips' middle is at the cube and their distance is its width; the "
+        "goal follows the cube. Kinematics and inertias are those of MuJoCo Menagerie's model (Apache-2.0, Franka Robotics).",
     ),
 }
 _OPTIONS = "\n".join(f"| `{name}` | {field.description} |" for name, field in EnvOptions.model_fields.items())
