@@ -87,12 +87,23 @@ class Collector:
         return policy
 
     def _counts(self) -> Metrics:
-        return {
-            "unrolls": self.unrolls,
-            "env_steps": self.unrolls * self._environments * self._plan.unroll_length,
-            "visits": self.visits.tolist(),
-            **coverage(self.visits),
-        }
+        return progress(self.unrolls, self._environments * self._plan.unroll_length, self.visits)
+
+
+def progress(unrolls: int, steps: int, visits: np.ndarray) -> Metrics:
+    """What is reported of `unrolls` unrolls with `steps` environment steps each."""
+    return {"unrolls": unrolls, "env_steps": unrolls * steps, "visits": visits.tolist(), **coverage(visits)}
+
+
+def make_count(env: GoalEnv) -> Callable[[Array], jax.Array]:
+    """`count(floats [..., S + A]) -> [num_cells]`: the steps in each cell of goal space."""
+    spec = env.spec
+
+    def count(floats: Array) -> jax.Array:
+        cells = env.cell(floats[..., jnp.array(spec.goal_indices)])
+        return jnp.bincount(cells.ravel(), length=spec.num_cells)
+
+    return count
 
 
 def make_collect(
@@ -100,6 +111,7 @@ def make_collect(
 ) -> Callable[[Params, Array, RolloutState, Array], tuple[RolloutState, Columns, jax.Array, Metrics]]:
     """`collect(params, version, state, key) -> (state, columns [N, T, ...], visits [num_cells], metrics)`."""
     unroll = make_unroll(env, policy, length, fixed_goals)
+    count = make_count(env)
     spec = env.spec
 
     def collect(
@@ -107,14 +119,12 @@ def make_collect(
     ) -> tuple[RolloutState, Columns, jax.Array, Metrics]:
         state, seen = unroll(params, version, state, key)
         columns = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), pack(seen.rows))
-        achieved = seen.rows.state[..., jnp.array(spec.goal_indices)]
-        visits = jnp.bincount(env.cell(achieved).ravel(), length=spec.num_cells)
         metrics = {
             "collector/at_goal": jnp.mean(seen.distance < spec.goal_radius),
             "collector/distance": jnp.mean(seen.distance),
             "collector/episodes_ended": jnp.sum(seen.done),
         }
-        return state, columns, visits, metrics
+        return state, columns, count(columns.floats), metrics
 
     return collect
 

@@ -7,7 +7,7 @@ import os
 import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ import ray
 
 from collector.collector import Collector
 from collector.evaluator import Evaluator, Snapshot, SnapshotQueue
+from collector.feeder import Feeder
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE, Experiment
+from shared.envs.base import GoalEnv
 from shared.envs.registry import make_envs
 from shared.metrics import Report, Reporter
 from shared.params import Policy
@@ -29,6 +31,9 @@ from shared.replay.errors import ReplayStopped
 from shared.replay.info import ReplayMonitor
 from shared.replay.insert import Inserter
 from shared.replay.sample import Sampler
+from shared.stream.format import ShardSummary, describe
+from shared.stream.read import open_stream
+from shared.stream.write import StreamWriter, recording
 
 REMOTE_TIMEOUT_S = 60.0  # for weights and snapshots on their way; they are there or their owner is gone
 
@@ -73,37 +78,74 @@ class RoleActor(ABC):
         self._done = True
 
 
-class CollectorActor(RoleActor):
-    def __init__(self, experiment: Experiment, plan: Plan, index: int, tables: Sequence[str], store: Any) -> None:
+class SourceActor(RoleActor):
+    """Where data come from: subclasses insert the unrolls of collector `index`."""
+
+    def __init__(self, experiment: Experiment, plan: Plan, index: int, tables: Sequence[str]) -> None:
         super().__init__()
-        self._experiment, self._plan, self._index = experiment, plan, index
-        self._tables, self._store = tables, store
+        self._experiment, self._plan, self._index, self._tables = experiment, plan, index, tables
+
+    @abstractmethod
+    def provide(self, env: GoalEnv, insert: Callable[[Columns], object]) -> None:
+        """Inserts all that is asked for, or ends when `self._stop` is set."""
 
     def work(self) -> None:
-        experiment, plan = self._experiment, self._plan
-        env = make_envs(experiment).training
-        collector = Collector(experiment, plan, env, self._index)
-        timeout_s = experiment.replay.timeout_seconds
+        env = make_envs(self._experiment).training
+        timeout_s = self._experiment.replay.timeout_seconds
         inserter = Inserter(
             self._address,
             self._tables,
-            plan.chunks_per_window,
-            experiment.collector.environments,
+            self._plan.chunks_per_window,
+            self._experiment.collector.environments,
             timeout_s=timeout_s,
             should_stop=self._stop,
         )
         try:
-            collector.run(self._pull, inserter.insert, self._reporter, self._stop.is_set)
+            self.provide(env, inserter.insert)
             with self._reporter.waiting("replay full"):
                 inserter.flush(timeout_s)
         finally:
             inserter.close()
+
+
+class CollectorActor(SourceActor):
+    def __init__(
+        self, experiment: Experiment, plan: Plan, index: int, tables: Sequence[str], store: Any, stream_path: str
+    ) -> None:
+        super().__init__(experiment, plan, index, tables)
+        self._store, self._stream_path = store, stream_path
+        self._shard: ShardSummary | None = None
+
+    def shard(self) -> ShardSummary | None:
+        """What was recorded, once the work is done; none if it was not to be, or was stopped."""
+        return self._shard
+
+    def provide(self, env: GoalEnv, insert: Callable[[Columns], object]) -> None:
+        experiment, plan = self._experiment, self._plan
+        collector = Collector(experiment, plan, env, self._index)
+        if not experiment.record:
+            collector.run(self._pull, insert, self._reporter, self._stop.is_set)
+            return
+        writer = StreamWriter(Path(self._stream_path), self._index, describe(experiment, plan, env.spec))
+        record = recording(insert, writer)
+        collector.run(self._pull, record, self._reporter, self._stop.is_set)
+        if collector.unrolls == plan.unrolls:
+            self._shard = writer.close()
 
     def _pull(self, above: int) -> Policy | None:
         newest = ray.get(self._store.newest.remote(above), timeout=REMOTE_TIMEOUT_S)
         if newest is None:
             return None
         return Policy(newest.version, ray.get(newest.params[0], timeout=REMOTE_TIMEOUT_S))
+
+
+class FeederActor(SourceActor):
+    """A shard of the experiment's stream in a collector's place."""
+
+    def provide(self, env: GoalEnv, insert: Callable[[Columns], object]) -> None:
+        stream = open_stream(Path(str(self._experiment.stream)), verify=False)  # the driver has
+        feeder = Feeder(self._experiment, self._plan, env, stream.shard(self._index))
+        feeder.run(insert, self._reporter, self._stop.is_set)
 
 
 class LearnerActor(RoleActor):

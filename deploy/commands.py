@@ -31,6 +31,8 @@ def run(
     from deploy.record import RunRecord, check_space, prepare_run_dir
 
     envs, plan = make_envs_and_plan(experiment)
+    if experiment.stream:
+        experiment = experiment.model_copy(update={"stream": check_stream(experiment, plan, envs)})
     name = f"{experiment_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = prepare_run_dir(run_dir or Path("runs") / name, overwrite)
     check_space(run_dir, experiment, envs.training.spec)
@@ -131,6 +133,16 @@ def named_env(env_id: str) -> GoalEnv:
 def make_envs_and_plan(experiment: Experiment) -> tuple[Envs, Plan]:
     envs = make_envs(experiment)
     return envs, make_plan(experiment, envs.training.spec)
+
+
+def check_stream(experiment: Experiment, plan: Plan, envs: Envs) -> str:
+    """The absolute path of the stream that the experiment names. Raises ConfigError unless it is whole and fits."""
+    from shared.stream.format import describe
+    from shared.stream.read import open_stream
+
+    stream = open_stream(Path(str(experiment.stream)).absolute())
+    stream.check_fits(describe(experiment, plan, envs.training.spec))
+    return str(stream.directory)
 
 
 def prepare_jax(cpu_only: bool) -> None:

@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from deploy.record import EVALUATOR, RunRecord, collector_role, learner_role
+from deploy.record import EVALUATOR, RunRecord, learner_role, source_roles
 from shared.metrics import Row
 
 PLAIN_EVERY_S = 10.0
@@ -67,8 +67,7 @@ class RunConsole:
         for heading in ("steps/s", "waiting", "samples/insert", "lag", "sample age", "time at goal"):
             table.add_column(heading, justify="right")
         experiment = self._record.experiment
-        roles = [collector_role(index) for index in range(experiment.collector.actors)]
-        roles += [learner_role(name) for name in experiment.all_learners] + [EVALUATOR]
+        roles = source_roles(experiment) + [learner_role(name) for name in experiment.all_learners] + [EVALUATOR]
         for role in roles:
             table.add_row(role, states.get(role, ""), *self._cells(role))
         return table
@@ -81,10 +80,10 @@ class RunConsole:
         newest, seconds = rows[-1], sum(row["seconds"] for row in rows)
         plan = self._record.plan
         steps = age = lag = ratio = result = ""
-        if role.startswith("collector"):
+        if role.startswith(("collector", "stream")):
             environments = self._record.experiment.collector.environments
             steps = f"{len(rows) * environments * plan.unroll_length / seconds:,.0f} env"
-            lag = str(newest["policy_lag"])
+            lag = str(newest.get("policy_lag", ""))
         elif role.startswith("learner"):
             steps = f"{len(rows) * plan.minibatches_per_update / seconds:,.0f} grad"
             ratio, age = f"{newest['samples_per_insert']:.2f}", f"{newest['sample_age']:.0f}"

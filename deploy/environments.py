@@ -34,7 +34,8 @@ _FAMILIES = {  # by the module that makes them: the heading, what is true of all
         "Arm",
         "A Franka Panda of primitives with position servos, in MJX. The last action closes the fingers. Episodes never "
         "end early. Grasping succeeds when the fingertips' middle is at the cube and their distance is its width; the "
-        "goal follows the cube. Kinematics and inertias are those of MuJoCo Menagerie's model (Apache-2.0, Franka Robotics).",
+        "goal follows the cube. Kinematics and inertias are those of MuJoCo Menagerie's model (Apache-2.0, Franka "
+        "Robotics).",
     ),
 }
 _OPTIONS = "\n".join(f"| `{name}` | {field.description} |" for name, field in EnvOptions.model_fields.items())

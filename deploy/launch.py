@@ -12,9 +12,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from deploy.actors import CollectorActor, EvaluatorActor, LearnerActor
+from deploy.actors import CollectorActor, EvaluatorActor, FeederActor, LearnerActor
 from deploy.reaper import guarded
-from deploy.record import EVALUATOR, RunFailed, RunRecord, collector_role, learner_role
+from deploy.record import EVALUATOR, RunFailed, RunRecord, learner_role, source_roles
 from deploy.replay_server.provision import ProvisionError, reverb_python
 from deploy.replay_server.server import TableSpec
 from deploy.services import ParamStoreActor, ReplayServerActor
@@ -24,8 +24,11 @@ from shared.envs.base import EnvSpec
 from shared.networks import make_networks, param_shapes, parameter_count
 from shared.plan import Plan
 from shared.replay.info import ReplayMonitor
+from shared.stream.format import describe
+from shared.stream.write import write_manifest
 
 STOP_GRACE_S = 10.0
+REMOTE_TIMEOUT_S = 60.0
 POLICIES_IN_STORE = 16  # newest policies, snapshots on their way and being evaluated
 _MEGABYTE = 2**20
 
@@ -64,6 +67,7 @@ class Launch:
                     supervisor.tick()
                     on_progress(supervisor.states)
                 supervisor.finish()
+                self._finish_stream(roles)
             finally:
                 self._end(supervisor, replay)
 
@@ -106,10 +110,23 @@ class Launch:
                 actor.remote(experiment, plan, name, self._tables[name], store, evaluator, path)
             )
         tables = list(self._tables.values())
-        for index in range(experiment.collector.actors):
-            actor = _actor(CollectorActor, experiment.collector.actor_resources)
-            roles[collector_role(index)] = self._keep(actor.remote(experiment, plan, index, tables, store))
+        for index, role in enumerate(source_roles(experiment)):
+            if experiment.stream:
+                source = _actor(FeederActor).remote(experiment, plan, index, tables)
+            else:
+                actor = _actor(CollectorActor, experiment.collector.actor_resources)
+                source = actor.remote(experiment, plan, index, tables, store, str(self.record.stream_dir))
+            roles[role] = self._keep(source)
         return roles
+
+    def _finish_stream(self, roles: dict[str, Any]) -> None:
+        """Every collector has closed its shard: now the stream is whole."""
+        experiment, plan = self.record.experiment, self.record.plan
+        if not experiment.record:
+            return
+        closed = [roles[role].shard.remote() for role in source_roles(experiment)]
+        shards = ray.get(closed, timeout=REMOTE_TIMEOUT_S)
+        write_manifest(self.record.stream_dir, describe(experiment, plan, self._spec), shards)
 
     def _end(self, supervisor: Supervisor | None, replay: Any) -> None:
         """Roles first, then the server they talk to, then whatever is left. Every step is bounded."""

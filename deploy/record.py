@@ -18,6 +18,7 @@ from shared.envs.base import EnvSpec
 from shared.metrics import MetricsWriter, Row
 from shared.networks import make_networks, network_size
 from shared.plan import Plan
+from shared.stream.format import bytes_of_stream
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "brax", "mujoco", "ray", "grpcio", "orbax-checkpoint")
 _VERSIONED = ("fathom-rl", *_LIBRARIES)
@@ -35,8 +36,10 @@ def learner_role(name: str) -> str:
     return f"learner-{name}"
 
 
-def collector_role(index: int) -> str:
-    return f"collector-{index}"
+def source_roles(experiment: Experiment) -> list[str]:
+    """Where the data come from: one role for each collector, or for each shard of a stream."""
+    source = "stream" if experiment.stream else "collector"
+    return [f"{source}-{index}" for index in range(experiment.collector.actors)]
 
 
 def prepare_run_dir(run_dir: Path, overwrite: bool) -> Path:
@@ -56,10 +59,12 @@ def prepare_run_dir(run_dir: Path, overwrite: bool) -> Path:
 
 
 def check_space(run_dir: Path, experiment: Experiment, spec: EnvSpec) -> None:
-    """Raises ConfigError when the checkpoints and metrics will not fit where `run_dir` lies."""
+    """Raises ConfigError when checkpoints, metrics and a recorded stream will not fit where `run_dir` lies."""
     networks = (make_networks(config, spec) for config in experiment.all_learners.values())
     parameters = sum(network_size(each, spec) for each in networks)
     needed = 4 * COPIES_IN_CHECKPOINT * parameters + METRICS_BYTES
+    if experiment.record:
+        needed += bytes_of_stream(experiment.budget.env_steps, spec.state_size, spec.action_size)
     free = shutil.disk_usage(run_dir).free
     if free < needed:
         raise ConfigError(
@@ -88,6 +93,11 @@ class RunRecord:
             self._evaluations[row["learner"]].append(row)
         self._writer.write(role, row)
 
+    @property
+    def stream_dir(self) -> Path:
+        """Where this run's own stream is recorded."""
+        return self.run_dir / "stream"
+
     def recent(self, role: str) -> list[Row]:
         """The newest few rows of `role`; all of them are in its file."""
         return list(self._rows.get(role, ()))
@@ -101,9 +111,8 @@ class RunRecord:
 
     @property
     def env_steps(self) -> int:
-        """Environment steps of all collectors so far."""
-        roles = (collector_role(index) for index in range(self.experiment.collector.actors))
-        return sum(self.newest(role).get("env_steps", 0) for role in roles)
+        """Environment steps of all collectors, or shards of a stream, so far."""
+        return sum(self.newest(role).get("env_steps", 0) for role in source_roles(self.experiment))
 
     def status(self, state: str, reason: str = "") -> None:
         """Writes status.json; `state` is one of running, done, failed, interrupted."""

@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from collector.collector import coverage
-from deploy.record import REPLAY, RunRecord, collector_role, learner_role
+from deploy.record import REPLAY, RunRecord, learner_role, source_roles
 from shared.config import ACTIVE
 from shared.metrics import Row, read_metrics
 
@@ -27,7 +27,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
         "env_steps": record.env_steps,
         "untrained_time_at_goal": float(np.mean(untrained)),
         "learners": learners,
-        "collector": _collector_summary(record),
+        "collector": _source_summary(record),
     }
 
 
@@ -48,13 +48,15 @@ def _learner_summary(record: RunRecord, name: str) -> dict[str, Any]:
     }
 
 
-def _collector_summary(record: RunRecord) -> dict[str, float]:
-    roles = [collector_role(index) for index in range(record.experiment.collector.actors)]
+def _source_summary(record: RunRecord) -> dict[str, float]:
+    """Of the collectors, or of the stream in their place, which has no policy lag."""
+    roles = source_roles(record.experiment)
     rows = [row for role in roles for row in read_metrics(record.run_dir, role)]
     seconds = max(row["time"] for row in rows) - min(row["time"] - row["seconds"] for row in rows)
     visits = np.sum([record.newest(role)["visits"] for role in roles], axis=0)
+    lag = {} if record.experiment.stream else {"policy_lag": _mean(rows, "policy_lag")}
     return {
-        "policy_lag": _mean(rows, "policy_lag"),
+        **lag,
         **coverage(visits),
         "env_steps_per_second": record.env_steps / seconds,
     }

@@ -196,6 +196,10 @@ class Experiment(Frozen):
     evaluation: EvaluationConfig = EvaluationConfig()
     budget: BudgetConfig = BudgetConfig()
     supervision: SupervisionConfig = SupervisionConfig()
+    record: bool = False
+    """Keep everything that the collectors insert, under stream/ in the run directory."""
+    stream: str | None = None
+    """A recorded stream's folder: passive learners train on it, and nothing collects; none: collectors do."""
 
     @model_validator(mode="after")
     def _names(self) -> "Experiment":
@@ -206,10 +210,22 @@ class Experiment(Frozen):
                 raise ValueError(f"learners.{name}: use letters, digits, '-' and '_' in a learner's name")
         return self
 
+    @model_validator(mode="after")
+    def _streamed(self) -> "Experiment":
+        if self.stream is None:
+            return self
+        if not self.learners:
+            raise ValueError("learners: a stream trains passive learners, and there is none; name at least one")
+        if self.record:
+            raise ValueError("record: what comes from a stream is on disk already; leave it out")
+        if self.replay.pace != "lockstep":
+            raise ValueError("replay.pace: a stream is fed as fast as its learners train; use lockstep")
+        return self
+
     @property
     def all_learners(self) -> dict[str, LearnerConfig]:
-        """Every learner by name, the collector learner first."""
-        return {ACTIVE: self.collector, **self.learners}
+        """Every learner by name, the collector learner first; a stream needs none."""
+        return self.learners if self.stream else {ACTIVE: self.collector, **self.learners}
 
     def learner(self, name: str) -> LearnerConfig:
         """The learner called `name`. Raises ConfigError that lists the names there are."""

@@ -15,6 +15,8 @@ from shared.config import ACTIVE, ConfigError, Experiment, load_experiment
 from shared.envs.registry import make_envs
 from shared.metrics import read_metrics
 from shared.plan import make_plan
+from shared.stream.format import describe
+from shared.stream.read import open_stream
 
 EXPERIMENT = Experiment.model_validate(
     {
@@ -26,6 +28,7 @@ EXPERIMENT = Experiment.model_validate(
         "replay": {"steps_per_environment": 400, "prefill_steps": 40, "samples_per_insert": 2.0},
         "evaluation": {"episodes": 8, "count": 3},
         "budget": {"env_steps": 560},
+        "record": True,
     }
 )
 ENVS = make_envs(EXPERIMENT)
@@ -39,8 +42,8 @@ class Ran(NamedTuple):
     run: InProcessRun
 
 
-def go(directory: Path) -> Ran:
-    record = RunRecord(directory, EXPERIMENT, PLAN)
+def go(directory: Path, experiment: Experiment = EXPERIMENT) -> Ran:
+    record = RunRecord(directory, experiment, PLAN)
     run = InProcessRun(record, ENVS)
     run.run(on_progress=lambda: record.status("running"))
     record.status("done")
@@ -129,6 +132,33 @@ def test_the_run_directory_says_it_all(twice: tuple[Ran, Ran]) -> None:
         assert jax.random.key_data(restored.key).tolist() == jax.random.key_data(learner.state.key).tolist()
         key = np.zeros(())
         jax.tree.map(np.testing.assert_array_equal, restored._replace(key=key), learner.state._replace(key=key))
+
+
+def test_a_stream_fed_again_makes_the_same_learner_to_the_bit(twice: tuple[Ran, Ran], tmp_path: Path) -> None:
+    recorded = twice[0]
+    stream = open_stream(recorded.directory / "stream")
+    stream.check_fits(describe(EXPERIMENT, PLAN, ENVS.training.spec))
+    first, second = next(stream.in_order())
+    assert first.floats.shape == second.floats.shape == (4, 5, 6)
+    fed = go(tmp_path, EXPERIMENT.model_copy(update={"record": False, "stream": str(stream.directory)}))
+    assert list(fed.run.learners) == ["passive"]
+    states = [ran.run.learners["passive"].state._replace(key=np.zeros(())) for ran in (fed, recorded)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    ours, theirs = (
+        [row for row in read_metrics(ran.directory, "evaluator") if row["learner"] == "passive"]
+        for ran in (fed, recorded)
+    )
+    assert without_times(ours) == without_times(theirs)
+    assert fed.summary["env_steps"] == 560
+    seen = {name: recorded.summary["collector"][name] for name in ("coverage", "coverage_entropy")}
+    assert without_times(fed.summary["collector"]) == seen
+    assert sorted(path.stem for path in (tmp_path / "metrics").iterdir()) == [
+        "evaluator",
+        "learner-passive",
+        "replay",
+        "stream-0",
+        "stream-1",
+    ]
 
 
 def test_a_run_directory_is_not_overwritten_unasked(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Run:
 
 @pytest.mark.timeout(2 * DEADLINE_S)
 def test_two_runs_at_once_learn_and_never_meet(tmp_path: Path) -> None:
-    runs = {pace: Run(tmp_path / pace, "--replay.pace", pace) for pace in ("lockstep", "free")}
+    runs = {pace: Run(tmp_path / pace, "--replay.pace", pace, "--record", "true") for pace in ("lockstep", "free")}
     for run in runs.values():
         run.wait_for_updates()
     for pace, run in runs.items():
@@ -102,6 +102,28 @@ def test_two_runs_at_once_learn_and_never_meet(tmp_path: Path) -> None:
         assert run.status()["state"] == "done"
         updates = [row["updates"] for row in read_metrics(run.run_dir, "evaluator") if row["learner"] == "deep"]
         assert updates == list(plan.evaluation_updates)
+    _feed_again(tmp_path / "fed", runs["lockstep"].run_dir)
+
+
+def _feed_again(folder: Path, recorded: Path) -> None:
+    """A learner of another depth on the stream of a run, with no environment stepped to collect."""
+    run = Run(folder, "--stream", str(recorded / "stream"), "--learners.deep.depth", "12")
+    run.wait_for_updates()
+    assert not any("ray::CollectorActor" in part for process in run.started for part in process.cmdline())
+    assert run.end() == (0, "")
+    assert run.left_over() == []
+    before, after = (json.loads((path / "summary.json").read_text()) for path in (recorded, run.run_dir))
+    assert list(after["learners"]) == ["deep"]
+    for name in ("gradient_steps", "samples_per_insert"):
+        assert after["learners"]["deep"][name] == pytest.approx(before["learners"]["deep"][name], rel=0.05)
+    for name in ("coverage", "coverage_entropy"):
+        assert after["collector"][name] == before["collector"][name]
+    assert after["env_steps"] == before["env_steps"]
+    assert (
+        read_metrics(run.run_dir, "replay")[-1]["deep/inserted"]
+        == read_metrics(recorded, "replay")[-1]["deep/inserted"]
+    )
+    assert read_metrics(run.run_dir, "collector-0") == []
 
 
 def _stop(process: psutil.Process) -> None:

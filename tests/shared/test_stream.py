@@ -1,0 +1,433 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from shared.config import ConfigError, EnvOptions, parse_experiment
+from shared.envs.registry import make_envs
+from shared.plan import make_plan
+from shared.replay.codec import Columns
+from shared.stream.format import ShardSummary, StreamDescription, bytes_of_stream, describe
+from shared.stream.read import open_stream
+from shared.stream.write import PART_BYTES, StreamWriter, write_manifest
+
+ROOT = Path(__file__).parents[2]
+N, T, F = 3, 4, 6
+UNROLL_BYTES = N * T * (F + 3) * 4
+DESCRIPTION = StreamDescription(
+    env="point_u_maze",
+    state_size=4,
+    action_size=2,
+    episode_length=20,
+    unroll_length=T,
+    environments=N,
+    collectors=2,
+    unrolls=5,
+)
+
+
+def unroll(collector: int, number: int) -> Columns:
+    """Floats of any bits, NaNs and subnormals among them; ints that count collectors, unrolls and chunks."""
+    rng = np.random.default_rng([collector, number])
+    floats = rng.integers(2**32, size=(N, T, F), dtype=np.uint32).view(np.float32)
+    environments, steps = np.meshgrid(np.arange(N), np.arange(T), indexing="ij")
+    ints = np.stack([collector * N + environments, number * T + steps, np.full((N, T), number)], axis=-1)
+    return Columns(floats, ints.astype(np.int32))
+
+
+def record(
+    directory: Path, description: StreamDescription = DESCRIPTION, part_bytes: int = 2 * UNROLL_BYTES
+) -> list[ShardSummary]:
+    shards = []
+    for index in range(description.collectors):
+        writer = StreamWriter(directory, index, description, part_bytes)
+        for number in range(description.unrolls):
+            writer.write(unroll(index, number))
+        shards.append(writer.close())
+    return shards
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Path:
+    """The folder of a whole stream: two shards of three parts, of 2, 2 and 1 unrolls."""
+    directory = tmp_path / "stream"
+    write_manifest(directory, DESCRIPTION, record(directory))
+    return directory
+
+
+def same(one: Columns, other: Columns) -> bool:
+    """Equal to the bit; NaNs too."""
+    return all(
+        x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+        for x, y in zip(one, other, strict=True)
+    )
+
+
+def refused(directory: Path) -> str:
+    """The one line that `open_stream` refuses with."""
+    with pytest.raises(ConfigError) as caught:
+        open_stream(directory)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert str(directory) in line
+    assert "; " in line  # what is wrong; what to do
+    return line
+
+
+def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    change(manifest)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_what_was_written_comes_back_bit_equal(stream: Path) -> None:
+    opened = open_stream(stream)
+    assert opened.description == DESCRIPTION
+    assert opened.unrolls == 5
+    for index in range(2):
+        read = list(opened.shard(index))  # all of it is valid after the last iteration
+        assert len(read) == 5
+        assert all(same(columns, unroll(index, number)) for number, columns in enumerate(read))
+
+
+def test_the_order_is_unroll_then_collector(stream: Path) -> None:
+    seen = [(int(c.ints[0, 0, 2]), int(c.ints[0, 0, 0]) // N) for row in open_stream(stream).in_order() for c in row]
+    assert seen == [(number, collector) for number in range(5) for collector in range(2)]
+
+
+def test_a_shard_is_summarised(tmp_path: Path) -> None:
+    shard = record(tmp_path)[1]
+    assert (shard.index, shard.unrolls, shard.rows) == (1, 5, 5 * N)
+    assert [(part.name, part.unrolls, part.rows) for part in shard.parts] == [
+        ("part-00000.arrow", 2, 2 * N),
+        ("part-00001.arrow", 2, 2 * N),
+        ("part-00002.arrow", 1, N),
+    ]
+    files = sorted((tmp_path / "collector-1").iterdir())
+    assert [file.name for file in files] == [part.name for part in shard.parts]
+    assert shard.bytes == sum(file.stat().st_size for file in files)
+    assert ShardSummary.model_validate_json(shard.model_dump_json()) == shard
+
+
+def test_a_part_stands_by_itself(stream: Path) -> None:
+    (stream / "collector-0" / "part-00000.arrow").unlink()
+    with pa.OSFile(str(stream / "collector-0" / "part-00001.arrow")) as file:
+        batch = pa.ipc.open_file(file).get_batch(1)
+    assert batch.schema == DESCRIPTION.schema
+    floats, ints = (column.flatten().to_numpy().reshape(N, T, -1) for column in batch.columns)
+    assert same(Columns(floats, ints), unroll(0, 3))
+
+
+def test_smooth_trajectories_are_compressed(tmp_path: Path) -> None:
+    description = DESCRIPTION.model_copy(update={"environments": 64, "unroll_length": 62, "collectors": 1})
+    positions = np.linspace(0, 1, 64 * 62 * F, dtype=np.float32).reshape(64, 62, F).round(2)
+    columns = Columns(positions, np.ones((64, 62, 3), np.int32))
+    writer = StreamWriter(tmp_path, 0, description)
+    for _ in range(5):
+        writer.write(columns)
+    assert writer.close().bytes < 5 * (columns.floats.nbytes + columns.ints.nbytes) / 3
+
+
+@pytest.mark.parametrize("where", np.linspace(0, 1, 9))
+def test_any_flipped_byte_is_found(stream: Path, where: float) -> None:
+    path = stream / "collector-1" / "part-00001.arrow"
+    data = bytearray(path.read_bytes())
+    data[round(where * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+    assert f"{path}: damaged" in refused(stream)
+
+
+def test_a_cut_part_is_found(stream: Path) -> None:
+    path = stream / "collector-1" / "part-00001.arrow"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    assert f"{path}: {size - 1} bytes, the manifest says {size}" in refused(stream)
+
+
+def test_a_missing_part_is_found(stream: Path) -> None:
+    path = stream / "collector-0" / "part-00002.arrow"
+    path.unlink()
+    assert f"{path}: missing" in refused(stream)
+
+
+def test_a_part_that_cannot_be_read_is_named(stream: Path) -> None:
+    path = stream / "collector-0" / "part-00002.arrow"
+    path.unlink()
+    path.mkdir()
+    size = path.stat().st_size
+    edit(stream, lambda manifest: manifest["shards"][0]["parts"][2].update(bytes=size))
+    assert f"{path}: cannot be read (Is a directory)" in refused(stream)
+
+
+def test_parts_that_changed_places_are_found(stream: Path) -> None:
+    one, other = stream / "collector-0" / "part-00000.arrow", stream / "collector-1" / "part-00000.arrow"
+    one.rename(stream / "aside")
+    other.rename(one)
+    (stream / "aside").rename(other)
+    assert str(one) in refused(stream)
+
+
+def test_no_manifest_is_no_stream(stream: Path) -> None:
+    (stream / "manifest.json").unlink()
+    assert f"{stream / 'manifest.json'}: missing, so the run did not finish recording" in refused(stream)
+    assert f"{stream / 'elsewhere'}: no such folder" in refused(stream / "elsewhere")
+
+
+def test_a_crash_leaves_no_stream(tmp_path: Path) -> None:
+    writer = StreamWriter(tmp_path, 0, DESCRIPTION, 2 * UNROLL_BYTES)
+    for number in range(3):
+        writer.write(unroll(0, number))
+    del writer
+    names = sorted(path.name for path in (tmp_path / "collector-0").iterdir())
+    assert names == ["part-00000.arrow", "part-00001.arrow.partial"]
+    assert "did not finish recording" in refused(tmp_path)
+
+
+def test_a_half_written_part_is_not_taken_for_a_whole_one(stream: Path) -> None:
+    path = stream / "collector-0" / "part-00002.arrow"
+    path.rename(path.with_name(path.name + ".partial"))
+    assert f"{path}: missing" in refused(stream)
+
+
+def test_another_version_is_refused(stream: Path) -> None:
+    edit(stream, lambda manifest: manifest.update(format_version=2, of_the_future=True))
+    assert "manifest.json: format version 2, this Fathom reads 1" in refused(stream)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', "\x00\xff"])
+def test_what_is_no_manifest_is_refused(stream: Path, text: str) -> None:
+    (stream / "manifest.json").write_bytes(text.encode("latin-1"))
+    assert "manifest.json: not a stream's manifest" in refused(stream)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda m: m["description"].update(unrolls=6), "collector-0 has 5 unrolls, 6 were expected"),
+        (lambda m: m["description"].update(environments=4), "part-00000.arrow has 6 rows, 8 were expected"),
+        (lambda m: m["description"].update(collectors=3), "of 3 collectors"),
+        (lambda m: m["shards"].pop(), "of 2 collectors"),
+        (lambda m: m["shards"][1]["parts"].pop(), "collector-1 has 4 unrolls, 5 were expected"),
+        (lambda m: m["shards"][1]["parts"].reverse(), "has part-00002.arrow, part-00000.arrow was expected"),
+        (lambda m: m["shards"][1]["parts"][0].update(name="../x"), "collector-1 has ../x"),
+        (
+            lambda m: m["shards"][1]["parts"][0].update(rows=5),
+            "collector-1/part-00000.arrow has 5 rows, 6 were expected",
+        ),
+        (lambda m: m["description"].update(state_size=5), "part-00000.arrow: other rows or unrolls"),
+        (lambda m: m["description"].pop("env"), "description.env: Field required"),
+        (lambda m: m["description"].update(extra=1), "description.extra"),
+    ],
+)
+def test_a_manifest_that_does_not_add_up_is_refused(
+    stream: Path, change: Callable[[dict[str, Any]], object], named: str
+) -> None:
+    edit(stream, change)
+    assert named in refused(stream)
+
+
+def test_unrolls_moved_between_parts_in_the_manifest_are_found(stream: Path) -> None:
+    def move(manifest: dict[str, Any]) -> None:
+        for part, unrolls in zip(manifest["shards"][0]["parts"], (1, 3, 1), strict=True):
+            part.update(unrolls=unrolls, rows=unrolls * N)
+
+    edit(stream, move)
+    assert "part-00000.arrow: other rows or unrolls" in refused(stream)
+
+
+def test_damage_after_opening_is_found_before_it_is_used(stream: Path) -> None:
+    opened = open_stream(stream)
+    path = stream / "collector-0" / "part-00001.arrow"
+    data = bytearray(path.read_bytes())
+    data[-200] ^= 1
+    path.write_bytes(data)
+    read: list[Columns] = []
+    with pytest.raises(ConfigError, match=r"part-00001\.arrow: changed since the stream was opened"):
+        read.extend(opened.shard(0))
+    shard = opened.shard(0)
+    assert all(same(next(shard), unroll(0, number)) for number in range(2))
+
+
+@pytest.mark.parametrize(
+    ("field", "asked", "key"),
+    [
+        ("env", "point_big_maze", "env"),
+        ("state_size", 5, "state_size"),
+        ("action_size", 3, "action_size"),
+        ("episode_length", 21, "env_options.episode_length"),
+        ("unroll_length", 8, "collector.unroll_length"),
+        ("environments", 4, "collector.environments"),
+        ("collectors", 1, "collector.actors"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_both_values(stream: Path, field: str, asked: Any, key: str) -> None:
+    wanted = DESCRIPTION.model_copy(update={field: asked})
+    with pytest.raises(ConfigError) as caught:
+        open_stream(stream).check_fits(wanted)
+    held = getattr(DESCRIPTION, field)
+    assert str(caught.value).startswith(f"{key}: {asked} is asked for, the stream {stream} was recorded with {held}; ")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_physics_are_another_environment(stream: Path) -> None:
+    wanted = DESCRIPTION.model_copy(update={"env_options": EnvOptions(backend="mjx", physics_dt=0.002)})
+    with pytest.raises(ConfigError) as caught:
+        open_stream(stream).check_fits(wanted)
+    asked = "{'backend': 'mjx', 'physics_dt': 0.002}"
+    assert str(caught.value) == (
+        f"env_options: {asked} is asked for, the stream {stream} was recorded with {{}}; use {{}}"
+    )
+
+
+def test_a_stream_feeds_shorter_runs_not_longer_ones(stream: Path) -> None:
+    opened = open_stream(stream)
+    opened.check_fits(DESCRIPTION)
+    opened.check_fits(DESCRIPTION.model_copy(update={"unrolls": 4}))
+    with pytest.raises(ConfigError, match=rf"budget\.env_steps: 6 unrolls .* with 5; use at most {5 * 2 * N * T}$"):
+        opened.check_fits(DESCRIPTION.model_copy(update={"unrolls": 6}))
+
+
+def test_every_difference_has_its_line(stream: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        open_stream(stream).check_fits(DESCRIPTION.model_copy(update={"env": "ant", "collectors": 9}))
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["env", "collector.actors"]
+
+
+def test_an_experiment_describes_its_stream() -> None:
+    experiment = parse_experiment(
+        {
+            "env": "point_u_maze",
+            "env_options": {"episode_length": 20},
+            "collector": {"actors": 2, "environments": 3, "unroll_length": 4},
+            "algorithm": {"batch_size": 8, "windows_per_update": 2, "minibatches_per_update": 2},
+            "budget": {"env_steps": 24_000},
+        }
+    )
+    spec = make_envs(experiment).training.spec
+    described = describe(experiment, make_plan(experiment, spec), spec)
+    assert described == DESCRIPTION.model_copy(update={"unrolls": 1000})
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        (Columns(np.zeros((N, T, F)), np.zeros((N, T, 3), np.int32)), "floats: float32 .* not float64"),
+        (Columns(np.zeros((N, T, F), np.float32), np.zeros((N, T, 3))), "ints: int32 .* not float64"),
+        (Columns(np.zeros((N, T, F + 1), np.float32), np.zeros((N, T, 3), np.int32)), r"floats: .* \[3, 4, 7\]"),
+        (Columns(np.zeros((T, N, F), np.float32), np.zeros((T, N, 3), np.int32)), r"floats: .* \[4, 3, 6\]"),
+    ],
+)
+def test_other_shapes_and_types_are_refused(tmp_path: Path, columns: Columns, named: str) -> None:
+    writer = StreamWriter(tmp_path, 0, DESCRIPTION)
+    with pytest.raises(ValueError, match=named):
+        writer.write(columns)
+    writer.write(unroll(0, 0))  # a refused unroll does no harm
+    assert writer.close().unrolls == 1
+
+
+def test_arrays_may_be_reused_and_need_not_be_contiguous(tmp_path: Path) -> None:
+    description = DESCRIPTION.model_copy(update={"collectors": 1, "unrolls": 2})
+    writer = StreamWriter(tmp_path, 0, description)
+    time_major = Columns(*(np.swapaxes(column, 0, 1).copy() for column in unroll(0, 0)))
+    reused = Columns(*(np.swapaxes(column, 0, 1) for column in time_major))
+    writer.write(reused)
+    for column, other in zip(reused, unroll(0, 1), strict=True):
+        column[...] = other
+    writer.write(reused)
+    write_manifest(tmp_path, description, [writer.close()])
+    assert all(same(columns, unroll(0, number)) for number, columns in enumerate(open_stream(tmp_path).shard(0)))
+
+
+def test_a_shard_is_recorded_once(tmp_path: Path) -> None:
+    writer = StreamWriter(tmp_path, 0, DESCRIPTION)
+    with pytest.raises(FileExistsError, match="collector-0"):
+        StreamWriter(tmp_path, 0, DESCRIPTION)
+    assert writer.close() == ShardSummary(index=0, parts=())
+    for use in (writer.close, lambda: writer.write(unroll(0, 0))):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+
+
+def test_a_manifest_is_written_for_whole_shards_only(tmp_path: Path) -> None:
+    shards = record(tmp_path)
+    with pytest.raises(ValueError, match=r"shards \[0\] of 2 collectors"):
+        write_manifest(tmp_path, DESCRIPTION, shards[:1])
+    with pytest.raises(ValueError, match="collector-0 has 5 unrolls, 7 were expected"):
+        write_manifest(tmp_path, DESCRIPTION.model_copy(update={"unrolls": 7}), shards)
+    assert not (tmp_path / "manifest.json").exists()
+    write_manifest(tmp_path, DESCRIPTION, shards[::-1])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["versions"]["pyarrow"] == pa.__version__
+    assert open_stream(tmp_path).unrolls == 5
+
+
+FULL_DISK = """
+import errno, resource, sys
+from pathlib import Path
+import numpy as np
+from shared.replay.codec import Columns
+from shared.stream.format import StreamDescription
+from shared.stream.write import StreamWriter, write_manifest
+
+directory, during = Path(sys.argv[1]), sys.argv[2]
+description = StreamDescription(
+    env="e", state_size=4, action_size=2, episode_length=20, unroll_length=62, environments=16, collectors=1, unrolls=3
+)
+floats = np.random.default_rng(0).integers(2**32, size=(16, 62, 6), dtype=np.uint32).view(np.float32)
+columns = Columns(floats, np.zeros((16, 62, 3), np.int32))
+writer = StreamWriter(directory, 0, description, part_bytes=3 * (floats.nbytes + columns.ints.nbytes))
+
+def fill(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+def write(unrolls):
+    for _ in range(unrolls):
+        writer.write(columns)
+
+write(3)
+try:
+    if during == "unroll":
+        fill(2 * floats.nbytes)
+        write(3)
+    elif during == "footer":
+        write(1)
+        fill((directory / "collector-0" / "part-00001.arrow.partial").stat().st_size)
+        writer.close()
+    elif during == "manifest":
+        shard = writer.close()
+        fill(60)
+        write_manifest(directory, description, [shard])
+except OSError as error:
+    print(errno.errorcode[error.errno])
+try:
+    writer.close()
+except ValueError:
+    print("spent")
+"""
+
+
+@pytest.mark.parametrize("during", ["unroll", "footer", "manifest"])
+def test_a_full_disk_raises_and_leaves_no_stream(tmp_path: Path, during: str) -> None:
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), during]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["EFBIG", "spent"]
+    assert ran.stderr == ""
+    assert "did not finish recording" in refused(tmp_path)
+    whole = sorted((tmp_path / "collector-0").glob("*.arrow"))
+    assert [path.name for path in whole] == ["part-00000.arrow"]
+    with pa.OSFile(str(whole[0])) as file:
+        assert pa.ipc.open_file(file).num_record_batches == 3
+
+
+def test_bytes_are_known_beforehand() -> None:
+    assert 105e9 <= bytes_of_stream(10**8, state_size=268, action_size=17) <= 125e9
+    steps = 2 * 5 * N * T
+    assert bytes_of_stream(steps, state_size=4, action_size=2) == 2 * 5 * UNROLL_BYTES
+    assert PART_BYTES == 64 * 2**20
