@@ -35,6 +35,24 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Matrix:
+    """Every run of a matrix of collector depths and learner depths; runs that are done are skipped."""
+
+    matrix: Positional[Path]
+    """The matrix's YAML file."""
+    out: Path | None = None
+    """Where results go; none: a folder under runs/ with the file's name."""
+    parallel: int = 1
+    """Runs at once."""
+    in_process: bool = False
+    """Each run in one process, without Ray and Reverb."""
+    dry_run: bool = False
+    """Print what it will cost, and start nothing."""
+    json: bool = False
+    """Print the dry run as one JSON object."""
+
+
+@dataclass(frozen=True)
 class Eval:
     """Evaluate a trained policy of a run."""
 
@@ -134,6 +152,7 @@ class BenchCommand:
 
 Command = (
     Annotated[Run, subcommand("run")]
+    | Annotated[Matrix, subcommand("matrix")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Render, subcommand("render")]
     | Annotated[Envs, subcommand("envs")]
@@ -164,6 +183,10 @@ def _dispatch(arguments: list[str]) -> int:
     match command:
         case Run(path, run_dir, in_process, overwrite):
             return commands.run(path, rest, run_dir, in_process=in_process, overwrite=overwrite)
+        case Matrix(path, out, parallel, in_process, dry_run, json):
+            if dry_run:
+                return commands.plan_matrix(path, as_json=json)
+            return commands.matrix(path, out, parallel, in_process)
         case Eval(run_dir, learner, episodes, seed, json):
             return trained.evaluate(run_dir, learner, episodes, seed, as_json=json)
         case Render(run_dir, learner, env, random, picture, out, seed, steps):
@@ -179,7 +202,7 @@ def _dispatch(arguments: list[str]) -> int:
     raise AssertionError(f"no such command: {command}")
 
 
-def _parse(arguments: list[str]) -> tuple[Run | Eval | Render | Envs | BenchCommand, list[str]]:
+def _parse(arguments: list[str]) -> tuple[Run | Matrix | Eval | Render | Envs | BenchCommand, list[str]]:
     """The command, and for `run` what is left over: the experiment's own options."""
     if arguments[:1] == ["run"]:
         wants_help = bool({"-h", "--help"} & set(arguments))

@@ -78,6 +78,45 @@ def _supervised(record: Any, envs: Envs, in_process: bool) -> int:
     return 0
 
 
+def matrix(path: Path, out: Path | None, parallel: int, in_process: bool) -> int:
+    """Every run of a matrix that is not done, then its summary; the exit status says whether all are done."""
+    from deploy.matrix.config import expand, load_matrix
+    from deploy.matrix.execute import execute, prepare_out
+    from deploy.matrix.plan import plan_matrix
+    from deploy.matrix.results import collect_results, write_results
+
+    config = load_matrix(path)
+    if parallel < 1:
+        raise ConfigError(f"--parallel: {parallel} is not positive")
+    plan_matrix(config)  # what cannot be run is said before anything starts
+    out = prepare_out(out or Path("runs") / path.stem, config)
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = make_console()
+    outcomes = execute(config, out, parallel, in_process, lambda text: console.print(text, highlight=False))
+    results = collect_results(out, expand(config))
+    write_results(out, results)
+    if results["cells"]:
+        print_rows(results["cells"])
+    failed = [outcome.run.name for outcome in outcomes if outcome.reason]
+    if failed:
+        complain(f"{len(failed)} of {len(outcomes)} runs failed: {', '.join(failed)}")
+    console.print(f"results: {out}", highlight=False)
+    return EXIT_FAILED if failed else 0
+
+
+def plan_matrix(path: Path, as_json: bool) -> int:
+    from deploy.matrix.config import load_matrix
+    from deploy.matrix.plan import plan_matrix as plan
+
+    planned = plan(load_matrix(path))
+    if as_json:
+        print(json.dumps(planned))
+        return 0
+    print_rows(planned["rows"])
+    make_console().print(", ".join(f"{name.replace('_', ' ')}: {value:,}" for name, value in planned["totals"].items()))
+    return 0
+
+
 def envs(as_json: bool, as_markdown: bool) -> int:
     from deploy.environments import list_envs, page
 

@@ -236,11 +236,17 @@ class Experiment(Frozen):
 
 def load_experiment(path: Path) -> Experiment:
     """The experiment in a YAML file. Raises ConfigError, a line for each mistake."""
+    loaded = {key: value for key, value in read_yaml(path, "experiment", "env").items() if key != "provenance"}
+    return parse_experiment(loaded, prefix=f"{path}: ")  # provenance is of a run's config.yaml
+
+
+def read_yaml(path: Path, what: str, key: str) -> Mapping:
+    """The mapping in a YAML file: of a `what`, which needs at least `key`. Raises ConfigError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         cause = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"{path}: cannot be read ({cause}); name an experiment's YAML file") from error
+        raise ConfigError(f"{path}: cannot be read ({cause}); name the {what}'s YAML file") from error
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -248,9 +254,8 @@ def load_experiment(path: Path) -> Experiment:
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(loaded, Mapping):
-        raise ConfigError(f"{path}: holds no experiment; it needs at least the key env")
-    loaded = {key: value for key, value in loaded.items() if key != "provenance"}  # of a run's config.yaml
-    return parse_experiment(loaded, prefix=f"{path}: ")
+        raise ConfigError(f"{path}: holds no {what}; it needs at least the key {key}")
+    return loaded
 
 
 def parse_experiment(values: Mapping, prefix: str = "") -> Experiment:
@@ -261,14 +266,14 @@ def parse_experiment(values: Mapping, prefix: str = "") -> Experiment:
         raise ConfigError("\n".join(prefix + line for line in explain(error))) from error
 
 
-def explain(error: ValidationError) -> list[str]:
+def explain(error: ValidationError, model: type[BaseModel] = Experiment) -> list[str]:
     """One line for each mistake: the field, what is wrong, and what was given."""
     lines = []
     for mistake in error.errors():
         field = ".".join(str(part) for part in mistake["loc"])
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
-            message = f"unknown key; {_known_keys(mistake['loc'])}"
+            message = f"unknown key; {_known_keys(mistake['loc'], model)}"
         elif mistake["type"] == "missing":
             message = "is required"
         elif mistake["type"] != "value_error":
@@ -277,9 +282,8 @@ def explain(error: ValidationError) -> list[str]:
     return lines
 
 
-def _known_keys(location: tuple[int | str, ...]) -> str:
-    """The keys that exist where `location` ends."""
-    model: type[BaseModel] = Experiment
+def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """The keys of `model` that exist where `location` ends."""
     if location[0] == "learners":
         model, location = LearnerConfig, location[2:]
     for part in location[:-1]:

@@ -194,7 +194,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, message: str) -> None
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read \(No such file or directory\); name an exp"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read \(No such file or directory\); name the exp"):
         load_experiment(tmp_path / "none.yaml")
 
 

@@ -1,0 +1,99 @@
+"""A matrix: what a user says, and the runs and cells that follow from it."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from shared.config import ConfigError, Experiment, Frozen, NetworkConfig, Seed, explain, parse_experiment, read_yaml
+
+_SET_BY_THE_MATRIX = ("env", "seed", "learners", "stream")
+_DEPTHS = ("depth", "actor_depth", "critic_depth")
+
+
+class MatrixConfig(Frozen):
+    """Environments x collector depths x learner depths x seeds."""
+
+    environments: tuple[str, ...]
+    collector_depths: tuple[int, ...]
+    learner_depths: tuple[int, ...]
+    """Passive learners; all train on the stream of each collector network."""
+    seeds: tuple[Seed, ...] = (0,)
+    evaluation_environments: dict[str, str] = Field(default={})
+    """Where an environment's policies are evaluated elsewhere, such as in its maze's `_eval` layout."""
+    experiment: dict[str, Any] = Field(default={})
+    """Any other key of an experiment, the same for all runs; learners are the collector network at other depths."""
+
+    @field_validator("environments", "collector_depths", "learner_depths", "seeds")
+    @classmethod
+    def _axis(cls, axis: tuple) -> tuple:
+        if not axis:
+            raise ValueError("is empty; name at least one")
+        twice = sorted({str(value) for value in axis if axis.count(value) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} is there twice; name each once")
+        return axis
+
+    @model_validator(mode="after")
+    def _keys(self) -> "MatrixConfig":
+        taken = [key for key in _SET_BY_THE_MATRIX if key in self.experiment]
+        collector = self.experiment.get("collector", {})
+        taken += [f"collector.{key}" for key in _DEPTHS if isinstance(collector, Mapping) and key in collector]
+        if taken:
+            raise ValueError(f"experiment.{taken[0]}: the matrix sets it; leave it out")
+        unknown = sorted(set(self.evaluation_environments) - set(self.environments))
+        if unknown:
+            raise ValueError(f"evaluation_environments.{unknown[0]}: not among the environments")
+        return self
+
+
+class MatrixRun(NamedTuple):
+    """One collector network with all learners. `name`: of its folder."""
+
+    name: str
+    collector_depth: int
+    experiment: Experiment
+
+
+def load_matrix(path: Path) -> MatrixConfig:
+    """The matrix in a YAML file, every run of it valid. Raises ConfigError, a line for each mistake."""
+    try:
+        matrix = MatrixConfig.model_validate(read_yaml(path, "matrix", "environments"))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in explain(error, MatrixConfig))) from error
+    expand(matrix, prefix=f"{path}: ")
+    return matrix
+
+
+def expand(matrix: MatrixConfig, prefix: str = "") -> list[MatrixRun]:
+    """Every run: one for each environment, collector depth and seed. Raises ConfigError as `load_matrix` does."""
+    return [
+        _make_run(matrix, env, depth, seed, prefix)
+        for env in matrix.environments
+        for depth in matrix.collector_depths
+        for seed in matrix.seeds
+    ]
+
+
+def learner_name(depth: int) -> str:
+    return f"d{depth}"
+
+
+def _make_run(matrix: MatrixConfig, env: str, depth: int, seed: int, prefix: str) -> MatrixRun:
+    values = copy.deepcopy(matrix.experiment)
+    collector = {**(values.get("collector") or {}), "depth": depth}
+    network = {key: value for key, value in collector.items() if key in NetworkConfig.model_fields}
+    values |= {"env": env, "seed": seed, "collector": collector}
+    # The collector learner starts from seed 0: no passive learner may be its twin.
+    values["learners"] = {learner_name(each): {**network, "depth": each, "seed": 1} for each in matrix.learner_depths}
+    if env in matrix.evaluation_environments:
+        values["evaluation"] = {**(values.get("evaluation") or {}), "env": matrix.evaluation_environments[env]}
+    name = f"{env.replace(':', '.')}-c{depth}-s{seed}"
+    return MatrixRun(name, depth, parse_experiment(values, prefix))
+
+
+def write_matrix(matrix: MatrixConfig, path: Path) -> None:
+    path.write_text(yaml.safe_dump(matrix.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
