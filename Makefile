@@ -13,7 +13,7 @@ demo: $(VENV)/.run-ready
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest
 
-# Compiles and steps every environment: half an hour on 2 cores.
+# Compiles and steps every environment: half an hour and more on 2 cores.
 test-envs: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest -m envs
 
