@@ -88,6 +88,7 @@ def matrix(path: Path, out: Path | None, parallel: int, in_process: bool) -> int
     config = load_matrix(path)
     if parallel < 1:
         raise ConfigError(f"--parallel: {parallel} is not positive")
+    prepare_jax(cpu_only=True)  # the runs' GPUs are theirs
     plan_matrix(config)  # what cannot be run is said before anything starts
     out = prepare_out(out or Path("runs") / path.stem, config)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -108,6 +109,7 @@ def plan_matrix(path: Path, as_json: bool) -> int:
     from deploy.matrix.config import load_matrix
     from deploy.matrix.plan import plan_matrix as plan
 
+    prepare_jax(cpu_only=True)
     planned = plan(load_matrix(path))
     if as_json:
         print(json.dumps(planned))
