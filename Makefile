@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
+SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" --python-version 3.11
 
 .PHONY: demo test test-envs docs lint format bench lock protos clean
 
 demo: $(VENV)/.run-ready
-	$(BIN)/fathom run deploy/experiments/point_u_maze.yaml --run-dir runs/demo --overwrite
+	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --out runs/demo
+	$(BIN)/fathom report runs/demo
 
-test: $(VENV)/.dev-ready
+test: $(VENV)/.dev-ready $(VENV)/.system-ready
 	$(BIN)/python -m pytest
 
 # Compiles and steps every environment: half an hour and more on 2 cores.
@@ -48,6 +50,14 @@ $(VENV)/.run-ready: $(VENV)/.uv requirements/run.txt pyproject.toml
 
 $(VENV)/.dev-ready: $(VENV)/.run-ready requirements/dev.txt
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+# What tests need beside Python: a browser that opens the report, and OpenGL that draws bodies.
+$(VENV)/.system-ready: $(VENV)/.uv
+	@{ command -v chromium && command -v chromedriver && ldconfig -p | grep -E 'libOSMesa|libEGL'; } >/dev/null \
+	  || { $(SUDO) apt-get update --quiet && \
+	       $(SUDO) apt-get install --yes --quiet chromium chromium-driver libosmesa6; } \
+	  || { echo "Tests of pages and pictures need chromium, chromedriver and libOSMesa: install them" >&2; exit 1; }
 	@touch $@
 
 lock: $(VENV)/.uv

@@ -42,14 +42,22 @@ class Matrix:
     """The matrix's YAML file."""
     out: Path | None = None
     """Where results go; none: a folder under runs/ with the file's name."""
-    parallel: int = 1
-    """Runs at once."""
+    parallel: int | None = None
+    """At most so many runs at once; none: as many as Ray has room for, or one where they ask for no resources."""
     in_process: bool = False
     """Each run in one process, without Ray and Reverb."""
     dry_run: bool = False
     """Print what it will cost, and start nothing."""
     json: bool = False
     """Print the dry run as one JSON object."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One page, figures and tables of a matrix, whole or half done."""
+
+    matrix_dir: Positional[Path]
+    """The folder that `fathom matrix` filled."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,7 @@ class BenchCommand:
 Command = (
     Annotated[Run, subcommand("run")]
     | Annotated[Matrix, subcommand("matrix")]
+    | Annotated[Report, subcommand("report")]
     | Annotated[Eval, subcommand("eval")]
     | Annotated[Render, subcommand("render")]
     | Annotated[Envs, subcommand("envs")]
@@ -187,6 +196,8 @@ def _dispatch(arguments: list[str]) -> int:
             if dry_run:
                 return commands.plan_matrix(path, as_json=json)
             return commands.matrix(path, out, parallel, in_process)
+        case Report(directory):
+            return commands.report(directory)
         case Eval(run_dir, learner, episodes, seed, json):
             return trained.evaluate(run_dir, learner, episodes, seed, as_json=json)
         case Render(run_dir, learner, env, random, picture, out, seed, steps):
@@ -202,7 +213,7 @@ def _dispatch(arguments: list[str]) -> int:
     raise AssertionError(f"no such command: {command}")
 
 
-def _parse(arguments: list[str]) -> tuple[Run | Matrix | Eval | Render | Envs | BenchCommand, list[str]]:
+def _parse(arguments: list[str]) -> tuple[Run | Matrix | Report | Eval | Render | Envs | BenchCommand, list[str]]:
     """The command, and for `run` what is left over: the experiment's own options."""
     if arguments[:1] == ["run"]:
         wants_help = bool({"-h", "--help"} & set(arguments))

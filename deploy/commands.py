@@ -29,7 +29,9 @@ def run(
         experiment = override(experiment, overrides, experiment_path)
     prepare_jax(cpu_only=not in_process)
     from deploy.record import RunRecord, check_space, prepare_run_dir
+    from deploy.wandb_log import check_installed
 
+    check_installed(experiment)
     envs, plan = make_envs_and_plan(experiment)
     if experiment.stream:
         experiment = experiment.model_copy(update={"stream": check_stream(experiment, plan, envs)})
@@ -69,7 +71,7 @@ def _supervised(record: Any, envs: Envs, in_process: bool) -> int:
             from deploy.launch import Launch
 
             Launch(record, envs.training.spec, console.say).run(console.update)
-    summary = summarise(record)
+    summary = summarise(record, envs.training.spec)
     write_json(record.run_dir / "summary.json", summary)
     plot(record, record.run_dir / "learning_curve.png")
     record.status("done")
@@ -78,23 +80,30 @@ def _supervised(record: Any, envs: Envs, in_process: bool) -> int:
     return 0
 
 
-def matrix(path: Path, out: Path | None, parallel: int, in_process: bool) -> int:
+def matrix(path: Path, out: Path | None, parallel: int | None, in_process: bool) -> int:
     """Every run of a matrix that is not done, then its summary; the exit status says whether all are done."""
-    from deploy.matrix.config import expand, load_matrix
-    from deploy.matrix.execute import execute, prepare_out
+    from deploy.matrix.config import load_matrix
+    from deploy.matrix.execute import execute
+    from deploy.matrix.folder import check_out
     from deploy.matrix.plan import plan_matrix
     from deploy.matrix.results import collect_results, write_results
 
     config = load_matrix(path)
-    if parallel < 1:
+    if parallel is not None and parallel < 1:
         raise ConfigError(f"--parallel: {parallel} is not positive")
     prepare_jax(cpu_only=True)  # the runs' GPUs are theirs
     plan_matrix(config)  # what cannot be run is said before anything starts
-    out = prepare_out(out or Path("runs") / path.stem, config)
-    signal.signal(signal.SIGTERM, _interrupt)
+    out = (out or Path("runs") / path.stem).absolute()
+    check_out(out, config)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, _interrupt)
     console = make_console()
-    outcomes = execute(config, out, parallel, in_process, lambda text: console.print(text, highlight=False))
-    results = collect_results(out, expand(config))
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    outcomes = execute(config, out, parallel, in_process, say)
+    results = collect_results(out, config)
     write_results(out, results)
     if results["cells"]:
         print_rows(results["cells"])
@@ -108,14 +117,39 @@ def matrix(path: Path, out: Path | None, parallel: int, in_process: bool) -> int
 def plan_matrix(path: Path, as_json: bool) -> int:
     from deploy.matrix.config import load_matrix
     from deploy.matrix.plan import plan_matrix as plan
+    from deploy.matrix.plan import table, total
 
     prepare_jax(cpu_only=True)
     planned = plan(load_matrix(path))
     if as_json:
         print(json.dumps(planned))
         return 0
-    print_rows(planned["rows"])
-    make_console().print(", ".join(f"{name.replace('_', ' ')}: {value:,}" for name, value in planned["totals"].items()))
+    console = make_console()
+    console.print(table(planned))
+    console.print("\n" + total(planned), highlight=False)
+    return 0
+
+
+def report(directory: Path) -> int:
+    """report.html and report/ in a matrix's folder, whole or half done."""
+    from deploy.report.analyse import make_report
+    from deploy.report.files import write_files
+    from deploy.report.page import write_page
+    from deploy.report.read import read_matrix
+
+    made = make_report(read_matrix(directory))
+    try:
+        files = [write_page(made, directory / "report.html"), *write_files(made, directory / "report")]
+    except OSError as error:
+        complain(f"{error.filename or directory}: {error.strerror}; make room, or copy the runs to where there is some")
+        return EXIT_FAILED
+    console = make_console()
+    for run in made.unfinished:
+        console.print(f"{run.run}: {run.state}", highlight=False)
+    console.print(
+        f"{made.done} of {made.runs} runs: {files[0]}, and {len(files) - 1} files in {directory / 'report'}",
+        highlight=False,
+    )
     return 0
 
 

@@ -3,9 +3,9 @@
 import os
 import secrets
 import socket
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from deploy.actors import CollectorActor, EvaluatorActor, FeederActor, LearnerActor
+from deploy.cluster import cluster
 from deploy.reaper import guarded
 from deploy.record import EVALUATOR, RunFailed, RunRecord, learner_role, source_roles
 from deploy.replay_server.provision import ProvisionError, reverb_python
@@ -46,8 +47,9 @@ class Launch:
     def run(self, on_progress: Callable[[dict[str, str]], None]) -> None:
         """`on_progress(states)` is called about twice a second. Leaves no process behind, however it ends."""
         self._check()
+        store_bytes = object_store_bytes(self.record.experiment, self._spec)
         name = f"fathom-{self._run_id}"
-        with guarded(), _ray_output(self.record.run_dir), _cluster(self._object_store_bytes(), namespace=name):
+        with guarded(), _ray_output(self.record.run_dir), cluster(store_bytes, namespace=name):
             replay = self._keep(_actor(ReplayServerActor).remote())
             supervisor = None
             try:
@@ -145,11 +147,6 @@ class Launch:
         if details:
             (self.record.run_dir / "logs" / "errors.log").write_text(details, encoding="utf-8")
 
-    def _object_store_bytes(self) -> int:
-        """Room for the newest policies of the largest network, and never less than Ray needs to work well."""
-        largest = max(_policy_bytes(config, self._spec) for config in self.record.experiment.all_learners.values())
-        return max(256 * _MEGABYTE, POLICIES_IN_STORE * largest)
-
 
 def _check_port(port: int | None) -> None:
     """Raises RunFailed where `port` is taken, before anything is started; the server checks again."""
@@ -172,6 +169,13 @@ def table_spec(experiment: Experiment, plan: Plan, name: str, table: str) -> Tab
     )
 
 
+def object_store_bytes(experiment: Experiment, spec: EnvSpec) -> int:
+    """Room for the newest policies of the largest network, and never less than Ray needs to work well."""
+    largest = max(_policy_bytes(config, spec) for config in experiment.all_learners.values())
+    return max(256 * _MEGABYTE, POLICIES_IN_STORE * largest)
+
+
+@cache
 def _policy_bytes(config: NetworkConfig, spec: EnvSpec) -> int:
     return 4 * parameter_count(param_shapes(make_networks(config, spec), spec).actor)
 
@@ -202,20 +206,3 @@ def _ray_output(run_dir: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as log, redirect_stdout(log):
         yield
-
-
-@contextmanager
-def _cluster(object_store_bytes: int, namespace: str) -> Iterator[None]:
-    """A connection to the cluster at RAY_ADDRESS, else a cluster of our own on this machine for this run."""
-    common = {"namespace": namespace, "log_to_driver": False, "logging_level": "CRITICAL"}
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a role without a GPU: JAX_PLATFORMS says so
-    # JAX warns of any fork; Ray's children exec at once.
-    warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", **common)
-    else:
-        ray.init(address="local", include_dashboard=False, object_store_memory=object_store_bytes, **common)
-    try:
-        yield
-    finally:
-        ray.shutdown()

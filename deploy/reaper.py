@@ -23,8 +23,9 @@ _POLL_S = 0.2
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
     """After the block, or after our death inside it, no process that we started in it is left."""
+    earlier = [str(child.pid) for child in psutil.Process().children()]  # not ours to end
     reaper = subprocess.Popen(
-        [sys.executable, "-m", "deploy.reaper", str(os.getpid())],
+        [sys.executable, "-m", "deploy.reaper", str(os.getpid()), *earlier],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
@@ -37,26 +38,26 @@ def guarded() -> Iterator[None]:
         reaper.wait(GRACE_S * 3)
 
 
-def descendants(driver: int, known: set[psutil.Process]) -> set[psutil.Process]:
-    """Those of `known` that still run, and everyone who descends from them or from `driver`."""
+def descendants(driver: int, earlier: set[int], known: set[psutil.Process]) -> set[psutil.Process]:
+    """Those of `known` that still run, and everyone who descends from them or from `driver`, but for `earlier`."""
     found = {process for process in known if process.is_running()}
     with contextlib.suppress(psutil.NoSuchProcess):
-        found |= set(psutil.Process(driver).children(recursive=True))
+        found |= {child for child in psutil.Process(driver).children() if child.pid not in earlier}
     for process in list(found):
         with contextlib.suppress(psutil.NoSuchProcess):
             found |= set(process.children(recursive=True))
     return found - {psutil.Process()}
 
 
-def main(driver: int) -> None:
+def main(driver: int, earlier: set[int]) -> None:
     known: set[psutil.Process] = set()
     while not select.select([sys.stdin], [], [], LOOK_S)[0]:  # nothing is ever written: readable means closed
-        known = descendants(driver, known)
-    known = descendants(driver, known)
+        known = descendants(driver, earlier, known)
+    known = descendants(driver, earlier, known)
     deadline = time.monotonic() + GRACE_S
     while any(map(_alive, known)) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    for process in filter(_alive, descendants(driver, known)):
+    for process in filter(_alive, descendants(driver, earlier, known)):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
@@ -69,4 +70,4 @@ def _alive(process: psutil.Process) -> bool:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), set(map(int, sys.argv[2:])))

@@ -2,17 +2,19 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from deploy.wandb_log import Mirror
 from shared.config import ConfigError, Experiment
 from shared.envs.base import EnvSpec
 from shared.metrics import MetricsWriter, Row
@@ -85,6 +87,7 @@ class RunRecord:
         self._evaluations: dict[str, list[Row]] = {name: [] for name in experiment.all_learners}
         self._writer = MetricsWriter(self.run_dir)
         write_config(self.run_dir, experiment)
+        self._mirror = Mirror(self.run_dir) if experiment.wandb.project else None
 
     def add(self, role: str, row: Row) -> None:
         """Writes one row of `role`. Raises OSError when the disk is full."""
@@ -132,7 +135,10 @@ class RunRecord:
         )
 
     def close(self) -> None:
+        """After the last status: how the run ended is mirrored, too."""
         self._writer.close()
+        if self._mirror:
+            self._mirror.close()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -157,6 +163,7 @@ def _provenance() -> dict[str, Any]:
             versions[package] = None
     return {
         "command": ["fathom", *sys.argv[1:]],
+        "machine": _machine(),
         "python": platform.python_version(),
         "versions": versions,
         "git_revision": _git("rev-parse", "HEAD"),
@@ -164,12 +171,23 @@ def _provenance() -> dict[str, Any]:
     }
 
 
+def _machine() -> str:
+    """The driver's machine; other nodes of a cluster may differ."""
+    gpus = _ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or ""
+    counts = Counter(gpus.splitlines())
+    return ", ".join(
+        [f"{os.cpu_count()} cores {platform.machine()}", *(f"{count} {name}" for name, count in counts.items())]
+    )
+
+
 def _git(*arguments: str) -> str | None:
     """What git says of the checkout this file is in; none outside one."""
+    return _ask("git", "-C", str(Path(__file__).parent), *arguments)
+
+
+def _ask(*command: str) -> str | None:
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -9,43 +9,55 @@ from rich.table import Table
 from collector.collector import coverage
 from deploy.record import REPLAY, RunRecord, learner_role, source_roles
 from shared.config import ACTIVE
+from shared.envs.base import EnvSpec
 from shared.metrics import Row, read_metrics
+from shared.networks import make_networks, network_size
 
 COLOURS = ("#4c566a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
-def summarise(record: RunRecord) -> dict[str, Any]:
-    """summary.json of a finished run: measured figures alone.
+def summarise(record: RunRecord, spec: EnvSpec) -> dict[str, Any]:
+    """summary.json of a finished run: its plan, and measured figures.
 
     `untrained_time_at_goal`: mean over the learners' untrained policies; `time_at_goal` in environment
-    steps of an episode; `sample_age` in environment steps and `policy_lag` in updates, means over the run.
+    steps of an episode; `sample_age` in environment steps and `policy_lag` in updates, means over the run;
+    `gradient_steps_per_second`: while it trains, waits left out.
     """
-    learners = {name: _learner_summary(record, name) for name in record.experiment.all_learners}
+    learners = {name: _learner_summary(record, spec, name) for name in record.experiment.all_learners}
     untrained = [record.evaluations(name)[0]["time_at_goal"] for name in learners]
     return {
         "env": record.experiment.env,
         "env_steps": record.env_steps,
+        "plan": record.plan.model_dump(),
         "untrained_time_at_goal": float(np.mean(untrained)),
         "learners": learners,
         "collector": _source_summary(record),
     }
 
 
-def _learner_summary(record: RunRecord, name: str) -> dict[str, Any]:
-    plan = record.plan
+def _learner_summary(record: RunRecord, spec: EnvSpec, name: str) -> dict[str, Any]:
+    plan, config = record.plan, record.experiment.learner(name)
     rows = read_metrics(record.run_dir, learner_role(name))
     newest = record.evaluations(name)[-1]
     eligible = record.newest(REPLAY)[f"{name}/inserted"] - plan.prefill_windows
     return {
         "role": "active" if name == ACTIVE else "passive",
-        "depth": record.experiment.learner(name).depth,
+        "depth": config.depth,
+        "parameters": network_size(make_networks(config, spec), spec),
         "gradient_steps": rows[-1]["gradient_steps"],
         "time_at_goal": newest["time_at_goal"],
         "success_rate": newest["success_rate"],
         "samples_per_insert": rows[-1]["updates"] * plan.windows_per_update / eligible,
         "utd": rows[-1]["gradient_steps"] / record.env_steps,
         "sample_age": _mean(rows, "sample_age"),
+        "gradient_steps_per_second": _speed(rows, plan.minibatches_per_update),
     }
+
+
+def _speed(rows: list[Row], minibatches: int) -> float:
+    """Gradient steps per second; the first update, which compiles, counts only where there is no other."""
+    timed = rows[1:] or rows
+    return minibatches / _mean(timed, "update_seconds")
 
 
 def _source_summary(record: RunRecord) -> dict[str, float]:

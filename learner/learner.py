@@ -1,5 +1,6 @@
 """The learner: windows from replay, one jitted update after the other."""
 
+import time
 import zlib
 from collections.abc import Callable
 
@@ -42,10 +43,12 @@ class Learner:
         return init_state(make_networks(config, spec), make_optimisers(experiment.algorithm), spec, key)
 
     def update(self, windows: Columns) -> Metrics:
-        """One update on Columns `[windows_per_update, K * T, ...]`; waits until it is done."""
+        """One update on Columns `[windows_per_update, K * T, ...]`; waits until it is done, and times it."""
+        start = time.perf_counter()
         self.state, metrics = self._update(self.state, windows)
         self.updates += 1
-        return {name: float(value) for name, value in metrics.items()}
+        row = {name: float(value) for name, value in metrics.items()}
+        return row | {"update_seconds": time.perf_counter() - start}
 
     def policy(self) -> Policy:
         """The actor as it stands, on the host: the next update takes the device's buffers."""

@@ -181,6 +181,21 @@ class SupervisionConfig(Frozen):
     """Longest time for all processes to start."""
 
 
+class WandbConfig(Frozen):
+    """Where at Weights & Biases a run's metrics go, besides its own files."""
+
+    project: Annotated[str, Field(pattern=r"^[^/\\#?%:]{1,128}$")] | None = None
+    """A project that gets the metrics that TensorBoard gets; none: wandb is not even imported."""
+    entity: str | None = None
+    """The user or team that the project belongs to; none: the account's own choice."""
+
+    @model_validator(mode="after")
+    def _whose(self) -> "WandbConfig":
+        if self.entity is not None and self.project is None:
+            raise ValueError("entity says whose project it is, and there is none; name the project, too")
+        return self
+
+
 class Experiment(Frozen):
     """One run: an environment, one collector network, and any number of passive learners."""
 
@@ -200,6 +215,7 @@ class Experiment(Frozen):
     """Keep everything that the collectors insert, under stream/ in the run directory."""
     stream: str | None = None
     """A recorded stream's folder: passive learners train on it, and nothing collects; none: collectors do."""
+    wandb: WandbConfig = WandbConfig()
 
     @model_validator(mode="after")
     def _names(self) -> "Experiment":

@@ -13,6 +13,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 Row = dict[str, Any]
+AXES = ("time", "env_steps")
 
 
 class Report(NamedTuple):
@@ -76,30 +77,46 @@ class Reporter:
 
 
 class MetricsWriter:
-    """`metrics/<role>.jsonl` (one JSON object a line, the source of truth) and `tensorboard/<role>/`."""
+    """`metrics/<role>.jsonl` (one JSON object a line, the source of truth) and `tensorboard/<curves>/`."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = Path(run_dir)
         (self._run_dir / "metrics").mkdir(parents=True, exist_ok=True)
+        self._roles: set[str] = set()
         self._boards: dict[str, SummaryWriter] = {}
 
     def write(self, role: str, row: Row) -> None:
         """Appends `row`; `env_steps` is TensorBoard's horizontal axis. Raises OSError when the disk is full."""
         plain = {name: _plain(value) for name, value in row.items()}
         path = self._run_dir / "metrics" / f"{role}.jsonl"
-        if role not in self._boards:
+        if role not in self._roles:
             _cut_half_line(path)
-            self._boards[role] = SummaryWriter(str(self._run_dir / "tensorboard" / role), write_to_disk=True)
+            self._roles.add(role)
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(plain) + "\n")
+        board = self._board(curves(role, plain))
         step = int(plain.get("env_steps", 0))
-        for name, value in plain.items():
-            if isinstance(value, (int, float)) and name not in ("time", "env_steps"):
-                self._boards[role].add_scalar(name, value, step, walltime=plain.get("time"))
+        for name, value in scalars(plain).items():
+            board.add_scalar(name, value, step, walltime=plain.get("time"))
+
+    def _board(self, name: str) -> SummaryWriter:
+        if name not in self._boards:
+            self._boards[name] = SummaryWriter(str(self._run_dir / "tensorboard" / name), write_to_disk=True)
+        return self._boards[name]
 
     def close(self) -> None:
         for board in self._boards.values():
             board.close()
+
+
+def curves(role: str, row: Row) -> str:
+    """The curves that `row` continues: its role's; where it is of one of several learners, that learner's."""
+    return f"{role}/{row['learner']}" if "learner" in row else role
+
+
+def scalars(row: Row) -> dict[str, float]:
+    """What can be drawn: every number but the two that are axes."""
+    return {name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in AXES}
 
 
 def read_metrics(run_dir: Path, role: str) -> list[Row]:

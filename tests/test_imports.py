@@ -43,6 +43,8 @@ def test_the_import_rule(path: Path) -> None:
         assert relative.parts[:2] == ("shared", "replay")
     if names & {"reverb", "tensorflow"}:
         assert path in REVERB
+    if "wandb" in names:
+        assert path == ROOT / "deploy/wandb_log.py"
     assert "tests" not in names
 
 
@@ -50,13 +52,13 @@ def module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_one_process_needs_neither_ray_nor_reverb_nor_grpc() -> None:
+def test_one_process_needs_neither_ray_nor_reverb_nor_grpc_nor_wandb() -> None:
     modules = [module(path) for path in FILES if path.relative_to(ROOT).parts[0] in ("collector", "learner")]
     modules += ["deploy.cli", "deploy.console", "deploy.in_process", "deploy.summary"]
     modules += ["deploy.bench.update", "deploy.bench.rollout"]
     probe = (
         "import importlib, sys\n"
-        "for name in ('ray', 'reverb', 'tensorflow', 'grpc'): sys.modules[name] = None\n"
+        "for name in ('ray', 'reverb', 'tensorflow', 'grpc', 'wandb'): sys.modules[name] = None\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
     ran = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=120)

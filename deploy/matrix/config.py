@@ -19,8 +19,8 @@ class MatrixConfig(Frozen):
 
     environments: tuple[str, ...]
     collector_depths: tuple[int, ...]
-    learner_depths: tuple[int, ...]
-    """Passive learners; all train on the stream of each collector network."""
+    learner_depths: tuple[int, ...] = ()
+    """Passive learners; all train on the stream of each collector network. Left out: ordinary training alone."""
     seeds: tuple[Seed, ...] = (0,)
     evaluation_environments: dict[str, str] = Field(default={})
     """Where an environment's policies are evaluated elsewhere, such as in its maze's `_eval` layout."""
@@ -44,6 +44,9 @@ class MatrixConfig(Frozen):
         taken += [f"collector.{key}" for key in _DEPTHS if isinstance(collector, Mapping) and key in collector]
         if taken:
             raise ValueError(f"experiment.{taken[0]}: the matrix sets it; leave it out")
+        replay = self.experiment.get("replay", {})
+        if isinstance(replay, Mapping) and replay.get("pace") == "free":
+            raise ValueError("experiment.replay.pace: free would not treat all cells alike; use lockstep")
         unknown = sorted(set(self.evaluation_environments) - set(self.environments))
         if unknown:
             raise ValueError(f"evaluation_environments.{unknown[0]}: not among the environments")
@@ -51,11 +54,21 @@ class MatrixConfig(Frozen):
 
 
 class MatrixRun(NamedTuple):
-    """One collector network with all learners. `name`: of its folder."""
+    """One collector network with all learners, or, fed from its stream, one learner more. `name`: of its folder."""
 
     name: str
     collector_depth: int
     experiment: Experiment
+
+    @property
+    def fed(self) -> bool:
+        """Whether it trains on the recorded stream of another run, with no collector at work."""
+        return self.experiment.stream is not None
+
+    @property
+    def learner_depths(self) -> tuple[int, ...]:
+        """Of the cells it carries."""
+        return tuple(learner.depth for learner in self.experiment.learners.values())
 
 
 def load_matrix(path: Path) -> MatrixConfig:
@@ -85,15 +98,24 @@ def learner_name(depth: int) -> str:
 def _make_run(matrix: MatrixConfig, env: str, depth: int, seed: int, prefix: str) -> MatrixRun:
     values = copy.deepcopy(matrix.experiment)
     collector = {**(values.get("collector") or {}), "depth": depth}
-    network = {key: value for key, value in collector.items() if key in NetworkConfig.model_fields}
+    alike = {key: value for key, value in collector.items() if key in (*NetworkConfig.model_fields, "resources")}
     values |= {"env": env, "seed": seed, "collector": collector}
     # The collector learner starts from seed 0: no passive learner may be its twin.
-    values["learners"] = {learner_name(each): {**network, "depth": each, "seed": 1} for each in matrix.learner_depths}
+    values["learners"] = {learner_name(each): {**alike, "depth": each, "seed": 1} for each in matrix.learner_depths}
     if env in matrix.evaluation_environments:
         values["evaluation"] = {**(values.get("evaluation") or {}), "env": matrix.evaluation_environments[env]}
     name = f"{env.replace(':', '.')}-c{depth}-s{seed}"
     return MatrixRun(name, depth, parse_experiment(values, prefix))
 
 
+def fed_run(run: MatrixRun, depth: int, stream: Path) -> MatrixRun:
+    """The learner of `depth` that `run` would have, alone, trained on the recorded `stream`."""
+    name = learner_name(depth)
+    changes = {"learners": {name: run.experiment.learners[name]}, "record": False, "stream": str(stream)}
+    return run._replace(name=f"{run.name}-{name}", experiment=run.experiment.model_copy(update=changes))
+
+
 def write_matrix(matrix: MatrixConfig, path: Path) -> None:
-    path.write_text(yaml.safe_dump(matrix.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(matrix.model_dump(mode="json", exclude_unset=True), sort_keys=False), encoding="utf-8"
+    )

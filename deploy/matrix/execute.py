@@ -1,25 +1,27 @@
 """Carrying a matrix out: each run is a `fathom run` of its own, skipped where it is done."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
-from deploy.matrix.config import MatrixConfig, MatrixRun, expand, load_matrix, write_matrix
+from deploy.matrix.config import MatrixConfig, MatrixRun, write_matrix
+from deploy.matrix.folder import MATRIX, is_done, runs_in
+from deploy.matrix.room import NOTHING, demand, may_start, room_for
 from deploy.reaper import guarded
-from shared.config import ConfigError, load_experiment
+from shared.config import ConfigError
 
 POLL_S = 0.2
 STOP_GRACE_S = 60.0  # a run that is interrupted ends its own processes in order
-MATRIX = "matrix.yaml"
+LAST_WORD = "fathom: "  # how the line begins that says why a command failed
+CLUSTER_LOST = "failed (the Ray cluster that the runs share died)"
 
 
 class Outcome(NamedTuple):
@@ -29,38 +31,15 @@ class Outcome(NamedTuple):
     reason: str
 
 
-def prepare_out(out: Path, matrix: MatrixConfig) -> Path:
-    """The matrix's folder. Raises ConfigError where it holds anything but this matrix, or a part of it."""
-    out = out.absolute()
-    if not (out / MATRIX).exists():
-        if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-            raise ConfigError(f"--out: {out} is not empty and holds no matrix; name another folder")
-    else:
-        _check_same(load_matrix(out / MATRIX), matrix, out)
-    out.mkdir(parents=True, exist_ok=True)
-    write_matrix(matrix, out / MATRIX)
-    return out
-
-
-def _check_same(before: MatrixConfig, now: MatrixConfig, out: Path) -> None:
-    """Axes may have grown, but for the learners': runs that are done have no room for more."""
-    if (before.experiment, before.learner_depths) != (now.experiment, now.learner_depths):
-        field = "experiment" if before.experiment != now.experiment else "learner_depths"
-        raise ConfigError(f"--out: {out} holds a matrix with other {field}; name another folder")
-    for axis in ("environments", "collector_depths", "seeds"):
-        gone = set(getattr(before, axis)) - set(getattr(now, axis))
-        if gone:
-            raise ConfigError(f"--out: {out} holds a matrix with {axis} {gone.pop()}, too; name another folder")
-
-
 def execute(
-    matrix: MatrixConfig, out: Path, parallel: int, in_process: bool, say: Callable[[str], None]
+    matrix: MatrixConfig, out: Path, parallel: int | None, in_process: bool, say: Callable[[str], None]
 ) -> list[Outcome]:
-    """Every run that is not done, up to `parallel` at once; a failed one does not stop the others.
+    """Every run in `out` that is not done, as many at once as `may_start` lets; a failed one does not stop the others.
 
-    Returns all outcomes in the matrix's order. Leaves no process behind, also when it is interrupted.
+    Returns all outcomes in the matrix's order. Raises ConfigError before anything is started where Ray has no room
+    for a run. Leaves no process behind, also when it is interrupted.
     """
-    runs = expand(matrix)
+    runs = runs_in(matrix, out)
     outcomes: dict[str, Outcome] = {}
     waiting = []
     for run in runs:
@@ -69,29 +48,35 @@ def execute(
             say(f"{run.name}: done before")
         else:
             waiting.append(run)
-    with guarded(), _children() as children:
-        while waiting or children:
-            while waiting and len(children) < parallel:
-                run = waiting.pop(0)
-                say(f"{run.name}: started")
-                children[run.name] = (run, _start(out, run, in_process), time.monotonic())
+    asked = {run.name: NOTHING if in_process else demand(run.experiment) for run in waiting}
+    with guarded(), room_for(waiting, asked, parallel) as room, _children() as children:
+        _keep(matrix, out)
+        while (waiting or children) and not room.lost:
+            for run in tuple(waiting):
+                if may_start(asked[run.name], [asked[name] for name in children], room.total, parallel):
+                    waiting.remove(run)
+                    say(f"{run.name}: started" + " on a recorded stream" * run.fed)
+                    children[run.name] = (run, _start(out, run, in_process, room.environ), time.monotonic())
             for name, (run, child, started) in list(children.items()):
                 if child.poll() is not None:
                     del children[name]
-                    outcomes[name] = Outcome(run, _why_failed(out / name, child.returncode))
+                    outcomes[name] = Outcome(run, _why_failed(out / f"{name}.log", child.returncode))
                     ending = outcomes[name].reason or "done"
                     say(f"{name}: {ending} after {time.monotonic() - started:.0f} s")
             time.sleep(POLL_S)
+        for run in (*(run for run, _, _ in children.values()), *waiting):
+            outcomes[run.name] = Outcome(run, CLUSTER_LOST)
+            say(f"{run.name}: {CLUSTER_LOST}")
     return [outcomes[run.name] for run in runs]
 
 
-def is_done(run_dir: Path, run: MatrixRun) -> bool:
-    """Whether `run_dir` holds this very run, finished."""
+def _keep(matrix: MatrixConfig, out: Path) -> None:
+    """What `out` holds from now on."""
     try:
-        state = json.loads((run_dir / "status.json").read_text())["state"]
-        return state == "done" and load_experiment(run_dir / "config.yaml") == run.experiment
-    except (OSError, ValueError, KeyError):  # not there, or cut short, or of another version
-        return False
+        out.mkdir(parents=True, exist_ok=True)
+        write_matrix(matrix, out / MATRIX)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be written ({error.strerror}); name another folder") from error
 
 
 Children = dict[str, tuple[MatrixRun, subprocess.Popen, float]]
@@ -120,21 +105,27 @@ def _wait(running: Sequence[subprocess.Popen]) -> None:
             child.wait()
 
 
-def _start(out: Path, run: MatrixRun, in_process: bool) -> subprocess.Popen:
+def _start(out: Path, run: MatrixRun, in_process: bool, environ: Mapping[str, str]) -> subprocess.Popen:
     """`fathom run` in a session of its own, its output in a file beside the run's folder."""
     experiment = out / f"{run.name}.yaml"
     experiment.write_text(yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "deploy.cli", "run", str(experiment), "--run-dir", str(out / run.name)]
     command += ["--overwrite"] + ["--in-process"] * in_process
     with open(out / f"{run.name}.log", "w", encoding="utf-8") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, **environ},
+        )
 
 
-def _why_failed(run_dir: Path, status: int) -> str:
+def _why_failed(log: Path, status: int) -> str:
+    """Empty if it did not; a run's last word is the reason, unless it was killed."""
     if status == 0:
         return ""
-    try:
-        reason = json.loads((run_dir / "status.json").read_text())["reason"]
-    except (OSError, ValueError, KeyError):
-        reason = ""
-    return f"failed ({reason or f'exit status {status}'}; see {run_dir}.log)"
+    words = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(LAST_WORD)]
+    reason = words[-1].removeprefix(LAST_WORD) if words else f"exit status {status}"
+    return f"failed ({reason}; see {log})"

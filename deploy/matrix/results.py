@@ -2,12 +2,11 @@
 
 import csv
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.matrix.config import MatrixRun
-from deploy.matrix.execute import is_done
+from deploy.matrix.config import MatrixConfig
+from deploy.matrix.folder import is_done, runs_in
 from deploy.record import write_json
 from shared.config import ACTIVE
 
@@ -25,15 +24,15 @@ COLUMNS = (
 )
 
 
-def collect_results(out: Path, runs: Sequence[MatrixRun]) -> dict[str, Any]:
-    """`cells`: rows of `COLUMNS` of every passive learner; `active`: the same of the collector learners.
+def collect_results(out: Path, matrix: MatrixConfig) -> dict[str, Any]:
+    """`cells`: rows of `COLUMNS` of every passive learner, wherever it was trained, in the order of the axes.
 
-    `missing`: runs that are not done.
+    `active`: the same of the collector learners. `missing`: runs that are not done.
     """
     cells: list[dict[str, Any]] = []
     active: list[dict[str, Any]] = []
     missing = []
-    for run in runs:
+    for run in runs_in(matrix, out):
         run_dir = out / run.name
         if not is_done(run_dir, run):
             missing.append(run.name)
@@ -51,6 +50,13 @@ def collect_results(out: Path, runs: Sequence[MatrixRun]) -> dict[str, Any]:
                 **{key: learner[key] for key in COLUMNS if key in learner},
             }
             (active if name == ACTIVE else cells).append({key: row[key] for key in COLUMNS})
+    axes = {
+        "env": matrix.environments,
+        "collector_depth": matrix.collector_depths,
+        "seed": matrix.seeds,
+        "learner_depth": matrix.learner_depths,
+    }
+    cells.sort(key=lambda row: [axis.index(row[name]) for name, axis in axes.items()])
     return {"cells": cells, "active": active, "missing": missing}
 
 

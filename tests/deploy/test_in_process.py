@@ -33,7 +33,7 @@ EXPERIMENT = Experiment.model_validate(
 )
 ENVS = make_envs(EXPERIMENT)
 PLAN = make_plan(EXPERIMENT, ENVS.training.spec)
-TIMES = ("time", "seconds", "env_steps_per_second")
+TIMES = ("time", "seconds", "env_steps_per_second", "update_seconds", "gradient_steps_per_second")
 
 
 class Ran(NamedTuple):
@@ -48,7 +48,7 @@ def go(directory: Path, experiment: Experiment = EXPERIMENT) -> Ran:
     run.run(on_progress=lambda: record.status("running"))
     record.status("done")
     record.close()
-    return Ran(directory, summarise(record), run)
+    return Ran(directory, summarise(record, ENVS.training.spec), run)
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ evaluation: {episodes: 64, count: 3}
 supervision: {heartbeat_seconds: 6}
 budget: {env_steps: 80_000}
 """
+WANDB = ("--wandb.project", "fathom")  # whose processes have to go, too
 
 
 class Run:
@@ -42,7 +43,12 @@ class Run:
         self.started: set[psutil.Process] = set()
         command = [sys.executable, "-m", "deploy.cli", "run", str(self.experiment), "--run-dir", str(self.run_dir)]
         self.process = subprocess.Popen(
-            [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            [*command, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"WANDB_MODE": "offline"},
         )
 
     def wait_for_updates(self) -> None:
@@ -160,7 +166,7 @@ def test_a_death_ends_the_run_with_its_name(
 
 @pytest.mark.timeout(2 * DEADLINE_S)
 def test_ctrl_c_ends_the_run_in_order(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = Run(tmp_path / "run", *WANDB)
     run.wait_for_updates()
     os.killpg(run.process.pid, signal.SIGINT)
     assert run.end() == (130, "fathom: interrupted\n")
@@ -170,7 +176,7 @@ def test_ctrl_c_ends_the_run_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(2 * DEADLINE_S)
 def test_nothing_outlives_a_killed_driver(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run")
+    run = Run(tmp_path / "run", *WANDB)
     run.wait_for_updates()
     run.process.kill()
     run.process.communicate(timeout=DEADLINE_S)

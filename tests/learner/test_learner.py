@@ -152,6 +152,7 @@ def test_every_metric_moves(ran: Ran) -> None:
         *("actor/loss", "actor/entropy", "actor/energy", "actor/gradient_norm"),
         *("critic/loss", "critic/accuracy", "critic/positive", "critic/negative", "critic/logsumexp"),
         *("critic/gradient_norm", "alpha/loss", "alpha/log_alpha", "data/last_step", "data/version"),
+        "update_seconds",
     }
     assert (first.pop("data/last_step"), last.pop("data/last_step")) == (11, 11)
     assert (first.pop("data/version"), last.pop("data/version")) == (0, 39)

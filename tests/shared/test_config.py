@@ -80,6 +80,8 @@ def test_depths_are_whole_blocks(field: str, depth: int, use: str) -> None:
             {"env_options": {"episode_length": 0}},
             "x.yaml: env_options.episode_length: input should be greater than or equal to 2, got 0",
         ),
+        ({"wandb": {"entity": "me"}}, "x.yaml: wandb: entity says whose project it is, and there is none; name the "),
+        ({"wandb": {"project": "a/b"}}, "x.yaml: wandb.project: string should match pattern "),
         ({"budget": {"env_steps": -1}}, "x.yaml: budget.env_steps: input should be greater than 0, got -1"),
     ],
 )

@@ -1,11 +1,13 @@
 import json
 import math
+import struct
 import time
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from shared.metrics import MetricsWriter, Reporter, read_metrics
 
@@ -63,18 +65,40 @@ def test_a_report_drains_rows_and_counts_calls() -> None:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     writer.write("learner-a", {"env_steps": 10, "loss": np.float32(0.5), "device": jnp.float32(0.25), "visits": [1, 2]})
-    writer.write("learner-a", {"env_steps": np.int64(20), "loss": math.inf, "learner": "a"})
+    writer.write("learner-a", {"env_steps": np.int64(20), "loss": math.inf, "note": "a"})
     writer.write("learner-b", {"time": 1.5})
     writer.close()
     assert read_metrics(tmp_path, "learner-a") == [
         {"env_steps": 10, "loss": 0.5, "device": 0.25, "visits": [1, 2]},
-        {"env_steps": 20, "loss": math.inf, "learner": "a"},
+        {"env_steps": 20, "loss": math.inf, "note": "a"},
     ]
     assert read_metrics(tmp_path, "learner-b") == [{"time": 1.5}]
     assert read_metrics(tmp_path, "nobody") == []
     assert len(list((tmp_path / "tensorboard" / "learner-a").iterdir())) == 1
     lines = (tmp_path / "metrics" / "learner-a.jsonl").read_text().splitlines()
     assert [json.loads(line)["env_steps"] for line in lines] == [10, 20]
+
+
+def drawn(board: Path) -> list[tuple[str, int, float]]:
+    """(tag, step, value) of everything in a TensorBoard folder's one file, whose records have lengths and checksums."""
+    (path,) = (each for each in board.iterdir() if each.is_file())
+    data, values = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event.FromString(data[12 : 12 + length])
+        values += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        data = data[16 + length :]
+    return values
+
+
+def test_each_learners_evaluations_are_a_board_of_their_own(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    for learner, result in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
+        writer.write("evaluator", {"learner": learner, "env_steps": 10, "time_at_goal": result, "visits": [1]})
+    writer.close()
+    assert drawn(tmp_path / "tensorboard" / "evaluator" / "a") == [("time_at_goal", 10, 1.0), ("time_at_goal", 10, 3.0)]
+    assert drawn(tmp_path / "tensorboard" / "evaluator" / "b") == [("time_at_goal", 10, 2.0)]
+    assert [row["learner"] for row in read_metrics(tmp_path, "evaluator")] == ["a", "b", "a"]
 
 
 def test_a_second_writer_appends(tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""A matrix whose runs take a few seconds each."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.matrix.config import MatrixConfig
+
+MATRIX: dict[str, Any] = {
+    "environments": ["point_u_maze"],
+    "collector_depths": [4],
+    "learner_depths": [4, 8],
+    "seeds": [0, 1],
+    "experiment": {
+        "env_options": {"episode_length": 20},
+        "collector": {"width": 8, "environments": 4, "unroll_length": 5},
+        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
+        "replay": {"steps_per_environment": 400, "prefill_steps": 40},
+        "evaluation": {"episodes": 8, "count": 2},
+        "budget": {"env_steps": 400},
+    },
+}
+
+MakeMatrix = Callable[..., MatrixConfig]
+WriteMatrix = Callable[..., Path]
+
+
+@pytest.fixture
+def make_matrix() -> MakeMatrix:
+    """`make_matrix(axis=..., experiment_key=...)`: what is named replaces what is there."""
+
+    def make(**changes: Any) -> MatrixConfig:
+        return MatrixConfig.model_validate(_apply(changes))
+
+    return make
+
+
+@pytest.fixture
+def write_matrix(tmp_path: Path) -> WriteMatrix:
+    """The same as a YAML file."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "matrix.yaml"
+        path.write_text(yaml.safe_dump(_apply(changes)))
+        return path
+
+    return write
+
+
+def _apply(changes: dict[str, Any]) -> dict[str, Any]:
+    axes = {key: value for key, value in changes.items() if key in MatrixConfig.model_fields}
+    keys = {key: value for key, value in changes.items() if key not in axes}
+    values = copy.deepcopy(MATRIX) | axes
+    return values | {"experiment": values["experiment"] | keys}

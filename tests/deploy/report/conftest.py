@@ -1,0 +1,99 @@
+"""A matrix's folder as runs leave it, with numbers chosen by hand."""
+
+import copy
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.matrix.config import MatrixConfig, MatrixRun, expand, write_matrix
+from deploy.record import EVALUATOR, learner_role, write_config, write_json
+from shared.config import ACTIVE
+from shared.envs.registry import make_envs
+from shared.metrics import MetricsWriter
+from shared.plan import make_plan
+
+MATRIX = {
+    "environments": ["point_u_maze"],
+    "collector_depths": [4, 16],
+    "learner_depths": [4, 16],
+    "seeds": [0, 1, 2],
+    "experiment": {
+        "env_options": {"episode_length": 20},
+        "collector": {"width": 8, "environments": 4, "unroll_length": 5},
+        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
+        "replay": {"steps_per_environment": 400, "prefill_steps": 40},
+        "evaluation": {"episodes": 8, "count": 2},
+        "budget": {"env_steps": 400},
+    },
+}
+# Time at goal at the end, by (collector depth, learner depth), seed 0; each further seed has one step more.
+FINAL = {(4, 4): 4.0, (4, 16): 5.0, (16, 4): 6.0, (16, 16): 12.0}
+SECONDS = 60.0
+
+WriteRuns = Callable[..., Path]
+
+
+@pytest.fixture
+def write_runs(tmp_path: Path) -> WriteRuns:
+    """`write_runs(skip=(), changes={}, **matrix)` writes a matrix's folder and returns it.
+
+    `skip`: runs that are left out; `changes`: (run, learner) -> what its summary says instead.
+    """
+
+    def write(skip: tuple[str, ...] = (), changes: dict[tuple[str, str], Any] | None = None, **axes: Any) -> Path:
+        matrix = MatrixConfig.model_validate({**copy.deepcopy(MATRIX), **axes})
+        folder = tmp_path / "matrix"
+        folder.mkdir()
+        write_matrix(matrix, folder / "matrix.yaml")
+        for run in expand(matrix):
+            if run.name not in skip:
+                _write_run(folder / run.name, run, changes or {})
+        return folder
+
+    return write
+
+
+def _write_run(folder: Path, run: MatrixRun, changes: dict[tuple[str, str], Any]) -> None:
+    experiment = run.experiment
+    folder.mkdir()
+    write_config(folder, experiment)
+    spec = make_envs(experiment).training.spec
+    plan = make_plan(experiment, spec)
+    started = time.time() - 100
+    write_json(folder / "status.json", {"state": "done", "reason": "", "started": started, "seconds": 2 * SECONDS})
+    writer = MetricsWriter(folder)
+    learners = {}
+    for name, config in experiment.all_learners.items():
+        final = 1.0 if name == ACTIVE else FINAL[run.collector_depth, config.depth] + experiment.seed
+        for updates in plan.evaluation_updates:
+            share = updates / plan.updates
+            evaluated = {"learner": name, "updates": updates, "env_steps": plan.env_steps_at(updates)}
+            results = {"time_at_goal": final * share, "success_rate": final * share / 20}
+            writer.write(EVALUATOR, {"time": started + 99, **evaluated, **results})
+        for updates in range(1, plan.updates + 1):
+            row = {"time": started + SECONDS * updates / plan.updates, "updates": updates}
+            writer.write(learner_role(name), row)
+        learners[name] = {
+            "depth": config.depth,
+            "gradient_steps": plan.gradient_steps,
+            "samples_per_insert": 1.0,
+            "sample_age": 100.0,
+            "parameters": 1000 * config.depth,
+            "gradient_steps_per_second": 400 / config.depth,
+            "time_at_goal": final,
+            "success_rate": final / 20,
+            **changes.get((run.name, name), {}),
+        }
+    for unroll in range(1, plan.unrolls + 1):
+        visited = min(unroll, run.collector_depth)  # one cell more each unroll, up to so many
+        visits = [unroll * (cell < visited) for cell in range(20)]
+        writer.write("collector-0", {"time": started, "env_steps": unroll * 20, "visits": visits})
+    writer.close()
+    collector = {"coverage": run.collector_depth / 20, "coverage_entropy": 0.5, "env_steps_per_second": 1000.0}
+    write_json(
+        folder / "summary.json",
+        {"env": experiment.env, "plan": plan.model_dump(), "learners": learners, "collector": collector},
+    )

@@ -1,0 +1,94 @@
+"""The page as a person opens it: Chromium and its driver, both Debian's."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from deploy.cli import run_command
+
+PHONE, DESK = 400, 1200
+WriteRuns = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[webdriver.Chrome]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    assert None not in (chromium, driver), "needs Chromium: apt-get install chromium chromium-driver"
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    opened = webdriver.Chrome(options=options, service=Service(driver))
+    opened.set_page_load_timeout(60)
+    yield opened
+    opened.quit()
+
+
+def show(browser: webdriver.Chrome, folder: Path, width: int) -> None:
+    """Makes the report and opens it, as wide as that; no network."""
+    assert run_command(["report", str(folder)]) == 0
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd(
+        "Network.emulateNetworkConditions",
+        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+    )
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get((folder / "report.html").as_uri())
+
+
+def heatmap(browser: webdriver.Chrome, name: str) -> tuple[list[str], list[str], list[list[float | None]]]:
+    script = f"const d = document.getElementById('{name}').data[0]; return [d.x, d.y, d.z]"
+    x, y, z = browser.execute_script(script)
+    return x, y, z
+
+
+def test_the_heatmap_carries_the_right_numbers(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
+    show(browser, write_runs(), DESK)
+    x, y, z = heatmap(browser, "point_u_maze-matrix-0")
+    assert (x, y) == (["4", "16"], ["4", "16"])  # learner depths along, collector depths up
+    assert z == [[5, 6], [7, 13]]
+    assert heatmap(browser, "point_u_maze-difference-0") == (["16"], ["4", "16"], [[1], [6]])
+    written = browser.find_element(By.ID, "point_u_maze-matrix-0").text
+    assert all(each in written for each in ("5.00", "[4.00, 6.00]", "13.0", "learner depth", "collector depth"))
+    assert browser.get_log("browser") == []
+
+
+def test_it_fits_a_phone_and_paper(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
+    show(browser, write_runs(), PHONE)
+    assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE
+    figures = browser.find_elements(By.CLASS_NAME, "js-plotly-plot")
+    assert len(figures) == 11  # two heatmaps, twice three learning curves, coverage, two costs
+    for figure in figures:
+        drawn = figure.find_element(By.CLASS_NAME, "main-svg").size
+        assert 300 < drawn["width"] <= PHONE
+        assert drawn["height"] > 200
+    assert browser.get_log("browser") == []
+    assert len(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]) > 50_000
+    assert browser.get_log("browser") == []
+
+
+def test_it_says_what_is_missing_and_marked(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
+    changes = {("point_u_maze-c4-s0", "d16"): {"gradient_steps": 16}}
+    missing = tuple(f"point_u_maze-c16-s{seed}" for seed in range(3))
+    show(browser, write_runs(skip=missing, changes=changes), DESK)
+    assert all(name in browser.find_element(By.ID, "missing").text for name in missing)
+    assert heatmap(browser, "point_u_maze-matrix-0")[2] == [[5, 6], [None, None]]
+    assert browser.find_element(By.ID, "point_u_maze-matrix-0").text.count("missing") == 2
+    page = browser.find_element(By.TAG_NAME, "body").text
+    assert "1 learner was not treated like the others" in page
+    assert "16 gradient steps, most have 20" in page
+    assert browser.get_log("browser") == []
+
+
+def test_nothing_done_is_a_page_too(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
+    every = tuple(f"point_u_maze-c{depth}-s{seed}" for depth in (4, 16) for seed in range(3))
+    show(browser, write_runs(skip=every), DESK)
+    assert "0 of 6 runs done" in browser.find_element(By.TAG_NAME, "body").text
+    assert browser.get_log("browser") == []

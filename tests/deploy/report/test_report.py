@@ -1,0 +1,155 @@
+import csv
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deploy.cli import run_command
+from deploy.report import text
+from deploy.report.analyse import EXPLORING, EXPRESSING, TOGETHER, EnvironmentReport, make_report
+from deploy.report.read import read_matrix
+from deploy.report.statistics import Interval, estimate
+
+WriteRuns = Callable[..., Path]
+
+
+def of(folder: Path) -> EnvironmentReport:
+    return make_report(read_matrix(folder)).environments[0]
+
+
+def test_cells_hold_the_last_evaluations_of_all_seeds(write_runs: WriteRuns) -> None:
+    report = of(write_runs())
+    cells = {(cell.collector_depth, cell.learner_depth): cell for cell in report.cells}
+    # Seeds 0, 1 and 2 add 0, 1 and 2 steps; of three seeds none is cut.
+    assert {place: cell.time_at_goal.value for place, cell in cells.items()} == {
+        (4, 4): 5, (4, 16): 6, (16, 4): 7, (16, 16): 13,
+    }  # fmt: skip
+    assert cells[16, 16].time_at_goal == estimate([12, 13, 14])
+    assert cells[4, 4].success_rate.value == pytest.approx(5 / 20)
+    # 0, 2 and 5 steps at 0, 280 and 400 environment steps.
+    assert cells[4, 4].area.value == pytest.approx((280 * 1 + 120 * 3.5) / 400)
+    assert [cell.learner_depth for cell in report.active] == [4, 16]
+    assert {cell.time_at_goal.value for cell in report.active} == {1.0}
+
+
+def test_gains_separate_exploring_from_expressing(write_runs: WriteRuns) -> None:
+    gains = {gain.cause: gain.difference for gain in of(write_runs()).gains}
+    assert gains[EXPRESSING].mean == pytest.approx((1 + 6) / 2)
+    assert gains[EXPLORING].mean == pytest.approx((2 + 7) / 2)
+    assert gains[TOGETHER].mean == pytest.approx(6 - 1)
+    assert gains[TOGETHER].wins == 3
+
+
+def test_learners_are_compared_seed_by_seed(write_runs: WriteRuns) -> None:
+    report = of(write_runs(skip=("point_u_maze-c16-s1",)))
+    found = [(each.collector_depth, each.deeper, each.shallower, each.time_at_goal.mean) for each in report.neighbours]
+    assert found == [(4, 16, 4, 1), (16, 16, 4, 6)]
+    deep = report.neighbours[1].time_at_goal
+    assert (deep.seeds, deep.wins, deep.interval) == (2, 2, Interval(6, 6))  # seeds differ, the difference does not
+
+
+def test_critical_depths_along_every_axis(write_runs: WriteRuns) -> None:
+    steps = {(each.axis, each.held): each.step for each in of(write_runs()).critical}
+    assert set(steps) == {("learner", 4), ("learner", 16), ("collector", 4), ("collector", 16), ("active", None)}
+    assert steps["learner", 16].ratio == pytest.approx(13 / 7)
+    assert steps["collector", 4].ratio == pytest.approx(7 / 5)
+    assert steps["active", None].ratio == 1
+
+
+def test_curves_by_steps_and_by_wall_clock(write_runs: WriteRuns) -> None:
+    curve = of(write_runs()).curves[0]
+    np.testing.assert_allclose(curve.steps, [0, 280, 400])
+    np.testing.assert_allclose(curve.by_steps.centre, [0, 2 * 5 / 5, 5])
+    np.testing.assert_allclose(curve.by_steps.low, [0, 4 * 2 / 5, 4])
+    # The last of five updates ends after a minute; evaluations come after the second and the last.
+    np.testing.assert_allclose(curve.seconds, [0, 30, 60], atol=0.1)
+    assert curve.by_seconds is not None
+    np.testing.assert_allclose(curve.by_seconds.centre, [0, 2.5, 5], atol=0.05)
+
+
+def test_coverage_of_all_points_of_a_run(write_runs: WriteRuns) -> None:
+    shallow, deep = of(write_runs()).explored
+    assert (shallow.coverage.value, deep.coverage.value) == pytest.approx((0.2, 0.8))  # 4 and 16 of 20 cells
+    np.testing.assert_allclose(deep.by_steps.centre[:3], [0.05, 0.1, 0.15])
+    np.testing.assert_allclose(deep.steps[[0, -1]], [20, 400])
+
+
+@pytest.mark.parametrize(
+    ("change", "mark"),
+    [
+        ({"gradient_steps": 16}, "16 gradient steps, most have 20"),
+        ({"samples_per_insert": 0.9}, "0.900 samples per insert, its stream's median is 1.000"),
+        # 2 x 24 windows of 4 environments, 5 steps each: ages may lie 60 steps apart.
+        ({"sample_age": 161.0}, "sample age 161, its stream's median is 100"),
+        ({"sample_age": 159.0}, ""),
+    ],
+)
+def test_what_was_not_treated_alike_is_marked(change: dict, mark: str, write_runs: WriteRuns) -> None:
+    report = of(write_runs(changes={("point_u_maze-c4-s2", "d16"): change}))
+    marked = [row for row in report.fairness if row.mark]
+    assert [(row.run, row.learner_depth, row.mark) for row in marked] == (
+        [("point_u_maze-c4-s2", 16, mark)] if mark else []
+    )
+    marks = {(cell.collector_depth, cell.learner_depth): cell.marks for cell in report.cells if cell.marks}
+    assert marks == ({(4, 16): (f"seed 2: {mark}",)} if mark else {})
+
+
+def test_a_half_done_matrix_says_what_is_missing(write_runs: WriteRuns) -> None:
+    folder = write_runs()
+    for name, status in {
+        "point_u_maze-c4-s0": {"state": "failed", "reason": "out of memory", "env_steps": 100, "budget": 400},
+        "point_u_maze-c4-s1": {"state": "running", "reason": "", "env_steps": 200, "budget": 400},
+    }.items():
+        (folder / name / "status.json").write_text(json.dumps(status))
+    (folder / "point_u_maze-c4-s2" / "status.json").write_text('{"state": "do')
+    report = make_report(read_matrix(folder))
+    assert [*report.unfinished] == [
+        ("point_u_maze-c4-s0", "failed at 25 %: out of memory"),
+        ("point_u_maze-c4-s1", "running, 50 %"),
+        ("point_u_maze-c4-s2", "not started"),
+    ]
+    assert (report.done, report.runs) == (3, 6)
+    assert {cell.collector_depth for cell in report.environments[0].cells} == {16}
+    assert [gain.cause for gain in report.environments[0].gains] == []  # each needs a cell that is missing
+
+
+def test_files_say_the_same(write_runs, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_runs(skip=("point_u_maze-c16-s0", "point_u_maze-c16-s1", "point_u_maze-c16-s2"))
+    assert run_command(["report", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "point_u_maze-c16-s1: not started" in printed
+    assert "3 of 6 runs" in printed
+
+    made = json.loads((folder / "report" / "report.json").read_text())
+    assert made["environments"][0]["cells"][0]["time_at_goal"]["value"] == 5
+    assert made["provenance"][0]["versions"]["jax"]
+    with open(folder / "report" / "cells.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["learner_depth"], row["time_at_goal_value"], row["time_at_goal_low"]) for row in rows] == [
+        ("4", "5.0", "4.0"),
+        ("16", "6.0", "5.0"),
+    ]
+    tables = {path.stem for path in (folder / "report").glob("*.csv")}
+    assert tables >= {"cells", "active", "comparisons", "critical_depths", "coverage", "costs", "fairness", "curves"}
+    pictures = sorted((folder / "report").glob("*.png"))
+    assert len(pictures) == 3
+    for path in pictures:
+        assert len(np.unique(np.asarray(Image.open(path).convert("L")))) > 20
+        assert ElementTree.parse(path.with_suffix(".svg")).getroot().tag.endswith("svg")
+
+
+def test_a_folder_without_a_matrix_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["report", str(tmp_path)]) == 2
+    assert "holds no matrix; name a folder that `fathom matrix` filled" in " ".join(capsys.readouterr().err.split())
+
+
+def test_numbers_are_written_as_they_are_read() -> None:
+    assert [text.number(each) for each in (0.0, 0.123, 9.996, 12.34, 99.96, 1234.5, -2.5, float("inf"), 4000)] == [
+        "0.00", "0.12", "10.0", "12.3", "100", "1,234", "−2.50", "∞", "4,000",
+    ]  # fmt: skip
+    assert text.with_interval(estimate([1.0])) == "1.00"
+    assert text.with_interval(estimate([1.0, 2.0])) == "1.50 [1.00, 2.00]"

@@ -1,0 +1,39 @@
+"""Every experiment and matrix that is shipped can be planned."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import deploy
+from deploy.commands import make_envs_and_plan
+from deploy.matrix.config import load_matrix
+from deploy.matrix.plan import plan_matrix
+from shared.config import load_experiment
+
+SHIPPED = sorted((Path(deploy.__file__).parent / "experiments").glob("*.yaml"))
+PAPER = {
+    *("ant_u4_maze", "ant_u5_maze", "ant_big_maze", "ant_hardest_maze"),
+    *("humanoid", "humanoid_u_maze", "humanoid_big_maze"),
+    *("arm_push_easy", "arm_push_hard", "arm_binpick_hard"),
+}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_it_can_be_planned(path: Path) -> None:
+    if "environments" in yaml.safe_load(path.read_text()):
+        assert plan_matrix(load_matrix(path))["totals"]["gradient_steps"] > 0
+    else:
+        assert make_envs_and_plan(load_experiment(path))[1].updates > 0
+
+
+def test_the_paper_s_experiments_are_what_they_say() -> None:
+    shipped = {path.stem: path for path in SHIPPED}
+    sweep = load_matrix(shipped["depth_sweep"])
+    assert (set(sweep.environments), len(sweep.environments)) == (PAPER, 10)
+    assert (sweep.collector_depths, sweep.learner_depths) == ((4, 8, 16, 32, 64), ())
+    crossed = load_matrix(shipped["ant_big_maze_matrix"])
+    assert (crossed.environments, crossed.seeds) == (("ant_big_maze",), (0, 1, 2))
+    assert crossed.collector_depths == crossed.learner_depths == (4, 64)
+    limit = load_experiment(shipped["humanoid_u_maze_1024"])
+    assert (limit.env, limit.collector.depth, limit.collector.actor_depth) == ("humanoid_u_maze", 1024, None)
