@@ -82,13 +82,15 @@ def _supervised(record: Any, envs: Envs, in_process: bool) -> int:
 
 def matrix(path: Path, out: Path | None, parallel: int | None, in_process: bool) -> int:
     """Every run of a matrix that is not done, then its summary; the exit status says whether all are done."""
-    from deploy.matrix.config import load_matrix
+    from deploy.matrix.config import expand, load_matrix
     from deploy.matrix.execute import execute
     from deploy.matrix.folder import check_out
     from deploy.matrix.plan import plan_matrix
     from deploy.matrix.results import collect_results, write_results
+    from deploy.wandb_log import check_installed
 
     config = load_matrix(path)
+    check_installed(expand(config)[0].experiment)
     if parallel is not None and parallel < 1:
         raise ConfigError(f"--parallel: {parallel} is not positive")
     prepare_jax(cpu_only=True)  # the runs' GPUs are theirs

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import yaml
 
 from deploy.matrix.config import MatrixConfig, MatrixRun, write_matrix
-from deploy.matrix.folder import MATRIX, is_done, runs_in
+from deploy.matrix.folder import MATRIX, is_done, progress, runs_in
 from deploy.matrix.room import NOTHING, demand, may_start, room_for
 from deploy.reaper import guarded
 from shared.config import ConfigError
 
 POLL_S = 0.2
+PROGRESS_EVERY_S = 30.0
 STOP_GRACE_S = 60.0  # a run that is interrupted ends its own processes in order
 LAST_WORD = "fathom: "  # how the line begins that says why a command failed
 CLUSTER_LOST = "failed (the Ray cluster that the runs share died)"
@@ -51,6 +52,7 @@ def execute(
     asked = {run.name: NOTHING if in_process else demand(run.experiment) for run in waiting}
     with guarded(), room_for(waiting, asked, parallel) as room, _children() as children:
         _keep(matrix, out)
+        said = time.monotonic()
         while (waiting or children) and not room.lost:
             for run in tuple(waiting):
                 if may_start(asked[run.name], [asked[name] for name in children], room.total, parallel):
@@ -63,6 +65,10 @@ def execute(
                     outcomes[name] = Outcome(run, _why_failed(out / f"{name}.log", child.returncode))
                     ending = outcomes[name].reason or "done"
                     say(f"{name}: {ending} after {time.monotonic() - started:.0f} s")
+            if children and time.monotonic() - said > PROGRESS_EVERY_S:
+                said = time.monotonic()
+                for name in children:
+                    say(f"{name}: {progress(out / name)}")
             time.sleep(POLL_S)
         for run in (*(run for run, _, _ in children.values()), *waiting):
             outcomes[run.name] = Outcome(run, CLUSTER_LOST)
@@ -118,7 +124,7 @@ def _start(out: Path, run: MatrixRun, in_process: bool, environ: Mapping[str, st
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env={**os.environ, **environ},
+            env={"WANDB_RUN_GROUP": out.name, **os.environ, **environ},
         )
 
 

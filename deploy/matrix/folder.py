@@ -8,6 +8,7 @@ The folder can be moved: a run counts as done wherever its stream lay before.
 """
 
 import json
+import time
 from pathlib import Path
 
 from deploy.matrix.config import MatrixConfig, MatrixRun, expand, fed_run, load_matrix
@@ -16,6 +17,7 @@ from shared.stream.format import MANIFEST
 
 MATRIX = "matrix.yaml"
 STREAM = "stream"  # where a run keeps what it records
+SILENT_S = 60.0  # a run that goes on writes its status every few seconds
 
 
 def runs_in(matrix: MatrixConfig, out: Path) -> list[MatrixRun]:
@@ -53,6 +55,24 @@ def _finished(run_dir: Path) -> Experiment | None:
         return load_experiment(run_dir / "config.yaml")
     except (OSError, ValueError, KeyError):  # not there, or cut short, or of another version
         return None
+
+
+def progress(run_dir: Path) -> str:
+    """How far a run came that is not done, for a person."""
+    path = run_dir / "status.json"
+    try:
+        status = json.loads(path.read_text())
+        silent = time.time() - path.stat().st_mtime
+        updates = min(status["updates"].values()) / status["updates_planned"]
+        share = f"{50 * (status['env_steps'] / status['budget'] + updates):.0f} %"
+        state, reason = status["state"], status["reason"]
+    except (OSError, ValueError, KeyError):  # not there, or cut short
+        return "not started"
+    if state == "running":
+        return f"running, {share}" if silent < SILENT_S else f"stopped without a word at {share}"
+    if state == "done":
+        return "done with another configuration"
+    return f"{state} at {share}: {reason}" if reason else f"{state} at {share}"
 
 
 def _without_place(experiment: Experiment) -> Experiment:

@@ -1,7 +1,6 @@
 """What a matrix's runs wrote, read back: one `Trial` for each learner of each run that is done."""
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +11,13 @@ from numpy.typing import NDArray
 
 from collector.collector import coverage
 from deploy.matrix.config import MatrixConfig, MatrixRun, load_matrix
-from deploy.matrix.folder import MATRIX, is_done, runs_in
+from deploy.matrix.folder import MATRIX, is_done, progress, runs_in
 from deploy.record import EVALUATOR, learner_role, source_roles
 from shared.config import ACTIVE, ConfigError
 from shared.metrics import Row, read_metrics
 
 Values = NDArray[np.float64]
 
-SILENT_S = 60.0  # a run that goes on writes its status every few seconds
 COVERAGE_POINTS = 40
 
 
@@ -96,7 +94,7 @@ def read_matrix(directory: Path) -> MatrixRecord:
 def _read_run(record: MatrixRecord, run: MatrixRun) -> None:
     run_dir = record.directory / run.name
     if not is_done(run_dir, run):
-        record.unfinished.append(Unfinished(run.name, _state(run_dir)))
+        record.unfinished.append(Unfinished(run.name, progress(run_dir)))
         return
     summary = json.loads((run_dir / "summary.json").read_text())
     started = json.loads((run_dir / "status.json").read_text())["started"]
@@ -158,20 +156,3 @@ def _exploration(run: MatrixRun, run_dir: Path, summary: dict[str, Any]) -> Expl
 
 def _column(rows: list[Row], name: str) -> Values:
     return np.array([row[name] for row in rows], np.float64)
-
-
-def _state(run_dir: Path) -> str:
-    """How far a run came that is not done, for a person."""
-    path = run_dir / "status.json"
-    try:
-        status = json.loads(path.read_text())
-        silent = time.time() - path.stat().st_mtime
-        share = f"{100 * status['env_steps'] / status['budget']:.0f} %"
-        state, reason = status["state"], status["reason"]
-    except (OSError, ValueError, KeyError):  # not there, or cut short
-        return "not started"
-    if state == "running":
-        return f"running, {share}" if silent < SILENT_S else f"stopped without a word at {share}"
-    if state == "done":
-        return "done with another configuration"
-    return f"{state} at {share}: {reason}" if reason else f"{state} at {share}"

@@ -65,6 +65,13 @@ def test_depths_are_added_one_after_the_other(make_matrix: MakeMatrix, tmp_path:
     assert done == [True, False, True, True, False, True, False]
 
 
+def test_ordinary_training_can_get_learners_later(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+    grown = make_matrix(seeds=[0], record=True)
+    fill(tmp_path, grown.model_copy(update={"learner_depths": ()}))
+    assert names(grown, tmp_path) == ["c4-s0", "c4-s0-d4", "c4-s0-d8"]
+    assert is_done(tmp_path / "point_u_maze-c4-s0", runs_in(grown, tmp_path)[0])
+
+
 def test_a_run_of_another_experiment_is_no_part_of_it(make_matrix: MakeMatrix, tmp_path: Path) -> None:
     fill(tmp_path, make_matrix(learner_depths=[4], record=True, collector={"width": 16}))
     assert names(make_matrix(record=True), tmp_path) == ["c4-s0", "c4-s1"]

@@ -100,16 +100,17 @@ def test_what_was_not_treated_alike_is_marked(change: dict, mark: str, write_run
 
 def test_a_half_done_matrix_says_what_is_missing(write_runs: WriteRuns) -> None:
     folder = write_runs()
+    quarter = {"env_steps": 200, "budget": 400, "updates": {"active": 5, "d4": 0}, "updates_planned": 5}
     for name, status in {
-        "point_u_maze-c4-s0": {"state": "failed", "reason": "out of memory", "env_steps": 100, "budget": 400},
-        "point_u_maze-c4-s1": {"state": "running", "reason": "", "env_steps": 200, "budget": 400},
+        "point_u_maze-c4-s0": {"state": "failed", "reason": "out of memory", **quarter},
+        "point_u_maze-c4-s1": {"state": "running", "reason": "", **quarter},
     }.items():
         (folder / name / "status.json").write_text(json.dumps(status))
     (folder / "point_u_maze-c4-s2" / "status.json").write_text('{"state": "do')
     report = make_report(read_matrix(folder))
     assert [*report.unfinished] == [
         ("point_u_maze-c4-s0", "failed at 25 %: out of memory"),
-        ("point_u_maze-c4-s1", "running, 50 %"),
+        ("point_u_maze-c4-s1", "running, 25 %"),
         ("point_u_maze-c4-s2", "not started"),
     ]
     assert (report.done, report.runs) == (3, 6)
