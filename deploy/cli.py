@@ -32,6 +32,8 @@ class Run:
     """Everything in this process, synchronous and deterministic, without Ray and Reverb."""
     overwrite: bool = False
     """Replace an older run in the same folder."""
+    total_env_steps: int | None = None
+    """Short for --budget.env-steps."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,9 @@ def run_command(arguments: Sequence[str]) -> int:
 def _dispatch(arguments: list[str]) -> int:
     command, rest = _parse(arguments)
     match command:
-        case Run(path, run_dir, in_process, overwrite):
+        case Run(path, run_dir, in_process, overwrite, total_env_steps):
+            if total_env_steps is not None:
+                rest = [*rest, "--budget.env-steps", str(total_env_steps)]
             return commands.run(path, rest, run_dir, in_process=in_process, overwrite=overwrite)
         case Matrix(path, out, parallel, in_process, dry_run, json):
             if dry_run:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,8 @@ class RunRecord:
         self._writer = MetricsWriter(self.run_dir)
         write_config(self.run_dir, experiment)
         self._mirror = Mirror(self.run_dir) if experiment.wandb.project else None
+        self.watchers: list[Callable[[str, Row], None]] = []
+        """Each gets every role's rows as they are written."""
 
     def add(self, role: str, row: Row) -> None:
         """Writes one row of `role`. Raises OSError when the disk is full."""
@@ -95,6 +98,8 @@ class RunRecord:
         if role == EVALUATOR:
             self._evaluations[row["learner"]].append(row)
         self._writer.write(role, row)
+        for watch in self.watchers:
+            watch(role, row)
 
     @property
     def stream_dir(self) -> Path:
