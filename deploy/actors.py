@@ -51,6 +51,13 @@ class RoleActor(ABC):
     def pid(self) -> int:
         return os.getpid()
 
+    def read(self, path: str) -> str | None:
+        """What a file holds as this node sees it; none where there is no such file."""
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except OSError:
+            return None
+
     def start(self, address: str) -> None:
         """`address` of the replay server: it starts while this process does, so it comes late."""
         self._address = address

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from deploy.placement import read_nodes
 from deploy.record import RunFailed
 
 CONNECT_S = 10.0
@@ -78,10 +79,9 @@ def hold(store_bytes: int) -> None:
 
 def _describe() -> dict[str, Any]:
     """`environ`: by which other processes find the cluster, and may enter it."""
-    resources = ray.cluster_resources()
     environ = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     environ |= {name: os.environ[name] for name in ("RAY_ADDRESS", "RAY_AUTH_MODE") if name in os.environ}
-    return {"environ": environ, "cpus": resources.get("CPU", 0.0), "gpus": resources.get("GPU", 0.0)}
+    return {"environ": environ, "nodes": [node._asdict() for node in read_nodes(ray.nodes())]}
 
 
 if __name__ == "__main__":

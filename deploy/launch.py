@@ -14,18 +14,21 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from deploy.actors import CollectorActor, EvaluatorActor, FeederActor, LearnerActor
 from deploy.cluster import cluster
+from deploy.gauges import Gauges
+from deploy.placement import GB, SERVICES
 from deploy.reaper import guarded
 from deploy.record import EVALUATOR, RunFailed, RunRecord, learner_role, source_roles
 from deploy.replay_server.provision import ProvisionError, reverb_python
 from deploy.replay_server.server import TableSpec
+from deploy.reservation import Reserved, reserved
 from deploy.services import ParamStoreActor, ReplayServerActor
 from deploy.supervise import Supervisor
-from shared.config import ACTIVE, Experiment, NetworkConfig, Resources
+from shared.config import ACTIVE, Experiment, NetworkConfig
 from shared.envs.base import EnvSpec
 from shared.networks import make_networks, param_shapes, parameter_count
 from shared.plan import Plan
 from shared.replay.info import ReplayMonitor
-from shared.stream.format import describe
+from shared.stream.format import MANIFEST, describe
 from shared.stream.write import write_manifest
 
 STOP_GRACE_S = 10.0
@@ -43,22 +46,26 @@ class Launch:
         self._say = say
         self._run_id = secrets.token_hex(4)
         self._actors: list[Any] = []
+        self._places: dict[str, Reserved] = {}
 
     def run(self, on_progress: Callable[[dict[str, str]], None]) -> None:
         """`on_progress(states)` is called about twice a second. Leaves no process behind, however it ends."""
         self._check()
-        store_bytes = object_store_bytes(self.record.experiment, self._spec)
-        name = f"fathom-{self._run_id}"
-        with guarded(), _ray_output(self.record.run_dir), cluster(store_bytes, namespace=name):
-            replay = self._keep(_actor(ReplayServerActor).remote())
+        experiment = self.record.experiment
+        ray_cluster = cluster(object_store_bytes(experiment, self._spec), namespace=f"fathom-{self._run_id}")
+        places = reserved(experiment, self._say)
+        with guarded(), _ray_output(self.record.run_dir), ray_cluster, places as self._places:
+            self.record.watchers.append(Gauges(self.record.run_dir.name, self.record.plan).show)
+            replay = self._make(ReplayServerActor, SERVICES)
             supervisor = None
             try:
-                store = self._keep(_actor(ParamStoreActor).remote())
+                store = self._make(ParamStoreActor, SERVICES)
                 roles = self._make_roles(store)  # they import JAX while the replay server starts
                 address = self._start_replay(replay)
+                self._check_folders(roles)
                 supervisor = Supervisor(
                     self.record,
-                    self.record.experiment.supervision,
+                    experiment.supervision,
                     ReplayMonitor(address, self._tables.values()),
                     services={"replay server's process": replay, "parameter store": store},
                 )
@@ -85,7 +92,10 @@ class Launch:
     def _tables(self) -> dict[str, str]:
         return {name: f"{self._run_id}/{name}" for name in self.record.experiment.all_learners}
 
-    def _keep(self, actor: Any) -> Any:
+    def _make(self, kind: type, role: str, *arguments: Any) -> Any:
+        """An actor of `kind` in the place that is reserved for `role`, by whose name Ray's dashboard knows it."""
+        name = kind.__name__ if role == SERVICES else role
+        actor = _actor(kind, self._places[role]).options(name=name).remote(*arguments)
         self._actors.append(actor)
         return actor
 
@@ -103,23 +113,43 @@ class Launch:
 
     def _make_roles(self, store: Any) -> dict[str, Any]:
         experiment, plan = self.record.experiment, self.record.plan
-        evaluator = self._keep(_actor(EvaluatorActor, experiment.evaluation.resources).remote(experiment, plan))
+        evaluator = self._make(EvaluatorActor, EVALUATOR, experiment, plan)
         roles = {EVALUATOR: evaluator}
-        for name, config in experiment.all_learners.items():
+        for name in experiment.all_learners:
+            role = learner_role(name)
             path = str(self.record.run_dir / "checkpoints" / name)
-            actor = _actor(LearnerActor, config.resources)
-            roles[learner_role(name)] = self._keep(
-                actor.remote(experiment, plan, name, self._tables[name], store, evaluator, path)
-            )
+            table = self._tables[name]
+            roles[role] = self._make(LearnerActor, role, experiment, plan, name, table, store, evaluator, path)
         tables = list(self._tables.values())
         for index, role in enumerate(source_roles(experiment)):
             if experiment.stream:
-                source = _actor(FeederActor).remote(experiment, plan, index, tables)
+                roles[role] = self._make(FeederActor, role, experiment, plan, index, tables)
             else:
-                actor = _actor(CollectorActor, experiment.collector.actor_resources)
-                source = actor.remote(experiment, plan, index, tables, store, str(self.record.stream_dir))
-            roles[role] = self._keep(source)
+                stream = str(self.record.stream_dir)
+                roles[role] = self._make(CollectorActor, role, experiment, plan, index, tables, store, stream)
         return roles
+
+    def _check_folders(self, roles: dict[str, Any]) -> None:
+        """Raises RunFailed where a role's node does not see the folder that the role writes to, or reads."""
+        if len(ray.nodes()) == 1:
+            return
+        experiment, own = self.record.experiment, self.record.run_dir / "config.yaml"
+        needed = {learner_role(name): own for name in experiment.all_learners}
+        if experiment.stream:
+            needed |= dict.fromkeys(source_roles(experiment), Path(experiment.stream) / MANIFEST)
+        elif experiment.record:
+            needed |= dict.fromkeys(source_roles(experiment), own)
+        asked = {role: roles[role].read.remote(str(path)) for role, path in needed.items()}
+        for role, path in needed.items():
+            try:
+                seen = ray.get(asked[role], timeout=experiment.supervision.start_seconds)
+            except (GetTimeoutError, RayActorError):
+                return  # the supervisor will say more of it
+            if seen != path.read_text(encoding="utf-8"):
+                option = "stream" if path.name == MANIFEST else "--run-dir"
+                raise RunFailed(
+                    f"{option}: {role}'s node does not see {path.parent}; name a folder that all nodes share"
+                )
 
     def _finish_stream(self, roles: dict[str, Any]) -> None:
         """Every collector has closed its shard: now the stream is whole."""
@@ -180,23 +210,27 @@ def _policy_bytes(config: NetworkConfig, spec: EnvSpec) -> int:
     return 4 * parameter_count(param_shapes(make_networks(config, spec), spec).actor)
 
 
-def _actor(role: type, resources: Resources = Resources()) -> Any:  # noqa: B008 - frozen
-    """`role` as an actor with its share of the machine, set before JAX is imported."""
+def _actor(kind: type, place: Reserved) -> Any:
+    """`kind` as an actor in its place, with its share of the machine set before JAX is imported."""
+    resources = place.resources
     environment = {"JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"]}
     if resources.threads:
         environment["NPROC"] = str(resources.threads)  # XLA's CPU thread pool
     if resources.gpus:
         environment["JAX_PLATFORMS"] = ""
-        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{0.9 * min(resources.gpus, 1):.3f}"
+        environment["XLA_CLIENT_MEM_FRACTION"] = f"{0.9 * min(resources.gpus, 1):.3f}"
+        environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = ""  # its old name: JAX refuses both at once
     else:
         environment["JAX_PLATFORMS"] = "cpu"
     return ray.remote(
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
+        memory=int(resources.memory_gb * GB) or None,
+        scheduling_strategy=place.strategy,
         max_restarts=0,
         runtime_env={"env_vars": environment},
         enable_task_events=False,  # two polls a second for days would fill Ray's record of tasks
-    )(role)
+    )(kind)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def _mirror(model: BaseModel) -> type:
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             fields.append(_section(name, _mirror(value)))
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and not _is_text(info.annotation):
             members = [_section(key, _mirror(member)) for key, member in value.items()]
             fields.append(_section(name, dataclasses.make_dataclass(name, members)))
         else:
@@ -44,12 +44,19 @@ def _mirror(model: BaseModel) -> type:
     return dataclasses.make_dataclass(type(model).__name__, fields)
 
 
+def _is_text(annotation: Any) -> bool:
+    """Whether a mapping holds no sections, and so is one option: `{key: value}`."""
+    return get_origin(get_args(annotation)[1]) is Annotated
+
+
 def _section(name: str, mirror: type) -> tuple[str, Any, Any]:
     return name, mirror, dataclasses.field(default_factory=mirror)
 
 
 def _metavar(annotation: Any) -> str:
     """What a value looks like: INT, FLOAT, or the choices."""
+    if get_origin(annotation) is dict:
+        return "{KEY: VALUE}"
     parts = [part for part in get_args(annotation) if part is not type(None)] or [annotation]
     parts = [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
     return "|".join(str(getattr(part, "__name__", part)).upper() for part in parts)

@@ -61,15 +61,40 @@ class EnvOptions(Frozen):
         return self
 
 
+_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+LabelKey = Annotated[str, Field(pattern=rf"^([a-z0-9.-]+/)?{_NAME}$")]
+LabelValue = Annotated[str, Field(pattern=rf"^{_NAME}$")]
+
+
 class Resources(Frozen):
-    """What one role takes of its machine."""
+    """What one role takes of its node."""
 
     cpus: Annotated[float, Field(ge=0)] = 0
     """Cores that Ray sets aside; 0 lets roles share what there is."""
-    gpus: Annotated[float, Field(ge=0)] = 0
-    """Share of a GPU; 0 keeps the role on the CPU."""
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs, or a share of one; 0 keeps the role on the CPU; none: a share of what GPUs the cluster has."""
+    memory_gb: Annotated[float, Field(ge=0)] = 0
+    """GB (1e9 bytes) of memory that Ray sets aside; it counts them and holds nobody to them."""
+    labels: dict[LabelKey, LabelValue] = {}
+    """Labels of the nodes that will do, such as `ray start --labels` gives them; none: any node."""
     threads: PositiveInt | None = None
     """Threads of the CPU's computations; none: all cores."""
+
+    def __hash__(self) -> int:  # a dict has none
+        return hash((self.cpus, self.gpus, self.memory_gb, *sorted(self.labels.items()), self.threads))
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_gpus(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and not gpus.is_integer():
+            raise ValueError(f"{gpus:g} GPUs are neither a share of one nor whole; use {int(gpus)} or {int(gpus) + 1}")
+        return gpus
+
+    @model_validator(mode="after")
+    def _labelled(self) -> "Resources":
+        if self.labels and self.gpus is None:
+            raise ValueError("labels say where the role goes; say by gpus what it takes there (0: the CPU alone)")
+        return self
 
 
 class NetworkConfig(Frozen):
@@ -211,6 +236,8 @@ class Experiment(Frozen):
     evaluation: EvaluationConfig = EvaluationConfig()
     budget: BudgetConfig = BudgetConfig()
     supervision: SupervisionConfig = SupervisionConfig()
+    placement: Literal["pack", "spread"] = "pack"
+    """pack: all roles on as few nodes as will do. spread: those that act and those that learn apart, where possible."""
     record: bool = False
     """Keep everything that the collectors insert, under stream/ in the run directory."""
     stream: str | None = None

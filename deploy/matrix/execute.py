@@ -14,7 +14,7 @@ import yaml
 
 from deploy.matrix.config import MatrixConfig, MatrixRun, write_matrix
 from deploy.matrix.folder import MATRIX, is_done, progress, runs_in
-from deploy.matrix.room import NOTHING, demand, may_start, room_for
+from deploy.matrix.room import may_start, room_for
 from deploy.reaper import guarded
 from shared.config import ConfigError
 
@@ -49,13 +49,12 @@ def execute(
             say(f"{run.name}: done before")
         else:
             waiting.append(run)
-    asked = {run.name: NOTHING if in_process else demand(run.experiment) for run in waiting}
-    with guarded(), room_for(waiting, asked, parallel) as room, _children() as children:
+    with guarded(), room_for(waiting, parallel, in_process) as room, _children() as children:
         _keep(matrix, out)
         said = time.monotonic()
         while (waiting or children) and not room.lost:
             for run in tuple(waiting):
-                if may_start(asked[run.name], [asked[name] for name in children], room.total, parallel):
+                if may_start(room.asked[run.name], [room.asked[name] for name in children], room.nodes, parallel):
                     waiting.remove(run)
                     say(f"{run.name}: started" + " on a recorded stream" * run.fed)
                     children[run.name] = (run, _start(out, run, in_process, room.environ), time.monotonic())

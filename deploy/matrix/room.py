@@ -1,76 +1,74 @@
 """Which runs of a matrix go at once: as many as Ray has room for, by what their roles ask of it."""
 
 import json
+import os
 import select
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
 from deploy.matrix.config import MatrixRun
+from deploy.placement import Node, Roles, asks_nothing, find_shortage, pack, plan_placement, roles_of
 from shared.config import ConfigError, Experiment
 from shared.envs.registry import make_envs
 
 START_S = 90.0  # a cluster that is not there by then has a fault; a few seconds are usual
 STOP_S = 30.0
 SHARE_OF_MEMORY = 0.3  # what Ray itself would take for its object store
-_ROUNDING = 1e-6
 
 
-class Demand(NamedTuple):
-    """Cores and GPUs, as Ray counts them."""
-
-    cpus: float = 0.0
-    gpus: float = 0.0
-
-
-NOTHING = Demand()
-
-
-def demand(experiment: Experiment) -> Demand:
-    """What all roles of a run ask of Ray. A stream is fed by who asks for nothing."""
-    roles = [experiment.evaluation.resources]
-    roles += [learner.resources for learner in experiment.all_learners.values()]
-    if not experiment.stream:
-        roles += experiment.collector.actors * [experiment.collector.actor_resources]
-    return Demand(sum(role.cpus for role in roles), sum(role.gpus for role in roles))
-
-
-def may_start(wanted: Demand, running: Sequence[Demand], total: Demand, parallel: int | None) -> bool:
-    """Whether a run that asks for `wanted` goes beside the `running` ones on a cluster that has `total`.
+def may_start(wanted: Roles, running: Sequence[Roles], nodes: Sequence[Node], parallel: int | None) -> bool:
+    """Whether a run whose roles ask for `wanted` goes beside the `running` ones on `nodes`.
 
     At most `parallel` go at once. Where that is left open, runs that ask for nothing, of whom nobody can tell
     how many are too many, go one after the other.
     """
     if parallel is not None and len(running) >= parallel:
         return False
-    if wanted == NOTHING:
-        return parallel is not None or NOTHING not in running
-    taken = (sum(each) for each in zip(wanted, *running, strict=True))
-    return all(each <= most + _ROUNDING for each, most in zip(taken, total, strict=True))
+    if asks_nothing(wanted):
+        return parallel is not None or not any(map(asks_nothing, running))
+    runs = enumerate((wanted, *running))
+    return pack({(run, role): asked for run, roles in runs for role, asked in roles.items()}, nodes) is not None
 
 
-def refuse_too_large(asked: Mapping[str, Demand], total: Demand) -> None:
-    """`asked`: by run. Raises ConfigError with the first run that not even the whole cluster has room for."""
-    for name, wanted in asked.items():
-        for what, most, much in zip(("CPUs", "GPUs"), total, wanted, strict=True):
-            if much > most + _ROUNDING:
-                raise ConfigError(
-                    f"experiment: run {name} asks for {much:g} {what} in its roles' resources, the Ray cluster has "
-                    f"{most:g}; ask for less, or name a larger cluster by RAY_ADDRESS"
-                )
+def demands(runs: Sequence[MatrixRun], nodes: Sequence[Node]) -> Mapping[str, Roles]:
+    """By run, what its roles get. Raises ConfigError with the first run that not even an idle cluster has room for."""
+    asked = {run.name: plan_placement(run.experiment, nodes) for run in runs}
+    for name, roles in asked.items():
+        if shortage := find_shortage(roles, nodes):
+            raise ConfigError(
+                f"experiment: run {name}: {shortage}; ask for less in its roles' resources, or name a larger cluster "
+                "by RAY_ADDRESS"
+            )
+    return asked
+
+
+def _shares_nothing(experiment: Experiment) -> bool:
+    """Whether no role asks for anything, nor would get a GPU unasked."""
+    roles = roles_of(experiment)
+    gpus_here = "RAY_ADDRESS" in os.environ or shutil.which("nvidia-smi")
+    return asks_nothing(roles) and not (gpus_here and any(role.gpus is None for role in roles.values()))
 
 
 class Room:
-    """What the runs of a matrix share. `environ`: for their processes, beside our own."""
+    """What the runs of a matrix share: the cluster's `nodes`, and, by run, what its roles get of them.
+
+    `environ`: for their processes, beside our own.
+    """
 
     def __init__(
-        self, total: Demand = NOTHING, environ: Mapping[str, str] | None = None, holder: subprocess.Popen | None = None
+        self,
+        asked: Mapping[str, Roles],
+        nodes: Sequence[Node] = (),
+        environ: Mapping[str, str] | None = None,
+        holder: subprocess.Popen | None = None,
     ) -> None:
-        self.total, self.environ, self._holder = total, dict(environ or {}), holder
+        self.asked, self.nodes, self.environ, self._holder = asked, nodes, dict(environ or {}), holder
 
     @property
     def lost(self) -> bool:
@@ -79,14 +77,14 @@ class Room:
 
 
 @contextmanager
-def room_for(runs: Sequence[MatrixRun], asked: Mapping[str, Demand], parallel: int | None) -> Iterator[Room]:
-    """One Ray cluster for all `runs` as soon as one of them asks for something: that at RAY_ADDRESS, or our own.
+def room_for(runs: Sequence[MatrixRun], parallel: int | None, in_process: bool) -> Iterator[Room]:
+    """One Ray cluster for all `runs` as soon as one of them takes something: that at RAY_ADDRESS, or our own.
 
-    `asked`: by run. Raises ConfigError where there is no cluster, or where it is too small for a run.
+    Raises ConfigError where there is no cluster, or where it is too small for a run.
     """
-    # Who asks for nothing takes nothing from others: such runs start as each would alone, apart from one another.
-    if all(each == NOTHING for each in asked.values()):
-        yield Room()
+    # Who takes nothing takes nothing from others: such runs start as each would alone, apart from one another.
+    if in_process or all(_shares_nothing(run.experiment) for run in runs):
+        yield Room({run.name: {} for run in runs})
         return
     command = [sys.executable, "-m", "deploy.cluster", str(_store_bytes(runs, parallel))]
     holder = subprocess.Popen(
@@ -95,9 +93,8 @@ def room_for(runs: Sequence[MatrixRun], asked: Mapping[str, Demand], parallel: i
     assert holder.stdin is not None
     try:
         there = _answer(holder)
-        total = Demand(there["cpus"], there["gpus"])
-        refuse_too_large(asked, total)
-        yield Room(total, there["environ"], holder)
+        nodes = [Node(**node) for node in there["nodes"]]
+        yield Room(demands(runs, nodes), nodes, there["environ"], holder)
     finally:
         holder.stdin.close()
         try:

@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from deploy.matrix.config import MatrixConfig, expand, fed_run
-from deploy.matrix.room import NOTHING, Demand, demand, may_start, refuse_too_large
-from shared.config import ConfigError
+from deploy.matrix.room import demands, may_start
+from deploy.placement import Node, asks_nothing
+from shared.config import ConfigError, Resources
 
 DEADLINE_S = 200
 RESOURCES = {
@@ -22,43 +23,64 @@ RESOURCES = {
         "unroll_length": 5,
         "actors": 2,
         "resources": {"cpus": 0.1, "gpus": 0.2},
-        "actor_resources": {"cpus": 0.5},
+        "actor_resources": {"cpus": 0.5, "gpus": 0},
     },
 }
 
 
-def test_a_run_asks_for_the_sum_of_its_roles(make_matrix: Callable[..., MatrixConfig], tmp_path: Path) -> None:
-    assert demand(expand(make_matrix())[0].experiment) == NOTHING
+def roles(**asked: tuple[float, float]) -> dict[str, Resources]:
+    """By role: CPUs and GPUs."""
+    return {role: Resources(cpus=cpus, gpus=gpus) for role, (cpus, gpus) in asked.items()}
+
+
+def test_runs_are_counted_by_their_roles(make_matrix: Callable[..., MatrixConfig], tmp_path: Path) -> None:
+    nodes = [Node("a", cpus=8, gpus=2)]
     evaluation = {"episodes": 8, "count": 2, "resources": {"gpus": 0.5}}
     run = expand(make_matrix(**RESOURCES, evaluation=evaluation))[0]
-    # The collector learner and two others, two collectors, the evaluator.
-    assert demand(run.experiment) == pytest.approx((3 * 0.1 + 2 * 0.5, 3 * 0.2 + 0.5))
-    assert demand(fed_run(run, 8, tmp_path).experiment) == pytest.approx((0.1, 0.2 + 0.5))
+    asked = demands([run, fed_run(run, 8, tmp_path)], nodes)
+    for name, cpus, gpus in ((run.name, 3 * 0.1 + 2 * 0.5, 3 * 0.2 + 0.5), (f"{run.name}-d8", 0.1, 0.2 + 0.5)):
+        assert sum(role.cpus for role in asked[name].values()) == pytest.approx(cpus)
+        assert sum(role.gpus or 0 for role in asked[name].values()) == pytest.approx(gpus)
+
+
+def test_runs_that_leave_it_open_go_one_after_the_other(make_matrix: Callable[..., MatrixConfig]) -> None:
+    runs = expand(make_matrix())
+    nodes = [Node("a", cpus=8, gpus=1)]
+    first, second = demands(runs, nodes).values()
+    assert may_start(first, [], nodes, None)
+    assert not may_start(second, [first], nodes, None)
+    assert all(map(asks_nothing, demands(runs, [Node("a", cpus=8)]).values()))
 
 
 def test_runs_go_at_once_as_far_as_there_is_room() -> None:
-    total, third = Demand(8, 1), Demand(2, 1 / 3)
-    assert may_start(third, [third, third], total, None)
-    assert not may_start(third, [third, third, third], total, None)  # no GPU left
-    assert not may_start(third, [third, third], total, 2)
-    assert not may_start(third, [Demand(7, 0)], total, None)
-    assert may_start(Demand(0.1, 0), [Demand(0.1, 0)] * 79, total, None)  # as in decimals, not as in floats
-    assert not may_start(Demand(0.1, 0), [Demand(0.1, 0)] * 80, total, None)
+    nodes, third = [Node("a", cpus=8, gpus=1)], roles(learner=(2, 1 / 3))
+    assert may_start(third, [third, third], nodes, None)
+    assert not may_start(third, [third, third, third], nodes, None)  # no GPU left
+    assert not may_start(third, [third, third], nodes, 2)
+    assert not may_start(third, [roles(learner=(7, 0))], nodes, None)
+    tenth = roles(learner=(0.1, 0))
+    assert may_start(tenth, [tenth] * 79, nodes, None)  # as in decimals, not as in floats
+    assert not may_start(tenth, [tenth] * 80, nodes, None)
+    two_thirds = roles(learner=(0, 0.6))
+    assert not may_start(two_thirds, [two_thirds] * 2, [Node("a", gpus=2)], None)  # one GPU each
+    assert not may_start(roles(learner=(0, 2)), [], [Node("a", gpus=1), Node("b", gpus=1)], None)
 
 
 def test_runs_that_ask_for_nothing_go_one_after_the_other_or_as_told() -> None:
-    assert may_start(NOTHING, [], NOTHING, None)
-    assert not may_start(NOTHING, [NOTHING], NOTHING, None)
-    assert may_start(NOTHING, [Demand(1, 1)], Demand(1, 1), None)
-    assert may_start(NOTHING, [NOTHING] * 2, NOTHING, 3)
-    assert not may_start(NOTHING, [NOTHING] * 3, NOTHING, 3)
+    nothing = roles(learner=(0, 0))
+    assert may_start(nothing, [], [], None)
+    assert not may_start(nothing, [nothing], [], None)
+    assert may_start(nothing, [roles(learner=(1, 1))], [Node("a", cpus=1, gpus=1)], None)
+    assert may_start(nothing, [nothing] * 2, [], 3)
+    assert not may_start(nothing, [nothing] * 3, [], 3)
 
 
-def test_a_run_larger_than_the_cluster_is_named() -> None:
-    refuse_too_large({"small": Demand(2, 1), "large": Demand(4, 2)}, Demand(4, 2))
-    message = "run large asks for 4 CPUs in its roles' resources, the Ray cluster has 2; ask for less"
+def test_a_run_larger_than_the_cluster_is_named(make_matrix: Callable[..., MatrixConfig]) -> None:
+    runs = expand(make_matrix(**RESOURCES))
+    demands(runs, [Node("a", cpus=2, gpus=1)])
+    message = "run point_u_maze-c4-s0: collector-0 needs 0.5 CPUs, the largest node has 0.4; ask for less"
     with pytest.raises(ConfigError, match=message):
-        refuse_too_large({"small": Demand(2, 0), "large": Demand(4, 2)}, Demand(2, 1))
+        demands(runs, [Node("a", cpus=0.4, gpus=1), Node("b", cpus=0.4)])
 
 
 def matrix(path: Path, out: Path) -> subprocess.Popen:
@@ -97,6 +119,6 @@ def test_runs_share_one_cluster_and_leave_nothing(write_matrix: Callable[..., Pa
     driver = matrix(large, tmp_path / "other")
     printed, errors = driver.communicate(timeout=DEADLINE_S)
     assert (driver.returncode, printed) == (2, "")
-    assert "run point_u_maze-c4-s0 asks for 3000 GPUs in its roles' resources, the Ray cluster has" in errors
+    assert "run point_u_maze-c4-s0: learner-active needs 1000 GPUs, the largest node has" in errors
     assert len(errors.splitlines()) == 1
     assert not (tmp_path / "other").exists()
