@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
-COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-annotate --custom-compile-command "make lock" --python-version 3.11
+COMPILE := $(UV) pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" --python-version 3.11
+# The image's own: there is no CUDA elsewhere. Same versions as in run.txt, or nodes of one cluster would differ.
+IMAGE := --python-platform x86_64-manylinux_2_28 --constraint requirements/run.txt
 
-.PHONY: demo test test-envs docs lint format bench lock protos clean
+.PHONY: demo test test-envs test-deploy docs lint format bench lock protos clean
 
 demo: $(VENV)/.run-ready
 	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --out runs/demo
@@ -18,6 +20,15 @@ test: $(VENV)/.dev-ready $(VENV)/.system-ready
 # Compiles and steps every environment: half an hour and more on 2 cores.
 test-envs: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest -m envs
+
+# Builds the image and runs docker-compose.yml without a GPU, Ray jobs, and two Ray nodes. Needs podman and root on a
+# Debian machine; Docker itself is not asked.
+test-deploy: $(VENV)/.dev-ready
+	@command -v podman >/dev/null || { echo "test-deploy needs podman" >&2; exit 1; }
+	@{ command -v docker-compose && command -v catatonit && command -v prometheus && command -v ip; } >/dev/null \
+	  || { $(SUDO) apt-get update --quiet && \
+	       $(SUDO) apt-get install --yes --quiet docker-compose catatonit prometheus iproute2; }
+	$(BIN)/python -m pytest -m deploy --timeout 3000
 
 docs: $(VENV)/.run-ready
 	$(BIN)/fathom envs --markdown > docs/environments.md
@@ -61,9 +72,12 @@ $(VENV)/.system-ready: $(VENV)/.uv
 	@touch $@
 
 lock: $(VENV)/.uv
-	$(COMPILE) pyproject.toml -o requirements/run.txt
-	$(COMPILE) pyproject.toml --extra dev -o requirements/dev.txt
-	$(COMPILE) deploy/replay_server/requirements.in -o deploy/replay_server/requirements.txt
+	$(COMPILE) --universal pyproject.toml -o requirements/run.txt
+	$(COMPILE) --universal pyproject.toml --extra dev -o requirements/dev.txt
+	$(UV) pip compile --quiet --universal --no-annotate --no-header --python-version 3.11 pyproject.toml -c requirements/run.txt -o requirements/runtime_env.txt
+	$(COMPILE) pyproject.toml --extra cuda $(IMAGE) -o requirements/cuda.txt
+	$(COMPILE) deploy/docker/tensorboard.in $(IMAGE) -o deploy/docker/tensorboard.txt
+	$(COMPILE) --universal deploy/replay_server/requirements.in -o deploy/replay_server/requirements.txt
 
 protos: $(VENV)/.dev-ready
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. shared/replay/reverb.proto

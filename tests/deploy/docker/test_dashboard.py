@@ -1,0 +1,38 @@
+"""The files that Compose reads say what the code says."""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from deploy.gauges import LABELS
+
+DOCKER = Path(__file__).parents[3] / "deploy/docker"
+COMPOSE = DOCKER.parents[1] / "docker-compose.yml"
+
+
+def test_the_dashboard_shows_our_gauges_by_labels_that_they_have() -> None:
+    dashboard = json.loads((DOCKER / "grafana/dashboards/fathom.json").read_text())
+    targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
+    ours = [target for target in targets if "ray_fathom_" in target["expr"]]
+    shown = {name for target in ours for name in re.findall(r"ray_fathom_(\w+)", target["expr"])}
+    assert shown == set(LABELS)
+    for target in ours:
+        (name,) = re.findall(r"ray_fathom_(\w+)", target["expr"])
+        used = set(re.findall(r"{{(\w+)}}", target["legendFormat"])) | set(re.findall(r"(\w+)=~", target["expr"]))
+        assert used <= set(LABELS[name]), target
+
+
+def test_only_pages_are_published_and_on_this_machine_alone() -> None:
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    published = [port for service in services.values() for port in service.get("ports", [])]
+    assert published == ["${FATHOM_BIND:-127.0.0.1}:" + f"{port}:{port}" for port in (8265, 6006, 3000)]
+    assert not any(service.get("privileged") or service.get("network_mode") for service in services.values())
+
+
+def test_the_image_is_pinned_and_its_locks_name_no_index() -> None:
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    assert all(re.search(r":(cpu|cuda|v?\d+\.\d+\.\d+)$", service["image"]) for service in services.values())
+    for lock in (DOCKER / "tensorboard.txt", DOCKER.parents[1] / "requirements/cuda.txt"):
+        assert not re.search(r"://|^--(index|extra-index|find-links)", lock.read_text(), re.MULTILINE)
