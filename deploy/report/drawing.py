@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
-from deploy.report.analyse import Curve, EnvironmentReport
+from deploy.report.contents import Curve, EnvironmentReport
 
 ACTIVE_COLOUR = "#8a8f98"
 INK = "#1f2430"

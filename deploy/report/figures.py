@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from deploy.report import text
-from deploy.report.analyse import Cell, Comparison, Curve, EnvironmentReport
+from deploy.report.contents import Cell, Comparison, Curve, EnvironmentReport
 from deploy.report.drawing import ACTIVE_COLOUR, INK, depth_colours, grid, panels
 from deploy.report.statistics import Band
 
@@ -17,9 +17,8 @@ _MOST_WITH_INTERVALS = 4  # columns; of more, a phone's cell has room for the va
 
 def figures(report: EnvironmentReport, seeds: int) -> dict[str, list[go.Figure]]:
     """Every figure of one environment by the section it belongs to; sections without results are empty."""
-    names = {depth: str(depth) for depth in report.learner_depths}
     return {
-        "matrix": [_matrix(report, names, seeds)] if report.cells else [],
+        "matrix": [_matrix(report, seeds)] if report.cells else [],
         "difference": [_difference(report)] if report.differences else [],
         "by_steps": _curves(report, by_steps=True),
         "by_seconds": _curves(report, by_steps=False),
@@ -28,8 +27,8 @@ def figures(report: EnvironmentReport, seeds: int) -> dict[str, list[go.Figure]]
     }
 
 
-def _matrix(report: EnvironmentReport, names: dict[int, str], seeds: int) -> go.Figure:
-    brief = len(names) > _MOST_WITH_INTERVALS
+def _matrix(report: EnvironmentReport, seeds: int) -> go.Figure:
+    brief = len(report.learner_depths) > _MOST_WITH_INTERVALS
     cells = {(cell.collector_depth, cell.learner_depth): cell for cell in report.cells}
     values = {place: cell.time_at_goal.value for place, cell in cells.items()}
     return _heatmap(

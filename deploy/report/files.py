@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 
 from deploy.report import text
-from deploy.report.analyse import Curve, EnvironmentReport, Report
+from deploy.report.contents import Curve, EnvironmentReport, Report
 from deploy.report.drawing import ACTIVE_COLOUR, INK, depth_colours, grid, panels
 from deploy.report.read import Values
 from deploy.report.statistics import Band

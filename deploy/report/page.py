@@ -11,7 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from deploy.report import text
-from deploy.report.analyse import Report
+from deploy.report.contents import Report
 from deploy.report.figures import figures
 
 _SETTINGS = {"responsive": True, "displaylogo": False, "displayModeBar": False}

@@ -2,7 +2,7 @@
 
 import math
 
-from deploy.report.analyse import Cell, Comparison, Curve
+from deploy.report.contents import Cell, Comparison, Curve
 from deploy.report.statistics import Difference, Estimate, Interval
 
 MARKED = "†"
