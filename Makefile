@@ -8,7 +8,7 @@ COMPILE := $(UV) pip compile --quiet --generate-hashes --no-annotate --custom-co
 # The image's own: there is no CUDA elsewhere. Same versions as in run.txt, or nodes of one cluster would differ.
 IMAGE := --python-platform x86_64-manylinux_2_28 --constraint requirements/run.txt
 
-.PHONY: demo test test-envs test-deploy docs lint format bench lock protos clean
+.PHONY: demo test test-envs test-deploy test-chaos docs lint format bench lock protos clean
 
 demo: $(VENV)/.run-ready
 	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --out runs/demo
@@ -29,6 +29,10 @@ test-deploy: $(VENV)/.dev-ready
 	  || { $(SUDO) apt-get update --quiet && \
 	       $(SUDO) apt-get install --yes --quiet docker-compose catatonit prometheus iproute2; }
 	$(BIN)/python -m pytest -m deploy --timeout 3000
+
+# Kills and stops every role of real runs; FAULTS=50 for more. A quarter of an hour on 2 cores.
+test-chaos: $(VENV)/.dev-ready
+	$(BIN)/python -m pytest -m chaos
 
 docs: $(VENV)/.run-ready
 	$(BIN)/fathom envs --markdown > docs/environments.md

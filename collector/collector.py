@@ -17,63 +17,122 @@ from shared.params import Policy
 from shared.plan import Plan
 from shared.policy import PolicyFunction, stochastic_policy
 from shared.replay.codec import Columns, pack
+from shared.replay.windows import VOID_EPISODE, WindowCount, no_windows
 from shared.types import Array, Metrics, Params
 
 
 class Collected(NamedTuple):
-    """`columns` `[N, T, ...]` on the host, ready to insert."""
+    """Unroll `number`: `columns` `[N, T, ...]` on the host, ready to insert."""
 
+    number: int
     columns: Columns
     metrics: Metrics
+
+
+class Position(NamedTuple):
+    """How far a source of unrolls has come. `steps`: environment steps made, in all its lives.
+
+    `visits` `[num_cells]`: steps spent in each cell of goal space. `unrolls` may be less than `windows.number + 1`:
+    each new life leaves out a number.
+    """
+
+    windows: WindowCount
+    unrolls: int
+    visits: np.ndarray
+
+    def after(self, number: int, ints: Array, visits: Array, chunks_per_window: int) -> "Position":
+        """With unroll `number`, `ints` `[N, T, 3]`, and its `visits`."""
+        windows = self.windows.after(number, ints, chunks_per_window)
+        return Position(windows, self.unrolls + 1, self.visits + np.asarray(visits))
+
+    def metrics(self, steps: int) -> Metrics:
+        """What is reported; `steps`: environment steps of an unroll."""
+        return {
+            "number": self.windows.number,
+            "windows": self.windows.made,
+            "unrolls": self.unrolls,
+            "env_steps": self.unrolls * steps,
+            "visits": self.visits.tolist(),
+            **coverage(self.visits),
+        }
+
+
+def start_position(environments: int, cells: int) -> Position:
+    return Position(no_windows(environments), 0, np.zeros(cells, np.int64))
+
+
+class CollectorState(NamedTuple):
+    """What a snapshot keeps of a collector, besides its position. `key` is split by every unroll."""
+
+    rollout: RolloutState
+    key: Array
 
 
 class Collector:
     """Steps `environments` environments. Knows neither Ray nor Reverb; `index` tells collectors apart."""
 
-    def __init__(self, experiment: Experiment, plan: Plan, env: GoalEnv, index: int) -> None:
+    def __init__(
+        self, experiment: Experiment, plan: Plan, env: GoalEnv, index: int, position: Position | None = None
+    ) -> None:
+        """`position`: where an earlier life ended; this one has fresh environments and leaves out a number."""
         config = experiment.collector
         self._plan = plan
-        self._environments = config.environments
-        key = jax.random.fold_in(jax.random.key(experiment.seed), index)
-        start_key, self._key = jax.random.split(jax.random.fold_in(key, 1))
-        self._state = jax.jit(make_start(env, config.environments))(start_key)
+        self._steps = config.environments * plan.unroll_length
+        self._target = plan.windows_after(plan.unrolls) // plan.environments * config.environments
+        self.position = position or start_position(config.environments, env.spec.num_cells)
+        self.next_number = 0 if position is None else position.windows.number + 2
         policy = stochastic_policy(make_networks(config, env.spec).actor)
         self._collect = jax.jit(make_collect(env, policy, plan.unroll_length, experiment.env_options.fixed_goals))
-        self.unrolls = 0
-        self.visits = np.zeros(env.spec.num_cells, np.int64)
-        """Steps spent in each cell of goal space so far."""
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.seed), index), 1)
+        key = jax.random.fold_in(key, self.next_number) if self.next_number else key
+        start_key, key = jax.random.split(key)
+        rollout = jax.jit(make_start(env, config.environments))(start_key)
+        # As many steps as windows tell of: sample ages count from there.
+        begun = self.position.windows.made // config.environments * plan.unroll_length
+        self.state = CollectorState(rollout._replace(step=rollout.step + begun), key)
+
+    @property
+    def done(self) -> bool:
+        """Every window that the plan asks for is made."""
+        return self.position.windows.made >= self._target
+
+    def go_on(self, state: CollectorState, position: Position) -> None:
+        """From a snapshot: the same environments, in the same life."""
+        self.state, self.position, self.next_number = state, position, position.windows.number + 1
 
     def collect(self, policy: Policy) -> Collected:
         """One unroll with `policy`."""
-        self._key, key = jax.random.split(self._key)
-        self._state, columns, visits, metrics = self._collect(policy.params, policy.version, self._state, key)
+        key, unroll_key = jax.random.split(self.state.key)
+        rollout, columns, visits, metrics = self._collect(policy.params, policy.version, self.state.rollout, unroll_key)
         columns = Columns(*jax.device_get(columns))
-        self.visits += np.asarray(visits)
-        self.unrolls += 1
-        return Collected(columns, {name: float(value) for name, value in metrics.items()} | self._counts())
+        number, self.state = self.next_number, CollectorState(rollout, key)
+        self.position = self.position.after(number, columns.ints, visits, self._plan.chunks_per_window)
+        self.next_number = number + 1
+        metrics = {name: float(value) for name, value in metrics.items()} | self.position.metrics(self._steps)
+        return Collected(number, columns, metrics)
 
     def run(
         self,
         pull: Callable[[int], Policy | None],
-        insert: Callable[[Columns], object],
+        insert: Callable[[int, Columns], object],
         reporter: Reporter,
         should_stop: Callable[[], bool],
     ) -> None:
-        """Collects until the budget is spent or `should_stop()`.
+        """Collects until every window is made or `should_stop()`.
 
-        `pull(version)` gives the newest policy if it is newer than `version`; `insert` blocks while replay
-        is full.
+        `pull(version)` gives the newest policy if it is newer than `version`; `insert(number, columns)` blocks
+        while replay is full.
         """
         reporter.filling = True
-        policy = self._first_policy(pull, reporter, should_stop)
-        while policy is not None and self.unrolls < self._plan.unrolls and not should_stop():
+        policy = None if self.done else self._first_policy(pull, reporter, should_stop)
+        while policy is not None and not self.done and not should_stop():
             collected = self.collect(policy)
             with reporter.waiting("replay full"):
-                insert(collected.columns)
+                insert(collected.number, collected.columns)
             with reporter.waiting("weights"):
                 newest = pull(policy.version)
             lag = newest.version - policy.version if newest else 0
-            reporter.filling = self.unrolls < self._plan.chunks_per_window
+            reporter.filling = not self.position.windows.made
             reporter.row(collected.metrics | {"policy_lag": lag, "policy_version": policy.version})
             policy = newest or policy
 
@@ -86,21 +145,17 @@ class Collector:
                 time.sleep(0.05)
         return policy
 
-    def _counts(self) -> Metrics:
-        return progress(self.unrolls, self._environments * self._plan.unroll_length, self.visits)
 
+def make_count(env: GoalEnv) -> Callable[[Array, Array], jax.Array]:
+    """`count(floats [..., S + A], ints [..., 3]) -> [num_cells]`: the steps in each cell of goal space.
 
-def progress(unrolls: int, steps: int, visits: np.ndarray) -> Metrics:
-    """What is reported of `unrolls` unrolls with `steps` environment steps each."""
-    return {"unrolls": unrolls, "env_steps": unrolls * steps, "visits": visits.tolist(), **coverage(visits)}
-
-
-def make_count(env: GoalEnv) -> Callable[[Array], jax.Array]:
-    """`count(floats [..., S + A]) -> [num_cells]`: the steps in each cell of goal space."""
+    Those of void chunks are in none.
+    """
     spec = env.spec
 
-    def count(floats: Array) -> jax.Array:
+    def count(floats: Array, ints: Array) -> jax.Array:
         cells = env.cell(floats[..., jnp.array(spec.goal_indices)])
+        cells = jnp.where(ints[..., 0] == VOID_EPISODE, spec.num_cells, cells)  # past the last: not counted
         return jnp.bincount(cells.ravel(), length=spec.num_cells)
 
     return count
@@ -109,7 +164,11 @@ def make_count(env: GoalEnv) -> Callable[[Array], jax.Array]:
 def make_collect(
     env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False
 ) -> Callable[[Params, Array, RolloutState, Array], tuple[RolloutState, Columns, jax.Array, Metrics]]:
-    """`collect(params, version, state, key) -> (state, columns [N, T, ...], visits [num_cells], metrics)`."""
+    """`collect(params, version, state, key) -> (state, columns [N, T, ...], visits [num_cells], metrics)`.
+
+    The whole chunk of an environment that broke in this unroll is void, so that nothing of it reaches replay;
+    metrics are over the steps that did not break, and NaN where there is none.
+    """
     unroll = make_unroll(env, policy, length, fixed_goals)
     count = make_count(env)
     spec = env.spec
@@ -119,14 +178,23 @@ def make_collect(
     ) -> tuple[RolloutState, Columns, jax.Array, Metrics]:
         state, seen = unroll(params, version, state, key)
         columns = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), pack(seen.rows))
+        columns = _void(columns, jnp.any(seen.broken, axis=0))
         metrics = {
-            "collector/at_goal": jnp.mean(seen.distance < spec.goal_radius),
-            "collector/distance": jnp.mean(seen.distance),
+            "collector/at_goal": jnp.mean(seen.distance < spec.goal_radius, where=~seen.broken),
+            "collector/distance": jnp.mean(seen.distance, where=~seen.broken),
             "collector/episodes_ended": jnp.sum(seen.done),
+            "collector/broken": jnp.sum(seen.broken),
         }
-        return state, columns, count(columns.floats), metrics
+        return state, columns, count(*columns), metrics
 
     return collect
+
+
+def _void(columns: Columns, broken: Array) -> Columns:
+    """`columns` `[N, T, ...]` with nothing in the chunks of `broken` `[N]` environments but steps and versions."""
+    floats = jnp.where(broken[:, None, None], 0, columns.floats)
+    episode = jnp.where(broken[:, None], VOID_EPISODE, columns.ints[..., 0])
+    return Columns(floats, jnp.asarray(columns.ints).at[..., 0].set(episode))
 
 
 def coverage(visits: np.ndarray) -> Metrics:

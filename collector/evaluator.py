@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import jax
@@ -90,9 +90,15 @@ class Evaluator:
         metrics = self._compiled[actor](params, jax.random.fold_in(self._key, draw))
         return {name: float(value) for name, value in metrics.items()}
 
-    def run(self, snapshots: SnapshotQueue, reporter: Reporter, should_stop: Callable[[], bool]) -> None:
-        """Evaluates what comes until every learner's last snapshot is done or `should_stop()`."""
-        unfinished = set(self._experiment.all_learners)
+    def run(
+        self,
+        snapshots: SnapshotQueue,
+        reporter: Reporter,
+        should_stop: Callable[[], bool],
+        finished: Collection[str] = (),
+    ) -> None:
+        """Evaluates what comes until the last snapshot of every learner but `finished` is done, or `should_stop()`."""
+        unfinished = set(self._experiment.all_learners) - set(finished)
         while unfinished and not should_stop():
             with reporter.waiting("snapshots"):
                 snapshot = snapshots.get(timeout_s=0.5)
@@ -109,6 +115,8 @@ def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params
     time_at_goal: environment steps of an episode within the goal radius; success_rate: share of episodes
     with at least one; final_distance: after the episode's last step, in the goal's units. The first two
     also for the easy and the hard radius, where the environment has them: time_at_goal_easy and so on.
+    An episode that breaks ends there, not at the goal; its final distance is the last finite one, as where
+    physics diverges. One that was not finite from its start has none, and is left out of that mean.
     """
     spec = env.spec
     named = {"": spec.goal_radius, "_easy": spec.easy_radius, "_hard": spec.hard_radius}
@@ -123,12 +131,12 @@ def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params
         first = ended == 0
         metrics: Metrics = {}
         for suffix, radius in radii.items():
-            at_goal = first & (seen.distance < radius)
+            at_goal = first & ~seen.broken & (seen.distance < radius)
             metrics[f"time_at_goal{suffix}"] = jnp.mean(jnp.sum(at_goal, axis=0))
             metrics[f"success_rate{suffix}"] = jnp.mean(jnp.any(at_goal, axis=0))
-        last = first & seen.done
+        last = first & seen.done & jnp.isfinite(seen.distance)
         return metrics | {
-            "final_distance": jnp.sum(jnp.where(last, seen.distance, 0)) / episodes,
+            "final_distance": jnp.mean(seen.distance, where=last),
             "episode_length": jnp.mean(jnp.sum(first, axis=0)),
         }
 

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
 
-from collector.collector import Collected, make_count, progress
+from collector.collector import Collected, Position, make_count, start_position
 from shared.config import Experiment
 from shared.envs.base import GoalEnv
 from shared.metrics import Reporter
@@ -16,28 +15,43 @@ from shared.replay.codec import Columns
 class Feeder:
     """One shard of a recorded stream, unroll after unroll. Counts coverage, steps no environment."""
 
-    def __init__(self, experiment: Experiment, plan: Plan, env: GoalEnv, unrolls: Iterator[Columns]) -> None:
-        """`unrolls`: `[N, T, ...]` each, at least as many as the plan's."""
-        self._plan = plan
-        self._steps = experiment.collector.environments * plan.unroll_length
+    def __init__(
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        env: GoalEnv,
+        unrolls: Iterator[tuple[int, Columns]],
+        position: Position | None = None,
+    ) -> None:
+        """`unrolls`: `(number, [N, T, ...])`, those that the plan asks for; `position`: where an earlier life ended."""
+        environments = experiment.collector.environments
+        self._steps = environments * plan.unroll_length
+        self._chunks_per_window = plan.chunks_per_window
+        self._target = plan.windows_after(plan.unrolls) // plan.environments * environments
         self._unrolls = unrolls
         self._count = jax.jit(make_count(env))
-        self.unrolls = 0
-        self.visits = np.zeros(env.spec.num_cells, np.int64)
+        self.position = position or start_position(environments, env.spec.num_cells)
+
+    @property
+    def done(self) -> bool:
+        """Every window that the plan asks for is fed."""
+        return self.position.windows.made >= self._target
 
     def feed(self) -> Collected:
         """The next unroll."""
-        columns = next(self._unrolls)
-        self.visits += np.asarray(self._count(columns.floats))
-        self.unrolls += 1
-        return Collected(columns, progress(self.unrolls, self._steps, self.visits))
+        number, columns = next(self._unrolls)
+        visits = self._count(columns.floats, columns.ints)
+        self.position = self.position.after(number, columns.ints, visits, self._chunks_per_window)
+        return Collected(number, columns, self.position.metrics(self._steps))
 
-    def run(self, insert: Callable[[Columns], object], reporter: Reporter, should_stop: Callable[[], bool]) -> None:
+    def run(
+        self, insert: Callable[[int, Columns], object], reporter: Reporter, should_stop: Callable[[], bool]
+    ) -> None:
         """Inserts what the plan asks for, or ends when `should_stop()`."""
         reporter.filling = True
-        while self.unrolls < self._plan.unrolls and not should_stop():
+        while not self.done and not should_stop():
             fed = self.feed()
             with reporter.waiting("replay full"):
-                insert(fed.columns)
-            reporter.filling = self.unrolls < self._plan.chunks_per_window
+                insert(fed.number, fed.columns)
+            reporter.filling = not self.position.windows.made
             reporter.row(fed.metrics)

@@ -29,13 +29,15 @@ class RolloutState(NamedTuple):
 class Unroll(NamedTuple):
     """T steps of N environments.
 
-    `rows`: Rows `[T, N, ...]`. `distance` `[T, N]` to the commanded goal after each step, in the goal's
-    units. `done` `[T, N]` bool: the episode ended with this step.
+    `rows`: Rows `[T, N, ...]`. `distance` `[T, N]` to the commanded goal after each step (before it, where the
+    step broke), in the goal's units. `done` `[T, N]` bool: the episode ended with this step. `broken` `[T, N]`
+    bool: because of something that is not finite, in the action, the state after it, or its distance.
     """
 
     rows: Rows
     distance: Array
     done: Array
+    broken: Array
 
 
 UnrollFunction = Callable[[Params, Array, RolloutState, Array], tuple[RolloutState, Unroll]]
@@ -55,9 +57,9 @@ def make_start(env: GoalEnv, environments: int) -> Callable[[Array], RolloutStat
 def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False) -> UnrollFunction:
     """`unroll(params, version, state, key) -> (state, Unroll)` of `length` steps; jit is the caller's.
 
-    An episode ends when the environment terminates or after `episode_length` steps (truncation); the next
-    one has a new start and a new goal, or with `fixed_goals` the environment's very first ones. `key` is
-    consumed.
+    An episode ends when the environment terminates, when it breaks (see `Unroll`), or after `episode_length`
+    steps (truncation); the next one has a new start and a new goal, or with `fixed_goals` the environment's
+    very first ones. `key` is consumed.
     """
     spec = env.spec
 
@@ -73,7 +75,9 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: 
         def step(state: RolloutState, key: Array) -> tuple[RolloutState, Unroll]:
             action = policy(params, state.env.state, state.env.goal, key)
             after = jax.vmap(env.step)(state.env, action)
-            done = after.terminated | (state.episode_step + 1 >= spec.episode_length)
+            distance = env.distance(after.state, after.goal)
+            broken = ~(_finite(action) & _finite(after.state) & jnp.isfinite(distance))
+            done = after.terminated | broken | (state.episode_step + 1 >= spec.episode_length)
             entry = first_entry if fixed_goals else (first_entry + state.episode - first_episode) % len(keys)
             rows = Rows(
                 state=state.env.state,
@@ -82,7 +86,8 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: 
                 step=jnp.broadcast_to(state.step, done.shape),
                 version=jnp.broadcast_to(version, done.shape),
             )
-            seen = Unroll(rows, env.distance(after.state, after.goal), done)
+            last_distance = env.distance(state.env.state, state.env.goal)
+            seen = Unroll(rows, jnp.where(broken, last_distance, distance), done, broken)
             state = RolloutState(
                 env=jax.tree.map(lambda new, old: _where(done, new[entry], old), pool, after),
                 episode=state.episode + done,
@@ -95,6 +100,11 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: 
         return jax.lax.scan(step, state, jax.random.split(key, length))
 
     return unroll
+
+
+def _finite(x: Array) -> jax.Array:
+    """`[N]` bool for `x` `[N, ...]`: all of it is finite."""
+    return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
 
 
 def _where(done: Array, new: Array, old: Array) -> jax.Array:

@@ -11,6 +11,7 @@ from rich.console import Console
 from tyro.conf import Positional, arg, subcommand
 
 from deploy import commands, trained
+from deploy.access import folder_mode
 from shared.config import ConfigError
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -32,8 +33,14 @@ class Run:
     """Everything in this process, synchronous and deterministic, without Ray and Reverb."""
     overwrite: bool = False
     """Replace an older run in the same folder."""
+    resume: bool = False
+    """Go on with the run in --run-dir from its newest snapshot; begin where there is none."""
+    resume_anyway: bool = False
+    """The same, with keys changed that change no result, such as resources."""
     total_env_steps: int | None = None
     """Short for --budget.env-steps."""
+    dir_mode: str = "0700"
+    """Who may look into a new run directory, as chmod's octal number; 0750: your group, too."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class Matrix:
     """At most so many runs at once; none: as many as Ray has room for, or one where they ask for no resources."""
     in_process: bool = False
     """Each run in one process, without Ray and Reverb."""
+    dir_mode: str = "0700"
+    """Who may look into new folders, as chmod's octal number; 0750: your group, too."""
     dry_run: bool = False
     """Print what it will cost, and start nothing."""
     json: bool = False
@@ -192,14 +201,15 @@ def run_command(arguments: Sequence[str]) -> int:
 def _dispatch(arguments: list[str]) -> int:
     command, rest = _parse(arguments)
     match command:
-        case Run(path, run_dir, in_process, overwrite, total_env_steps):
+        case Run(path, run_dir, in_process, overwrite, resume, resume_anyway, total_env_steps, dir_mode):
             if total_env_steps is not None:
                 rest = [*rest, "--budget.env-steps", str(total_env_steps)]
-            return commands.run(path, rest, run_dir, in_process=in_process, overwrite=overwrite)
-        case Matrix(path, out, parallel, in_process, dry_run, json):
+            mode = folder_mode(dir_mode)
+            return commands.run(path, rest, run_dir, in_process, overwrite, resume, resume_anyway, mode)
+        case Matrix(path, out, parallel, in_process, dir_mode, dry_run, json):
             if dry_run:
                 return commands.plan_matrix(path, as_json=json)
-            return commands.matrix(path, out, parallel, in_process)
+            return commands.matrix(path, out, parallel, in_process, folder_mode(dir_mode))
         case Report(directory):
             return commands.report(directory)
         case Eval(run_dir, learner, episodes, seed, json):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.access import OWNER_ONLY
 from deploy.output import complain, make_console, print_rows, show
 from deploy.overrides import override
 from shared.config import ConfigError, Experiment, load_experiment
@@ -21,14 +22,25 @@ EXIT_FAILED = 1
 
 
 def run(
-    experiment_path: Path, overrides: Sequence[str], run_dir: Path | None, in_process: bool, overwrite: bool
+    experiment_path: Path,
+    overrides: Sequence[str],
+    run_dir: Path | None,
+    in_process: bool,
+    overwrite: bool,
+    resume: bool = False,
+    resume_anyway: bool = False,
+    dir_mode: int = OWNER_ONLY,
 ) -> int:
     """Checks everything that can be checked, then runs. Raises ConfigError before anything is started."""
+    resume = resume or resume_anyway
+    if resume and (overwrite or run_dir is None):
+        raise ConfigError("--resume: goes on with the run in --run-dir; name it, and leave out --overwrite")
     experiment = load_experiment(experiment_path)
     if overrides:
         experiment = override(experiment, overrides, experiment_path)
     prepare_jax(cpu_only=not in_process)
-    from deploy.record import RunRecord, check_space, prepare_run_dir
+    from deploy.record import RunRecord, check_space, prepare_run_dir, read_status, run_lock
+    from deploy.resume import find, restore
     from deploy.wandb_log import check_installed
 
     check_installed(experiment)
@@ -36,11 +48,27 @@ def run(
     if experiment.stream:
         experiment = experiment.model_copy(update={"stream": check_stream(experiment, plan, envs)})
     name = f"{experiment_path.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = prepare_run_dir(run_dir or Path("runs") / name, overwrite)
-    check_space(run_dir, experiment, envs.training.spec)
+    run_dir = (run_dir or Path("runs") / name).absolute()
+    with run_lock(run_dir):
+        snapshot = None
+        if resume and (run_dir / "config.yaml").exists():
+            if read_status(run_dir).get("state") == "done":
+                find(run_dir, experiment, in_process, resume_anyway, complain)
+                make_console().print(f"{run_dir}: done before", highlight=False)
+                return 0
+            snapshot = find(run_dir, experiment, in_process, resume_anyway, complain)
+            overwrite = True
+        if snapshot:
+            restore(run_dir, experiment, snapshot)
+        else:
+            prepare_run_dir(run_dir, overwrite, dir_mode)
+        check_space(run_dir, experiment, envs.training.spec)
+        return _recorded(RunRecord(run_dir, experiment, plan, snapshot), envs, in_process)
+
+
+def _recorded(record: Any, envs: Envs, in_process: bool) -> int:
     for ending in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, also where a shell made us ignore it; docker stop
         signal.signal(ending, _interrupt)
-    record = RunRecord(run_dir, experiment, plan)
     try:
         return _supervised(record, envs, in_process)
     except KeyboardInterrupt:
@@ -80,7 +108,7 @@ def _supervised(record: Any, envs: Envs, in_process: bool) -> int:
     return 0
 
 
-def matrix(path: Path, out: Path | None, parallel: int | None, in_process: bool) -> int:
+def matrix(path: Path, out: Path | None, parallel: int | None, in_process: bool, dir_mode: int = OWNER_ONLY) -> int:
     """Every run of a matrix that is not done, then its summary; the exit status says whether all are done."""
     from deploy.matrix.config import expand, load_matrix
     from deploy.matrix.execute import execute
@@ -104,7 +132,7 @@ def matrix(path: Path, out: Path | None, parallel: int | None, in_process: bool)
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    outcomes = execute(config, out, parallel, in_process, say)
+    outcomes = execute(config, out, parallel, in_process, say, dir_mode)
     results = collect_results(out, config)
     write_results(out, results)
     if results["cells"]:

@@ -41,7 +41,7 @@ class RunConsole:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, markup=False)
 
     def update(self, states: dict[str, str] | None = None) -> None:
         """`states`: what each role does right now; none for an in-process run."""

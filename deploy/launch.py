@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from deploy.actors import CollectorActor, EvaluatorActor, FeederActor, LearnerActor
 from deploy.cluster import cluster
@@ -19,15 +20,14 @@ from deploy.placement import GB, SERVICES
 from deploy.reaper import guarded
 from deploy.record import EVALUATOR, RunFailed, RunRecord, learner_role, source_roles
 from deploy.replay_server.provision import ProvisionError, reverb_python
-from deploy.replay_server.server import TableSpec
+from deploy.replay_service import ReplayService
 from deploy.reservation import Reserved, reserved
+from deploy.resume import SnapshotTaker
 from deploy.services import ParamStoreActor, ReplayServerActor
 from deploy.supervise import Supervisor
-from shared.config import ACTIVE, Experiment, NetworkConfig
+from shared.config import Experiment, NetworkConfig
 from shared.envs.base import EnvSpec
 from shared.networks import make_networks, param_shapes, parameter_count
-from shared.plan import Plan
-from shared.replay.info import ReplayMonitor
 from shared.stream.format import MANIFEST, describe
 from shared.stream.write import write_manifest
 
@@ -46,7 +46,10 @@ class Launch:
         self._say = say
         self._run_id = secrets.token_hex(4)
         self._actors: list[Any] = []
+        self._lives: Counter[str] = Counter()
         self._places: dict[str, Reserved] = {}
+        self._store: Any = None
+        self._evaluator: Any = None
 
     def run(self, on_progress: Callable[[dict[str, str]], None]) -> None:
         """`on_progress(states)` is called about twice a second. Leaves no process behind, however it ends."""
@@ -56,27 +59,26 @@ class Launch:
         places = reserved(experiment, self._say)
         with guarded(), _ray_output(self.record.run_dir), ray_cluster, places as self._places:
             self.record.watchers.append(Gauges(self.record.run_dir.name, self.record.plan).show)
-            replay = self._make(ReplayServerActor, SERVICES)
-            supervisor = None
+            supervisor = replay = None
             try:
-                store = self._make(ParamStoreActor, SERVICES)
-                roles = self._make_roles(store)  # they import JAX while the replay server starts
-                address = self._start_replay(replay)
-                self._check_folders(roles)
+                self._store = self._make(ParamStoreActor, SERVICES, restarts=-1)
+                replay = ReplayService(self.record, self._run_id, self._make_keeper, self._say)
+                roles = [EVALUATOR, *map(learner_role, experiment.all_learners), *source_roles(experiment)]
+                actors = {role: self._make_role(role) for role in roles}
                 supervisor = Supervisor(
-                    self.record,
-                    experiment.supervision,
-                    ReplayMonitor(address, self._tables.values()),
-                    services={"replay server's process": replay, "parameter store": store},
+                    self.record, experiment.supervision, self._make_started, self._store, replay, self._say
                 )
-                for role, actor in roles.items():
-                    actor.start.remote(address)
+                self._check_folders(actors)
+                for role, actor in actors.items():
+                    actor.start.remote()
                     supervisor.watch(role, actor)
+                taker = SnapshotTaker(self.record, in_process=False)
                 while not supervisor.done:
                     supervisor.tick()
+                    taker.tick()
                     on_progress(supervisor.states)
                 supervisor.finish()
-                self._finish_stream(roles)
+                self._finish_stream(supervisor)
             finally:
                 self._end(supervisor, replay)
 
@@ -88,57 +90,54 @@ class Launch:
             raise RunFailed(str(error)) from error
         _check_port(self.record.experiment.replay.port)
 
-    @property
-    def _tables(self) -> dict[str, str]:
-        return {name: f"{self._run_id}/{name}" for name in self.record.experiment.all_learners}
-
-    def _make(self, kind: type, role: str, *arguments: Any) -> Any:
+    def _make(self, kind: type, role: str, *arguments: Any, restarts: int = 0) -> Any:
         """An actor of `kind` in the place that is reserved for `role`, by whose name Ray's dashboard knows it."""
         name = kind.__name__ if role == SERVICES else role
-        actor = _actor(kind, self._places[role]).options(name=name).remote(*arguments)
+        self._lives[name] += 1
+        if self._lives[name] > 1:
+            name += f"-life-{self._lives[name]}"
+        actor = _actor(kind, self._places[role], restarts).options(name=name).remote(*arguments)
         self._actors.append(actor)
         return actor
 
-    def _start_replay(self, replay: Any) -> str:
-        experiment = self.record.experiment
-        specs = [table_spec(experiment, self.record.plan, name, table) for name, table in self._tables.items()]
-        log = str(self.record.run_dir / "logs" / "replay_server.log")
-        try:
-            starting = replay.start.remote(specs, experiment.replay.port, log)
-            return ray.get(starting, timeout=experiment.supervision.start_seconds)
-        except RayTaskError as error:
-            raise RunFailed(f"replay.port: {error.cause}" if experiment.replay.port else str(error.cause)) from error
-        except (GetTimeoutError, RayActorError) as error:
-            raise RunFailed("the replay server did not start; see logs/replay_server.log") from error
+    def _make_keeper(self) -> Any:
+        return self._make(ReplayServerActor, SERVICES)
 
-    def _make_roles(self, store: Any) -> dict[str, Any]:
-        experiment, plan = self.record.experiment, self.record.plan
-        evaluator = self._make(EvaluatorActor, EVALUATOR, experiment, plan)
-        roles = {EVALUATOR: evaluator}
+    def _make_role(self, role: str) -> Any:
+        """The role's first process, or one that goes on where the last one was."""
+        experiment, plan, record = self.record.experiment, self.record.plan, self.record
+        run_dir = str(record.run_dir)
+        stacks = str(record.run_dir / "logs" / f"stacks-{role}.log")
+        if role == EVALUATOR:
+            last = {name: record.evaluations(name)[-1:] for name in experiment.all_learners}
+            finished = [name for name, rows in last.items() if rows and rows[0]["updates"] == plan.updates]
+            self._evaluator = self._make(EvaluatorActor, role, stacks, experiment, plan, finished)
+            return self._evaluator
         for name in experiment.all_learners:
-            role = learner_role(name)
-            path = str(self.record.run_dir / "checkpoints" / name)
-            table = self._tables[name]
-            roles[role] = self._make(LearnerActor, role, experiment, plan, name, table, store, evaluator, path)
-        tables = list(self._tables.values())
-        for index, role in enumerate(source_roles(experiment)):
-            if experiment.stream:
-                roles[role] = self._make(FeederActor, role, experiment, plan, index, tables)
-            else:
-                stream = str(self.record.stream_dir)
-                roles[role] = self._make(CollectorActor, role, experiment, plan, index, tables, store, stream)
-        return roles
+            if role == learner_role(name):
+                return self._make(
+                    LearnerActor, role, stacks, experiment, plan, name, self._store, self._evaluator, run_dir
+                )
+        index, seen = source_roles(experiment).index(role), record.newest(role)
+        if experiment.stream:
+            return self._make(FeederActor, role, stacks, experiment, plan, index, seen, run_dir)
+        # The first process goes on with the snapshot's environments; after it they are gone.
+        snapshot = str(record.snapshot.folder / role) if record.snapshot and not self._lives[role] else None
+        return self._make(CollectorActor, role, stacks, experiment, plan, index, seen, run_dir, self._store, snapshot)
+
+    def _make_started(self, role: str) -> Any:
+        actor = self._make_role(role)
+        actor.start.remote()
+        return actor
 
     def _check_folders(self, roles: dict[str, Any]) -> None:
         """Raises RunFailed where a role's node does not see the folder that the role writes to, or reads."""
         if len(ray.nodes()) == 1:
             return
         experiment, own = self.record.experiment, self.record.run_dir / "config.yaml"
-        needed = {learner_role(name): own for name in experiment.all_learners}
+        needed = dict.fromkeys([role for role in roles if role != EVALUATOR], own)
         if experiment.stream:
             needed |= dict.fromkeys(source_roles(experiment), Path(experiment.stream) / MANIFEST)
-        elif experiment.record:
-            needed |= dict.fromkeys(source_roles(experiment), own)
         asked = {role: roles[role].read.remote(str(path)) for role, path in needed.items()}
         for role, path in needed.items():
             try:
@@ -151,31 +150,25 @@ class Launch:
                     f"{option}: {role}'s node does not see {path.parent}; name a folder that all nodes share"
                 )
 
-    def _finish_stream(self, roles: dict[str, Any]) -> None:
-        """Every collector has closed its shard: now the stream is whole."""
+    def _finish_stream(self, supervisor: Supervisor) -> None:
+        """Every collector has closed its shard: now the stream is whole. One that nobody asked for goes."""
         experiment, plan = self.record.experiment, self.record.plan
-        if not experiment.record:
-            return
-        closed = [roles[role].shard.remote() for role in source_roles(experiment)]
-        shards = ray.get(closed, timeout=REMOTE_TIMEOUT_S)
-        write_manifest(self.record.stream_dir, describe(experiment, plan, self._spec), shards)
+        if experiment.record:
+            closed = [supervisor.actor(role).shard.remote() for role in source_roles(experiment)]
+            shards = ray.get(closed, timeout=REMOTE_TIMEOUT_S)
+            write_manifest(self.record.stream_dir, describe(experiment, plan, self._spec), shards)
+        self.record.remove_backups()
 
-    def _end(self, supervisor: Supervisor | None, replay: Any) -> None:
+    def _end(self, supervisor: Supervisor | None, replay: ReplayService | None) -> None:
         """Roles first, then the server they talk to, then whatever is left. Every step is bounded."""
         try:
             if supervisor is not None:
                 supervisor.stop(STOP_GRACE_S)
-                self._log(supervisor.details())
-            ray.get(replay.stop.remote(), timeout=STOP_GRACE_S)
-        except (RayActorError, RayTaskError, GetTimeoutError):
-            pass  # gone, or hung and about to be killed
+            if replay is not None:
+                replay.stop(STOP_GRACE_S)
         finally:
             for actor in self._actors:
                 ray.kill(actor)
-
-    def _log(self, details: str) -> None:
-        if details:
-            (self.record.run_dir / "logs" / "errors.log").write_text(details, encoding="utf-8")
 
 
 def _check_port(port: int | None) -> None:
@@ -185,18 +178,6 @@ def _check_port(port: int | None) -> None:
             probe.bind(("", port or 0))
         except OSError as error:
             raise RunFailed(f"replay.port: port {port} is taken; choose another, or none for a free one") from error
-
-
-def table_spec(experiment: Experiment, plan: Plan, name: str, table: str) -> TableSpec:
-    """`name`'s table. Free pace limits the collector learner's alone."""
-    limited = experiment.replay.pace == "lockstep" or name == ACTIVE
-    return TableSpec(
-        name=table,
-        max_size=plan.max_windows,
-        min_size_to_sample=plan.prefill_windows,
-        samples_per_insert=plan.samples_per_insert if limited else None,
-        error_buffer=plan.error_buffer if limited else None,
-    )
 
 
 def object_store_bytes(experiment: Experiment, spec: EnvSpec) -> int:
@@ -210,8 +191,11 @@ def _policy_bytes(config: NetworkConfig, spec: EnvSpec) -> int:
     return 4 * parameter_count(param_shapes(make_networks(config, spec), spec).actor)
 
 
-def _actor(kind: type, place: Reserved) -> Any:
-    """`kind` as an actor in its place, with its share of the machine set before JAX is imported."""
+def _actor(kind: type, place: Reserved, restarts: int = 0) -> Any:
+    """`kind` as an actor in its place, with its share of the machine set before JAX is imported.
+
+    `restarts`: how often Ray starts it again with nothing but its arguments, -1 for always; who called it waits.
+    """
     resources = place.resources
     environment = {"JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"]}
     if resources.threads:
@@ -227,7 +211,8 @@ def _actor(kind: type, place: Reserved) -> Any:
         num_gpus=resources.gpus,
         memory=int(resources.memory_gb * GB) or None,
         scheduling_strategy=place.strategy,
-        max_restarts=0,
+        max_restarts=restarts,
+        max_task_retries=restarts,
         runtime_env={"env_vars": environment},
         enable_task_events=False,  # two polls a second for days would fill Ray's record of tasks
     )(kind)

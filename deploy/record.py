@@ -9,23 +9,30 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import yaml
 
+from deploy.access import OWNER_ONLY, make_folder
+from deploy.snapshots import SNAPSHOTS, Snapshot
 from deploy.wandb_log import Mirror
 from shared.config import ConfigError, Experiment
 from shared.envs.base import EnvSpec
-from shared.metrics import MetricsWriter, Row
+from shared.metrics import MetricsWriter, Row, curves, read_metrics
 from shared.networks import make_networks, network_size
 from shared.plan import Plan
 from shared.stream.format import bytes_of_stream
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "brax", "mujoco", "ray", "grpcio", "orbax-checkpoint")
 _VERSIONED = ("fathom-rl", *_LIBRARIES)
-EVALUATOR, REPLAY = "evaluator", "replay"
+EVALUATOR, REPLAY, RECOVERY = "evaluator", "replay", "recovery"
+STREAM, STATE = "stream", "state"  # of the collectors, of the learners; folders of a run directory
+COUNTERS = {"learner": "updates", "collector": "number", "stream": "number"}
+"""What counts up in a role's rows, by the first word of its name."""
 COPIES_IN_CHECKPOINT = 3  # parameters and Adam's two moments
 ROWS_KEPT = 8  # of each role in memory: what rates are taken over
 METRICS_BYTES = 64 * 2**20
@@ -45,8 +52,8 @@ def source_roles(experiment: Experiment) -> list[str]:
     return [f"{source}-{index}" for index in range(experiment.collector.actors)]
 
 
-def prepare_run_dir(run_dir: Path, overwrite: bool) -> Path:
-    """An empty run directory. Raises ConfigError when it holds something that may not be replaced."""
+def prepare_run_dir(run_dir: Path, overwrite: bool, mode: int = OWNER_ONLY) -> Path:
+    """An empty run directory; a new one has `mode`. Raises ConfigError where it holds what may not be replaced."""
     run_dir = Path(run_dir).absolute()
     if run_dir.exists() and any(run_dir.iterdir() if run_dir.is_dir() else [run_dir]):
         if not overwrite:
@@ -55,10 +62,30 @@ def prepare_run_dir(run_dir: Path, overwrite: bool) -> Path:
             raise ConfigError(f"--run-dir: {run_dir} holds no run, so --overwrite will not remove it; name another")
         shutil.rmtree(run_dir)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(run_dir, mode)
     except OSError as error:
         raise ConfigError(f"--run-dir: {run_dir} cannot be made ({error.strerror}); name another folder") from error
     return run_dir
+
+
+@contextmanager
+def run_lock(run_dir: Path) -> Iterator[None]:
+    """One process at a time runs in `run_dir`. Raises ConfigError where another one does."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(run_dir.with_name(f".{run_dir.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise ConfigError(
+            f"--run-dir: {run_dir} belongs to a run that goes on; wait for it, or name another"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"--run-dir: {run_dir} cannot be made ({error.strerror}); name another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def check_space(run_dir: Path, experiment: Experiment, spec: EnvSpec) -> None:
@@ -79,21 +106,42 @@ def check_space(run_dir: Path, experiment: Experiment, spec: EnvSpec) -> None:
 class RunRecord:
     """One run's directory while the run goes on, and the newest of everything for the console and the summary."""
 
-    def __init__(self, run_dir: Path, experiment: Experiment, plan: Plan) -> None:
+    def __init__(self, run_dir: Path, experiment: Experiment, plan: Plan, snapshot: Snapshot | None = None) -> None:
+        """`snapshot`: what the run goes on from, to which its directory was restored; none: it begins."""
         self.run_dir = Path(run_dir)
         self.experiment = experiment
         self.plan = plan
+        self.snapshot = snapshot
         self.started = time.time()
         self._rows: dict[str, deque[Row]] = {}
         self._evaluations: dict[str, list[Row]] = {name: [] for name in experiment.all_learners}
-        self._writer = MetricsWriter(self.run_dir)
+        self._before: dict[str, Any] = {"seconds": 0.0, "resumed": []}
+        newest = self._go_on(snapshot) if snapshot else {}
+        self._writer = MetricsWriter(self.run_dir, newest)
         write_config(self.run_dir, experiment)
         self._mirror = Mirror(self.run_dir) if experiment.wandb.project else None
         self.watchers: list[Callable[[str, Row], None]] = []
         """Each gets every role's rows as they are written."""
 
+    def _go_on(self, snapshot: Snapshot) -> dict[str, int]:
+        """Takes up what the run's earlier lives have told; the newest environment steps of every curve."""
+        status = read_status(self.run_dir)
+        resumed = {"time": self.started, "updates": int(snapshot.folder.name)}
+        self._before = {"seconds": status.get("seconds", 0.0), "resumed": [*status.get("resumed", []), resumed]}
+        newest: dict[str, int] = {}
+        for path in (self.run_dir / "metrics").glob("*.jsonl"):
+            role, rows = path.stem, read_metrics(self.run_dir, path.stem)
+            self._rows[role] = deque(rows, maxlen=ROWS_KEPT)
+            for row in rows:
+                newest[curves(role, row)] = row.get("env_steps", 0)
+                if role == EVALUATOR:
+                    self._evaluations[row["learner"]].append(row)
+        return newest
+
     def add(self, role: str, row: Row) -> None:
-        """Writes one row of `role`. Raises OSError when the disk is full."""
+        """Writes one row of `role`, unless an earlier life of it has told the same. Raises OSError on a full disk."""
+        if self._is_told(role, row):
+            return
         self._rows.setdefault(role, deque(maxlen=ROWS_KEPT)).append(row)
         if role == EVALUATOR:
             self._evaluations[row["learner"]].append(row)
@@ -101,10 +149,33 @@ class RunRecord:
         for watch in self.watchers:
             watch(role, row)
 
+    def recovery(self, role: str, cause: str, seconds: float) -> None:
+        """Notes that `role` works again, `seconds` after it was found that it did not."""
+        self.note(RECOVERY, {"env_steps": self.env_steps, "role": role, "cause": cause, "seconds": seconds})
+
+    def note(self, what: str, row: Row) -> None:
+        """A row of something that happened to the run, now."""
+        self.add(what, {"time": time.time(), **row})
+
+    def _is_told(self, role: str, row: Row) -> bool:
+        if role == EVALUATOR:
+            told = self._evaluations[row["learner"]]
+            return bool(told) and row["updates"] <= told[-1]["updates"]
+        counter = COUNTERS.get(role.partition("-")[0])
+        before = self.newest(role)
+        return counter is not None and bool(before) and row[counter] <= before[counter]
+
     @property
     def stream_dir(self) -> Path:
         """Where this run's own stream is recorded."""
-        return self.run_dir / "stream"
+        return self.run_dir / STREAM
+
+    def remove_backups(self) -> None:
+        """What only a run that goes on needs: snapshots, learners' states, a stream that nobody asked for."""
+        for folder in (STATE, SNAPSHOTS):
+            shutil.rmtree(self.run_dir / folder, ignore_errors=True)
+        if not self.experiment.record:
+            shutil.rmtree(self.stream_dir, ignore_errors=True)
 
     def recent(self, role: str) -> list[Row]:
         """The newest few rows of `role`; all of them are in its file."""
@@ -123,7 +194,10 @@ class RunRecord:
         return sum(self.newest(role).get("env_steps", 0) for role in source_roles(self.experiment))
 
     def status(self, state: str, reason: str = "") -> None:
-        """Writes status.json; `state` is one of running, done, failed, interrupted."""
+        """Writes status.json; `state` is one of running, done, failed, interrupted.
+
+        `seconds`: of all the run's lives together. `resumed`: when each but the first began, and from which update.
+        """
         learners = {name: self.newest(learner_role(name)).get("updates", 0) for name in self.experiment.all_learners}
         write_json(
             self.run_dir / "status.json",
@@ -135,7 +209,8 @@ class RunRecord:
                 "updates": learners,
                 "updates_planned": self.plan.updates,
                 "started": self.started,
-                "seconds": time.time() - self.started,
+                "seconds": self._before["seconds"] + time.time() - self.started,
+                "resumed": self._before["resumed"],
             },
         )
 
@@ -144,6 +219,14 @@ class RunRecord:
         self._writer.close()
         if self._mirror:
             self._mirror.close()
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """status.json; empty where it is missing or cut short."""
+    try:
+        return json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def write_json(path: Path, value: Any) -> None:

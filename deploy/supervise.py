@@ -1,34 +1,40 @@
-"""The driver's watch over all roles: what they report, whether they live, and why a run ends."""
+"""The driver's watch over all roles: what they report, whether they live, and what is done where they do not."""
 
 import time
-from typing import Any
+from collections import defaultdict, deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
-from deploy.record import REPLAY, RunFailed, RunRecord
-from shared.config import SupervisionConfig
-from shared.metrics import Report, Row
+from deploy.processes import end_actor, end_at
+from deploy.record import EVALUATOR, RunFailed, RunRecord, learner_role
+from deploy.replay_service import ReplayService
+from shared.config import ACTIVE, SupervisionConfig
+from shared.metrics import Report
 from shared.replay.errors import ReplayError
-from shared.replay.info import ReplayMonitor, ServerInfo
 
-REPLAY_POLL_S = 2.0
-CAUSE_WAIT_S = 4.0  # a death is known within two polls; errors that follow from it come earlier
 CALL_TIMEOUT_S = 10.0
+HOUR_S = 3600.0
+REPLAY_SERVER, STORE = "replay server", "parameter store"
+STORE_POLL_S = 2.0
+SERVER_DEATH_S = 6.0  # by then a server that died was found dead
 
 
 class _Watched:
-    """One role's actor and its newest answer."""
+    """One process of a role, and its newest answer."""
 
     def __init__(self, role: str, actor: Any) -> None:
         self.role = role
         self.actor = actor
         self.pid: int | None = None
+        self.node = ""
         self.report: Report | None = None
         self.death = ""
-        self.answered = time.monotonic()
+        self.started = self.answered = time.monotonic()
         self._pending: Any = None
-        self._pid_pending = actor.pid.remote()
+        self._where = actor.where.remote()
 
     @property
     def pending(self) -> Any:
@@ -42,7 +48,7 @@ class _Watched:
         pending, self._pending = self._pending, None
         try:
             if self.pid is None:
-                self.pid = ray.get(self._pid_pending, timeout=CALL_TIMEOUT_S)
+                self.pid, self.node = ray.get(self._where, timeout=CALL_TIMEOUT_S)
             self.report = ray.get(pending, timeout=CALL_TIMEOUT_S)
         except RayActorError as error:
             self.death = _describe_death(error)
@@ -50,62 +56,95 @@ class _Watched:
         self.answered = time.monotonic()
         return self.report
 
+    @property
+    def done(self) -> bool:
+        return self.report is not None and self.report.done and not self.report.error
+
+
+class _Fault(NamedTuple):
+    """What was wrong with a role since when, for the record of its recovery."""
+
+    cause: str
+    since: float
+
 
 class Supervisor:
-    """Polls every role and the replay server; `tick` raises RunFailed with the first cause."""
+    """Polls every role and the replay server, and starts again what died or hangs.
+
+    `tick` raises RunFailed with the cause where that is of no use: too often within an hour, or an error
+    that would come again.
+    """
 
     def __init__(
-        self, record: RunRecord, limits: SupervisionConfig, monitor: ReplayMonitor, services: dict[str, Any]
+        self,
+        record: RunRecord,
+        limits: SupervisionConfig,
+        make: Callable[[str], Any],
+        store: Any,
+        replay: ReplayService,
+        say: Callable[[str], None],
     ) -> None:
-        """`services`: actors by name that work for the roles and say by `exit_reason()` what ended them."""
-        self._record = record
-        self._limits = limits
-        self._monitor = monitor
-        self._services = services
-        self._roles: list[_Watched] = []
-        self._replay_polled = 0.0
-        self._started = time.monotonic()
-        self.replay: ServerInfo | None = None
+        """`make(role)`: the role's next process."""
+        self._record, self._limits, self._make, self._say = record, limits, make, say
+        self._store, self._replay = store, replay
+        self._roles: dict[str, _Watched] = {}
+        self._deaths: dict[str, deque[float]] = defaultdict(deque)
+        self._faults: dict[str, _Fault] = {}
+        self._unbroken = time.monotonic()
+        self._store_asked: Any = None
+        self._store_at: tuple[int, str] | None = None
+        self._store_answered = time.monotonic()
 
     def watch(self, role: str, actor: Any) -> None:
-        self._roles.append(_Watched(role, actor))
+        self._roles[role] = _Watched(role, actor)
 
     @property
     def states(self) -> dict[str, str]:
         """One word or two on each role, for the console."""
-        return {watched.role: _state(watched.report) for watched in self._roles}
+        return {role: _state(watched.report) for role, watched in self._roles.items()}
 
     @property
     def done(self) -> bool:
-        return all(watched.report is not None and watched.report.done for watched in self._roles)
+        return all(watched.done for watched in self._roles.values())
 
     def tick(self, seconds: float = 0.5) -> None:
         """Collects reports for about `seconds`. Raises RunFailed, OSError when a row cannot be written."""
         end = time.monotonic() + seconds
         self._poll_roles(seconds)
-        self._poll_replay()
-        failure = self._failure()
-        if failure:
-            raise RunFailed(self._find_cause(failure))
+        for watched in list(self._roles.values()):
+            cause = self._wrong_with(watched)
+            if cause:
+                self._restart(watched, cause)
+        self._tend_replay()
+        self._tend_store()
+        self._check_stall()
+        self._note_recoveries()
         time.sleep(max(end - time.monotonic(), 0))
 
     def finish(self) -> None:
-        """The last reports and the tables' final counts, once all roles are done."""
-        self._replay_polled = 0.0
-        self.tick(0)
+        """The last reports and the tables' final counts, once all roles are done. Raises RunFailed."""
+        self._poll_roles(0)
+        try:
+            self._replay.poll()
+        except ReplayError as error:
+            raise RunFailed(str(error)) from error
 
     def stop(self, grace_s: float) -> None:
         """Asks every role to end and waits up to `grace_s` seconds for it."""
-        for watched in self._roles:
+        for watched in self._roles.values():
             watched.actor.stop.remote()
         end = time.monotonic() + grace_s
         while time.monotonic() < end and not all(
-            watched.death or (watched.report is not None and watched.report.done) for watched in self._roles
+            watched.death or (watched.report is not None and watched.report.done) for watched in self._roles.values()
         ):
             self._poll_roles(0.2)
 
+    def actor(self, role: str) -> Any:
+        """The role's present process."""
+        return self._roles[role].actor
+
     def _poll_roles(self, seconds: float) -> None:
-        alive = {watched.pending: watched for watched in self._roles if not watched.death}
+        alive = {watched.pending: watched for watched in self._roles.values() if not watched.death}
         ready, _ = ray.wait(list(alive), num_returns=len(alive), timeout=seconds) if alive else ([], [])
         for reference in ready:
             watched = alive[reference]
@@ -113,91 +152,155 @@ class Supervisor:
             for row in report.rows if report else []:
                 self._record.add(watched.role, row)
 
-    def _poll_replay(self) -> None:
-        if time.monotonic() - self._replay_polled < REPLAY_POLL_S:
-            return
-        try:
-            info = self._monitor.poll()
-        except ReplayError as error:
-            raise RunFailed(self._find_cause(str(error))) from error
-        self._replay_polled = time.monotonic()
-        if info is not None:
-            self.replay = info
-            self._record.add(REPLAY, self._replay_row(info))
-
-    def _replay_row(self, info: ServerInfo) -> Row:
-        """Every table's counts under its learner's name."""
-        row: Row = {"time": time.time(), "env_steps": self._record.env_steps}
-        for table in info.tables.values():
-            learner = table.name.rpartition("/")[2]
-            row[f"{learner}/windows"] = table.size
-            row[f"{learner}/inserted"] = table.inserted
-            row[f"{learner}/sampled"] = table.sampled
-        return row
-
-    def _failure(self) -> str:
-        """The first thing wrong with a role, empty while all is well."""
-        if self._dead_role():
-            return self._dead_role()
-        for watched in self._roles:
-            silence = time.monotonic() - watched.answered
-            if watched.report is None and time.monotonic() - self._started > self._limits.start_seconds:
-                return (
-                    f"{watched.role} did not start within {self._limits.start_seconds:g} s; is the machine too small "
-                    "for this run, or supervision.start_seconds too short?"
-                )
-            if watched.report is not None and silence > self._limits.heartbeat_seconds:
-                return f"{watched.role} (pid {watched.pid}) has not answered for {silence:.0f} s"
-            if watched.report is not None and watched.report.error:
-                return f"{watched.role} failed: {watched.report.error}"
-        reports = {watched.role: watched.report for watched in self._roles if watched.report is not None}
-        stall = find_stall(reports, self._limits.progress_seconds)
-        return f"{stall}; {self._table_counts()}" if stall else ""
-
-    def _find_cause(self, failure: str) -> str:
-        """The death behind `failure`: what follows from a death is often seen before the death itself."""
-        end = time.monotonic() + CAUSE_WAIT_S
-        while time.monotonic() < end:
-            cause = self._dead_service() or self._dead_role()
-            if cause:
-                return cause
-            self._poll_roles(0.2)
-        return failure
-
-    def _dead_service(self) -> str:
-        for name, actor in self._services.items():
-            try:
-                reason = ray.get(actor.exit_reason.remote(), timeout=CALL_TIMEOUT_S)
-            except RayActorError as error:
-                return f"the {name} died: {_describe_death(error)}"
-            except GetTimeoutError:
-                return f"the {name} does not answer"
-            if reason:
-                return reason
+    def _wrong_with(self, watched: _Watched) -> str:
+        """Why this process must go, empty while all is well. Raises RunFailed for what would come again."""
+        role, report, now = watched.role, watched.report, time.monotonic()
+        if watched.death:
+            return f"{role} (pid {watched.pid}) died: {watched.death}"
+        if report is None:
+            if now - watched.started <= self._limits.start_seconds:
+                return ""
+            raise RunFailed(
+                f"{role} did not start within {self._limits.start_seconds:g} s; is the machine too small "
+                "for this run, or supervision.start_seconds too short?"
+            )
+        if report.error:
+            self._log(watched)
+            if report.fatal:
+                raise RunFailed(f"{role} failed: {report.error}")
+            return f"{role} (pid {watched.pid}) failed: {report.error}"
+        if now - watched.answered > self._limits.heartbeat_seconds:
+            return f"{role} (pid {watched.pid}) has not answered for {now - watched.answered:.0f} s"
         return ""
 
-    def _dead_role(self) -> str:
-        dead = (f"{each.role} (pid {each.pid}) died: {each.death}" for each in self._roles if each.death)
-        return next(dead, "")
+    def _restart(self, watched: _Watched, cause: str) -> None:
+        """A new process in the role's place. Raises RunFailed where it had too many."""
+        role = watched.role
+        self._spend(role, cause)
+        end_actor(watched.actor, watched.pid, watched.node, dump=not watched.death)
+        was_done = watched.done
+        if role == learner_role(ACTIVE):
+            self._store.clear.remote()  # what it published went with it
+        self.watch(role, self._make(role))
+        if role == EVALUATOR:
+            for name in self._record.experiment.all_learners:
+                self._roles[learner_role(name)].actor.submit_again.remote(self._roles[role].actor)
+            return
+        if role.startswith("learner") and not was_done:
+            self._replay.forget_samples()
+        self._replay.welcome(role, self._roles[role].actor)
 
-    def _table_counts(self) -> str:
-        tables = self.replay.tables.values() if self.replay else []
-        return ", ".join(f"{t.name}: {t.inserted} inserted, {t.sampled} sampled" for t in tables)
+    def _spend(self, role: str, cause: str) -> None:
+        """One more restart of `role`. Raises RunFailed where it had as many as are allowed within an hour."""
+        now, deaths, allowed = time.monotonic(), self._deaths[role], self._limits.restarts_per_hour
+        while deaths and now - deaths[0] > HOUR_S:
+            deaths.popleft()
+        if len(deaths) >= allowed:
+            often = f"; it was restarted {allowed} times within an hour (supervision.restarts_per_hour)"
+            raise RunFailed(cause + often * bool(allowed))
+        deaths.append(now)
+        self._faults[role] = _Fault(cause, self._faults[role].since if role in self._faults else now)
+        self._say(f"{cause}; starting it again")
 
-    def details(self) -> str:
-        """Tracebacks of all roles that failed, for the run's log."""
-        return "\n".join(
-            f"{watched.role}:\n{watched.report.details}"
-            for watched in self._roles
-            if watched.report and watched.report.details
-        )
+    def _tend_replay(self) -> None:
+        actors = {role: watched.actor for role, watched in self._roles.items() if role != EVALUATOR}
+        cause = self._replay.tick(actors) or self._broken_connection()
+        if cause:
+            self._spend(REPLAY_SERVER, cause)
+            self._replay.replace()
+
+    def _broken_connection(self) -> str:
+        """Whose connection broke although the server lives: what was on its way is lost, and only refills mend that."""
+        life = self._replay.life
+        broken = [
+            role
+            for role, watched in self._roles.items()
+            if life is not None and watched.report and not watched.report.life
+            if watched.report.lost_life == life.number
+        ]
+        if not broken:
+            self._unbroken = time.monotonic()
+        if time.monotonic() - self._unbroken < SERVER_DEATH_S:
+            return ""
+        return f"{broken[0]} lost its connection to the replay server"
+
+    def _tend_store(self) -> None:
+        """Ray starts a store that died again, empty; one that hangs is killed."""
+        now = time.monotonic()
+        if self._store_asked is None:
+            if now - self._store_answered > STORE_POLL_S:
+                self._store_asked = [self._store.where.remote(), self._store.empty.remote()]
+            return
+        ready, _ = ray.wait(self._store_asked, num_returns=2, timeout=0)
+        if len(ready) == 2:
+            asked, self._store_asked = self._store_asked, None
+            where, empty = ray.get(asked, timeout=CALL_TIMEOUT_S)
+            if self._store_at not in (None, where):
+                cause = f"the {STORE} (pid {self._store_at[0]}) died"
+                self._spend(STORE, cause)
+                self._faults[STORE] = _Fault(cause, self._store_answered)
+            self._store_at, self._store_answered = where, now
+            if empty and learner_role(ACTIVE) in self._roles:
+                self._roles[learner_role(ACTIVE)].actor.publish_again.remote()
+        elif now - self._store_answered > self._limits.heartbeat_seconds and self._store_at is not None:
+            end_at(*self._store_at, dump=False)  # asked again when Ray has started it again
+            self._store_answered = now
+
+    def _check_stall(self) -> None:
+        """A role that hangs is started again; when everyone waits for someone, no restart helps. Raises RunFailed."""
+        if not self._replay.up or self._faults:
+            return
+        reports = {role: watched.report for role, watched in self._roles.items() if watched.report is not None}
+        stall = find_stall(reports, self._limits.progress_seconds)
+        if stall.role:
+            self._restart(self._roles[stall.role], f"{stall.role} {stall.reason}")
+        elif stall.reason:
+            raise RunFailed(f"{stall.reason}; {self._replay.counts()}")
+
+    def _note_recoveries(self) -> None:
+        for role, fault in list(self._faults.items()):
+            if self._recovered(role):
+                del self._faults[role]
+                seconds = time.monotonic() - fault.since
+                self._record.recovery(role, fault.cause, seconds)
+                self._say(f"{role} works again after {seconds:.1f} s{self._refill_text(role)}")
+
+    def _recovered(self, role: str) -> bool:
+        life = self._replay.life
+        if role == REPLAY_SERVER:
+            sources = [w.report for r, w in self._roles.items() if r != EVALUATOR and not r.startswith("learner")]
+            return life is not None and all(report and report.life == life.number for report in sources)
+        if role == STORE:
+            return self._store_at is not None
+        report = self._roles[role].report
+        if report is None:
+            return False
+        if role == EVALUATOR:
+            return bool(report.calls or report.waiting_for or report.done)
+        return report.done or (life is not None and report.life == life.number)
+
+    def _refill_text(self, role: str) -> str:
+        return f", with {self._replay.refilled:,} windows put in again" if role == REPLAY_SERVER else ""
+
+    def _log(self, watched: _Watched) -> None:
+        """The traceback, for the run's log."""
+        if watched.report and watched.report.details:
+            with open(self._record.run_dir / "logs" / "errors.log", "a", encoding="utf-8") as log:
+                log.write(f"{watched.role}:\n{watched.report.details}\n")
 
 
-def find_stall(reports: dict[str, Report], limit_s: float) -> str:
+class Stall(NamedTuple):
+    """`role`: the one that hangs; empty where everyone waits. `reason`: empty while all is well."""
+
+    role: str
+    reason: str
+
+
+def find_stall(reports: dict[str, Report], limit_s: float) -> Stall:
     """Who makes no progress for `limit_s` seconds: the role that hangs, else everyone and what they wait for.
 
-    Empty while all is well. A role that has not completed its first call is compiling, a collector before
-    its first window is filling; neither hangs. Who waits for one that works is not stalled either.
+    A role that has not completed its first call is compiling, a collector before its first window is
+    filling; neither hangs. Who waits for one that works is not stalled either.
     """
     running = {role: report for role, report in reports.items() if not report.done}
     stalled = {
@@ -207,11 +310,11 @@ def find_stall(reports: dict[str, Report], limit_s: float) -> str:
     }
     hanging = [role for role, report in stalled.items() if not report.waiting_for]
     if hanging:
-        return f"{hanging[0]} has made no progress for {stalled[hanging[0]].idle_seconds:.0f} s"
+        return Stall(hanging[0], f"has made no progress for {stalled[hanging[0]].idle_seconds:.0f} s")
     if not stalled or any(not report.waiting_for for report in running.values()):
-        return ""
+        return Stall("", "")
     waits = ", ".join(f"{role} for {report.waiting_for}" for role, report in running.items())
-    return f"no progress for {limit_s:g} s, everyone waits: {waits}"
+    return Stall("", f"no progress for {limit_s:g} s, everyone waits: {waits}")
 
 
 def _state(report: Report | None) -> str:

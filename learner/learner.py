@@ -3,9 +3,12 @@
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
+import numpy as np
 
+from learner.guard import Guard
 from learner.state import LearnerState, init_state, make_optimisers
 from learner.update import make_update_step
 from shared.config import Experiment
@@ -23,7 +26,10 @@ _KEY_STREAM = 3  # apart from the collectors' and the evaluator's keys
 class Learner:
     """Trains one network. Knows neither Ray nor Reverb. All learners, active or passive, are this class."""
 
-    def __init__(self, experiment: Experiment, plan: Plan, spec: EnvSpec, name: str) -> None:
+    def __init__(
+        self, experiment: Experiment, plan: Plan, spec: EnvSpec, name: str, reports: Path | None = None
+    ) -> None:
+        """`reports`: the folder for what is kept of gradient steps that are not finite; none: nothing is."""
         networks = make_networks(experiment.learner(name), spec)
         optimisers = make_optimisers(experiment.algorithm)
         self.name = name
@@ -31,6 +37,7 @@ class Learner:
         self.state = self.initial_state(experiment, spec, name)
         update_step = make_update_step(networks, optimisers, experiment.algorithm, plan, spec)
         self._update = jax.jit(update_step, donate_argnums=0)
+        self._guard = Guard(experiment.algorithm, plan, spec, name, reports)
         self.updates = 0
 
     @staticmethod
@@ -43,12 +50,22 @@ class Learner:
         return init_state(make_networks(config, spec), make_optimisers(experiment.algorithm), spec, key)
 
     def update(self, windows: Columns) -> Metrics:
-        """One update on Columns `[windows_per_update, K * T, ...]`; waits until it is done, and times it."""
+        """One update on Columns `[windows_per_update, K * T, ...]`; waits until it is done, and times it.
+
+        Raises NonFiniteError where too few of its gradient steps are finite to go on; the state is then what
+        those made of it.
+        """
         start = time.perf_counter()
+        key = np.array(jax.random.key_data(self.state.key))  # a copy: the update takes the device's buffer
         self.state, metrics = self._update(self.state, windows)
         self.updates += 1
+        metrics = self._guard.check(self.updates, metrics, windows, key)
         row = {name: float(value) for name, value in metrics.items()}
         return row | {"update_seconds": time.perf_counter() - start}
+
+    def go_on(self, state: LearnerState) -> None:
+        """From a state that was kept."""
+        self.state, self.updates = state, int(state.updates)
 
     def policy(self) -> Policy:
         """The actor as it stands, on the host: the next update takes the device's buffers."""
@@ -73,15 +90,18 @@ class Learner:
         windows_inserted: Callable[[], int],
         publish: Callable[[Policy], None],
         snapshot: Callable[[Policy], None],
+        keep: Callable[[], object],
         reporter: Reporter,
         should_stop: Callable[[], bool],
     ) -> None:
         """Trains until the updates owed are made or `should_stop()`.
 
-        `sample` blocks until replay gives windows; `publish` gets every policy, `snapshot` those to evaluate.
+        `sample` blocks until replay gives windows; `publish` gets every policy, `snapshot` those to evaluate;
+        `keep` may keep the state after each update.
         """
         publish(self.policy())
-        snapshot(self.policy())
+        if self.updates in self._plan.evaluation_updates:
+            snapshot(self.policy())
         while self.updates < self._plan.updates and not should_stop():
             with reporter.waiting("replay starved"):
                 windows = sample()
@@ -92,6 +112,8 @@ class Learner:
                 publish(policy)
                 if self.updates in self._plan.evaluation_updates:
                     snapshot(policy)
+            with reporter.waiting("keeping its state"):
+                keep()
             reporter.row(self.describe(metrics, inserted))
 
     def describe(self, metrics: Metrics, windows_inserted: int) -> Metrics:

@@ -39,11 +39,17 @@ class LearnerState(NamedTuple):
 
 
 def make_optimisers(algorithm: AlgorithmConfig) -> Optimisers:
+    """Adam for each; before it, actor's and critic's gradients are clipped where `max_gradient_norm` is set."""
     return Optimisers(
-        optax.adam(algorithm.actor_learning_rate),
-        optax.adam(algorithm.critic_learning_rate),
+        _clipped_adam(algorithm.actor_learning_rate, algorithm.max_gradient_norm),
+        _clipped_adam(algorithm.critic_learning_rate, algorithm.max_gradient_norm),
         optax.adam(algorithm.alpha_learning_rate),
     )
+
+
+def _clipped_adam(learning_rate: float, max_norm: float | None) -> optax.GradientTransformation:
+    adam = optax.adam(learning_rate)
+    return adam if max_norm is None else optax.chain(optax.clip_by_global_norm(max_norm), adam)
 
 
 def init_state(networks: Networks, optimisers: Optimisers, spec: EnvSpec, key: Array) -> LearnerState:

@@ -29,6 +29,13 @@ UpdateStep = Callable[[LearnerState, Columns], tuple[LearnerState, Metrics]]
 GradientStep = Callable[[LearnerState, Transitions, Array], tuple[LearnerState, Metrics]]
 
 
+# What a gradient step must not lack; a norm is finite only where every gradient is.
+WATCHED = (
+    *("actor/loss", "critic/loss", "alpha/loss"),
+    *("actor/gradient_norm", "critic/gradient_norm", "alpha/gradient"),
+)
+
+
 class _Gradients(NamedTuple):
     actor: Params
     critic: CriticParams
@@ -81,21 +88,29 @@ def make_gradients(
 def make_gradient_step(
     networks: Networks, optimisers: Optimisers, algorithm: AlgorithmConfig, spec: EnvSpec
 ) -> GradientStep:
-    """`gradient_step(state, minibatch [B, ...], key) -> (state, metrics)`. `key` is consumed."""
+    """`gradient_step(state, minibatch [B, ...], key) -> (state, metrics)`. `key` is consumed.
+
+    `guard/watched` `[len(WATCHED)]` of the metrics: unless all of it is finite, the state stays as it was.
+    """
     gradients = make_gradients(networks, algorithm, spec)
 
     def gradient_step(state: LearnerState, minibatch: Transitions, key: Array) -> tuple[LearnerState, Metrics]:
         grads, metrics = gradients(state, minibatch, key)
+        watched = jnp.stack([*(metrics[name] for name in WATCHED[:-1]), grads.alpha])
+        # A branch, not a select: a select over all parameters takes a third of the step's time on a CPU.
+        state = jax.lax.cond(jnp.isfinite(watched).all(), descend, lambda state, grads: state, state, grads)
+        return state, metrics | {"guard/watched": watched}
+
+    def descend(state: LearnerState, grads: _Gradients) -> LearnerState:
         actor_updates, actor_opt = optimisers.actor.update(grads.actor, state.optimisers.actor)
         critic_updates, critic_opt = optimisers.critic.update(grads.critic, state.optimisers.critic)
         alpha_updates, alpha_opt = optimisers.alpha.update(grads.alpha, state.optimisers.alpha)
-        state = state._replace(
+        return state._replace(
             actor=optax.apply_updates(state.actor, actor_updates),
             critic=optax.apply_updates(state.critic, critic_updates),
             log_alpha=optax.apply_updates(state.log_alpha, alpha_updates),
             optimisers=OptimiserStates(actor_opt, critic_opt, alpha_opt),
         )
-        return state, metrics
 
     return gradient_step
 
@@ -108,35 +123,78 @@ def make_transitions(columns: Columns, plan: Plan, spec: EnvSpec, discount: floa
     return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), transitions)
 
 
+class Steps(NamedTuple):
+    """What the M gradient steps of an update are made of, before the first of them.
+
+    `transitions` `[R, ...]`: all rows. `order` `[M, B]`: which of them each step trains on. `keys` `[M]`: one
+    for each step. `key` `[]`: the learner's after the update.
+    """
+
+    transitions: Transitions
+    order: Array
+    keys: Array
+    key: Array
+
+    def minibatch(self, indices: Array) -> Transitions:
+        """The rows `[B, ...]` that `indices` `[B]`, one entry of `order`, stand for."""
+        return jax.tree.map(lambda x: x[indices], self.transitions)
+
+
+def make_steps(windows: Columns, plan: Plan, spec: EnvSpec, discount: float, key: Array) -> Steps:
+    """Relabels and shuffles all rows of an update's windows. `key`, the learner's before it, is consumed."""
+    key, rows_key, shuffle_key, steps_key = jax.random.split(key, 4)
+    transitions = make_transitions(windows, plan, spec, discount, rows_key)
+    used = plan.minibatches_per_update * plan.batch_size
+    order = jax.random.permutation(shuffle_key, transitions.state.shape[0])[:used]
+    order = order.reshape(plan.minibatches_per_update, plan.batch_size)
+    return Steps(transitions, order, jax.random.split(steps_key, plan.minibatches_per_update), key)
+
+
 def make_update_step(
     networks: Networks, optimisers: Optimisers, algorithm: AlgorithmConfig, plan: Plan, spec: EnvSpec
 ) -> UpdateStep:
     """`update_step(state, windows) -> (state, metrics)`; jit and donation are the caller's.
 
     `windows`: Columns `[windows_per_update, K * T, ...]`. Relabels, shuffles all rows and makes
-    `minibatches_per_update` gradient steps on distinct rows; metrics are means over them.
+    `minibatches_per_update` gradient steps on distinct rows, leaving out those that are not finite; metrics
+    are means over the others (see `over_steps`).
     """
     gradient_step = make_gradient_step(networks, optimisers, algorithm, spec)
-    used = plan.minibatches_per_update * plan.batch_size
 
     def update_step(state: LearnerState, windows: Columns) -> tuple[LearnerState, Metrics]:
-        key, rows_key, shuffle_key, steps_key = jax.random.split(state.key, 4)
-        transitions = make_transitions(windows, plan, spec, algorithm.discount, rows_key)
-        order = jax.random.permutation(shuffle_key, transitions.state.shape[0])[:used]
-        order = order.reshape(plan.minibatches_per_update, plan.batch_size)
+        steps = make_steps(windows, plan, spec, algorithm.discount, state.key)
 
         def one_step(state: LearnerState, step: tuple[Array, Array]) -> tuple[LearnerState, Metrics]:
             indices, key = step
-            return gradient_step(state, jax.tree.map(lambda x: x[indices], transitions), key)
+            return gradient_step(state, steps.minibatch(indices), key)
 
-        keys = jax.random.split(steps_key, plan.minibatches_per_update)
-        state, metrics = jax.lax.scan(one_step, state, (order, keys))
-        metrics = {name: jnp.mean(values) for name, values in metrics.items()}
+        state, metrics = jax.lax.scan(one_step, state, (steps.order, steps.keys))
+        metrics = over_steps(metrics)
         _, step, version = jnp.moveaxis(windows.ints, -1, 0)
         metrics |= {
             "data/last_step": jnp.mean(step[:, -1].astype(jnp.float32)),
             "data/version": jnp.mean(version.astype(jnp.float32)),
         }
-        return state._replace(key=key, updates=state.updates + 1), metrics
+        return state._replace(key=steps.key, updates=state.updates + 1), metrics
 
     return update_step
+
+
+def over_steps(metrics: Metrics) -> Metrics:
+    """The metrics `[M, ...]` of M gradient steps as those of their update.
+
+    Means over the finite steps; NaN where there is none, for nothing was measured (the learner ends there).
+    `guard/skipped`: the other steps. `guard/first`: the index of the first of them, -1 where there is none.
+    `guard/watched` `[len(WATCHED)]`: that step's, or step 0's.
+    """
+    watched = metrics["guard/watched"]
+    finite = jnp.isfinite(watched).all(axis=1)
+    first = jnp.argmin(finite)
+    # Not `jnp.mean(..., where)`: over a count that is not a constant, the mean of all M steps rounds differently.
+    scale = len(finite) / jnp.sum(finite)
+    scalars = {name: values for name, values in metrics.items() if name != "guard/watched"}
+    return {name: jnp.mean(jnp.where(finite, values, 0)) * scale for name, values in scalars.items()} | {
+        "guard/skipped": jnp.sum(~finite),
+        "guard/first": jnp.where(finite[first], -1, first),
+        "guard/watched": watched[first],
+    }

@@ -4,29 +4,33 @@ YAML -> `Experiment` (frozen, unknown keys refused) -> `Plan` (`shared/plan.py`)
 values, never a configuration.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from shared import strict_yaml
+from shared.values import (
+    CONTROL,
+    Depth,
+    EnvId,
+    NotNegative,
+    Number,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Size,
+    Text,
+    Whole,
+)
+
+SHOWN_CHARS = 80  # of a mistaken value in its message
 BLOCK_DEPTH = 4  # hidden Dense layers in one residual block
+LONGEST_NAME = 64  # of a learner: a part of file and table names
 ACTIVE = "active"  # the collector learner's name, in tables, metrics and summaries
-
-
-def _whole(value: Any) -> Any:
-    """YAML reads 1e8 as a text and 1.0e+8 as a float; both are whole numbers here."""
-    try:
-        number = float(value) if isinstance(value, (str, float)) else value
-    except ValueError:
-        return value
-    return int(number) if isinstance(number, float) and number.is_integer() else value
-
-
-PositiveInt = Annotated[int, BeforeValidator(_whole), Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class ConfigError(ValueError):
@@ -34,17 +38,17 @@ class ConfigError(ValueError):
 
 
 class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class EnvOptions(Frozen):
     """How an environment differs from what its id stands for."""
 
-    episode_length: Annotated[int, Field(ge=2)] | None = None
+    episode_length: Annotated[Whole, Field(ge=2, le=10**6)] | None = None
     """Environment steps of an episode, and of a relabelling window; none: the environment's own."""
     backend: Literal["spring", "generalized", "mjx"] | None = None
     """Brax's physics; none: the environment's own."""
-    physics_dt: PositiveFloat | None = None
+    physics_dt: Annotated[PositiveFloat, Field(ge=1e-5, le=1)] | None = None
     """Seconds of one physics step; none: the environment's own."""
     reference_state: bool = False
     """Humanoids: the reference's 268 numbers, which hold the commanded goal."""
@@ -69,15 +73,15 @@ LabelValue = Annotated[str, Field(pattern=rf"^{_NAME}$")]
 class Resources(Frozen):
     """What one role takes of its node."""
 
-    cpus: Annotated[float, Field(ge=0)] = 0
+    cpus: NotNegative = 0
     """Cores that Ray sets aside; 0 lets roles share what there is."""
-    gpus: Annotated[float, Field(ge=0)] | None = None
+    gpus: NotNegative | None = None
     """GPUs, or a share of one; 0 keeps the role on the CPU; none: a share of what GPUs the cluster has."""
-    memory_gb: Annotated[float, Field(ge=0)] = 0
+    memory_gb: NotNegative = 0
     """GB (1e9 bytes) of memory that Ray sets aside; it counts them and holds nobody to them."""
     labels: dict[LabelKey, LabelValue] = {}
     """Labels of the nodes that will do, such as `ray start --labels` gives them; none: any node."""
-    threads: PositiveInt | None = None
+    threads: Size | None = None
     """Threads of the CPU's computations; none: all cores."""
 
     def __hash__(self) -> int:  # a dict has none
@@ -100,16 +104,16 @@ class Resources(Frozen):
 class NetworkConfig(Frozen):
     """Sizes of one network: its actor, state-action encoder and goal encoder."""
 
-    depth: int = 4
+    depth: Depth = 4
     """Hidden Dense layers in residual blocks of 4, of actor and critic."""
-    width: PositiveInt = 256
-    actor_depth: int | None = None
+    width: Size = 256
+    actor_depth: Depth | None = None
     """Where the actor differs from `depth`."""
-    actor_width: PositiveInt | None = None
-    critic_depth: int | None = None
+    actor_width: Size | None = None
+    critic_depth: Depth | None = None
     """Where the critic's two encoders differ from `depth`."""
-    critic_width: PositiveInt | None = None
-    representation_size: PositiveInt = 64
+    critic_width: Size | None = None
+    representation_size: Size = 64
     layer_norm: bool = True
     residual: bool = True
     activation: Literal["swish", "relu"] = "swish"
@@ -136,11 +140,11 @@ class LearnerConfig(NetworkConfig):
 class CollectorConfig(LearnerConfig):
     """The collector network, its learner (the collector learner), and the collectors that act with it."""
 
-    actors: PositiveInt = 1
+    actors: Size = 1
     """Collector processes."""
-    environments: PositiveInt = 512
+    environments: Size = 512
     """Environments of each collector."""
-    unroll_length: PositiveInt = 62
+    unroll_length: Size = 62
     """Steps of each environment in one jitted call."""
     actor_resources: Resources = Resources()
 
@@ -148,19 +152,24 @@ class CollectorConfig(LearnerConfig):
 class AlgorithmConfig(Frozen):
     """Contrastive RL's numbers; the defaults are the reference's."""
 
-    discount: Annotated[float, Field(gt=0, lt=1)] = 0.99
-    batch_size: Annotated[int, Field(ge=2)] = 512
-    windows_per_update: PositiveInt = 512
-    minibatches_per_update: PositiveInt = 800
+    discount: Annotated[Number, Field(gt=0, lt=1)] = 0.99
+    batch_size: Annotated[Size, Field(ge=2)] = 512
+    windows_per_update: Size = 512
+    minibatches_per_update: Size = 800
     actor_learning_rate: PositiveFloat = 3e-4
     critic_learning_rate: PositiveFloat = 3e-4
     alpha_learning_rate: PositiveFloat = 3e-4
-    target_entropy_per_action: float = -0.5
-    logsumexp_penalty: Annotated[float, Field(ge=0)] = 0.1
+    target_entropy_per_action: Number = -0.5
+    logsumexp_penalty: NotNegative = 0.1
     energy: Literal["norm", "l2", "dot", "cosine"] = "norm"
     contrastive_loss: Literal["forward_infonce", "backward_infonce", "symmetric_infonce", "binary_nce"] = (
         "forward_infonce"
     )
+    max_gradient_norm: PositiveFloat | None = None
+    """Actor's and critic's gradients are scaled down to this global norm, each by itself; none: left as they are."""
+    non_finite: Literal["skip", "end"] = "skip"
+    """Of a gradient step whose loss or gradients are not finite. skip: it is left out, counted, and reported; an
+    update without any finite step ends the run. end: the first such step does."""
 
 
 class ReplayConfig(Frozen):
@@ -170,23 +179,25 @@ class ReplayConfig(Frozen):
     """Newest environment steps of each environment that windows are drawn from."""
     prefill_steps: PositiveInt = 1_000
     """Environment steps of each environment before training starts (at least one error buffer of windows)."""
-    samples_per_insert: PositiveFloat = 1.0
+    samples_per_insert: Annotated[PositiveFloat, Field(ge=1e-6, le=1e6)] = 1.0
     """Windows trained on per window inserted since training could start; 1.0 reproduces the reference."""
     pace: Literal["lockstep", "free"] = "lockstep"
     """lockstep: the slowest learner sets everyone's pace. free: only the collector learner's does."""
-    port: Annotated[int, Field(gt=0, lt=65536)] | None = None
+    port: Annotated[Whole, Field(gt=0, lt=65536)] | None = None
     """The server's port; none: a free one."""
     timeout_seconds: PositiveFloat = 600.0
     """Longest wait for one insert or sample before the run ends and says who waited for whom."""
+    audit: bool = False
+    """Keep the key of every window that the server confirmed, under audit/ in the run directory: 16 bytes each."""
 
 
 class EvaluationConfig(Frozen):
     """Deterministic policy, fresh episodes, equal keys for all learners."""
 
-    env: str | None = None
+    env: EnvId | None = None
     """Another environment with equal sizes, such as a maze's `_eval` layout; none: the training environment."""
-    episodes: PositiveInt = 128
-    count: PositiveInt = 10
+    episodes: Size = 128
+    count: Size = 10
     """Evaluations in a run, at equal distances in updates; the untrained policy's comes on top."""
     resources: Resources = Resources()
 
@@ -195,8 +206,17 @@ class BudgetConfig(Frozen):
     env_steps: PositiveInt = 100_000_000
 
 
+class SnapshotConfig(Frozen):
+    """What `--resume` goes on from."""
+
+    count: Size = 20
+    """Snapshots in a run, at equal distances in updates."""
+    keep: Size = 2
+    """The newest so many are kept, and the best by time at goal."""
+
+
 class SupervisionConfig(Frozen):
-    """When a role counts as dead."""
+    """When a role counts as dead, and what is done about it."""
 
     heartbeat_seconds: PositiveFloat = 30.0
     """Longest silence of a role's heartbeat."""
@@ -204,14 +224,18 @@ class SupervisionConfig(Frozen):
     """Longest time between two completed calls, counted after the first."""
     start_seconds: PositiveFloat = 300.0
     """Longest time for all processes to start."""
+    restarts_per_hour: Annotated[Whole, Field(ge=0, le=10**6)] = 10
+    """Of each role; one more death within an hour ends the run. 0: the first one does."""
+    disk_reserve_gb: NotNegative = 1.0
+    """GB (1e9 bytes) left free: with less, roles that write wait until there is room again."""
 
 
 class WandbConfig(Frozen):
     """Where at Weights & Biases a run's metrics go, besides its own files."""
 
-    project: Annotated[str, Field(pattern=r"^[^/\\#?%:]{1,128}$")] | None = None
+    project: Annotated[str, Field(pattern=rf"^[^/\\#?%:{CONTROL}]{{1,128}}$")] | None = None
     """A project that gets the metrics that TensorBoard gets; none: wandb is not even imported."""
-    entity: str | None = None
+    entity: Annotated[str, Field(pattern=rf"^[^/\\#?%:{CONTROL}]{{1,128}}$")] | None = None
     """The user or team that the project belongs to; none: the account's own choice."""
 
     @model_validator(mode="after")
@@ -224,7 +248,7 @@ class WandbConfig(Frozen):
 class Experiment(Frozen):
     """One run: an environment, one collector network, and any number of passive learners."""
 
-    env: str
+    env: EnvId
     """An id that `fathom envs` lists, or `package.module:Class` of your own."""
     env_options: EnvOptions = EnvOptions()
     seed: Seed = 0
@@ -235,12 +259,13 @@ class Experiment(Frozen):
     replay: ReplayConfig = ReplayConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     budget: BudgetConfig = BudgetConfig()
+    snapshots: SnapshotConfig = SnapshotConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     placement: Literal["pack", "spread"] = "pack"
     """pack: all roles on as few nodes as will do. spread: those that act and those that learn apart, where possible."""
     record: bool = False
     """Keep everything that the collectors insert, under stream/ in the run directory."""
-    stream: str | None = None
+    stream: Text | None = None
     """A recorded stream's folder: passive learners train on it, and nothing collects; none: collectors do."""
     wandb: WandbConfig = WandbConfig()
 
@@ -251,6 +276,12 @@ class Experiment(Frozen):
                 raise ValueError(f"learners.{ACTIVE}: this name is the collector learner's; choose another")
             if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii():
                 raise ValueError(f"learners.{name}: use letters, digits, '-' and '_' in a learner's name")
+            if len(name) > LONGEST_NAME:
+                raise ValueError(f"learners.{name}: use at most {LONGEST_NAME} characters in a learner's name")
+        options = Counter(name.replace("-", "_") for name in self.learners)  # `--learners.a-b` is both
+        for name in self.learners:
+            if options[name.replace("-", "_")] > 1:
+                raise ValueError(f"learners.{name}: another name differs in '-' and '_' alone; choose another")
         return self
 
     @model_validator(mode="after")
@@ -286,16 +317,14 @@ def load_experiment(path: Path) -> Experiment:
 def read_yaml(path: Path, what: str, key: str) -> Mapping:
     """The mapping in a YAML file: of a `what`, which needs at least `key`. Raises ConfigError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        loaded = strict_yaml.load(strict_yaml.read_text(Path(path)))
     except (OSError, UnicodeDecodeError) as error:
         cause = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(f"{path}: cannot be read ({cause}); name the {what}'s YAML file") from error
-    try:
-        loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        problem, line = strict_yaml.explain(error)
+        where = f", line {line}" if line else ""
+        raise ConfigError(f"{path}{where}: not valid YAML ({printable(problem)})") from error
     if not isinstance(loaded, Mapping):
         raise ConfigError(f"{path}: holds no {what}; it needs at least the key {key}")
     return loaded
@@ -313,21 +342,30 @@ def explain(error: ValidationError, model: type[BaseModel] = Experiment) -> list
     """One line for each mistake: the field, what is wrong, and what was given."""
     lines = []
     for mistake in error.errors():
-        field = ".".join(str(part) for part in mistake["loc"])
+        field = ".".join(_short(str(part)) for part in mistake["loc"])
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
             message = f"unknown key; {_known_keys(mistake['loc'], model)}"
         elif mistake["type"] == "missing":
             message = "is required"
         elif mistake["type"] != "value_error":
-            message = f"{message[0].lower()}{message[1:]}, got {mistake['input']!r}"
-        lines.append(f"{field}: {message}" if field else message)
+            message = f"{message[0].lower()}{message[1:]}, got {_short(repr(mistake['input']))}"
+        lines.append(printable(f"{field}: {message}" if field else message))
     return lines
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is, whatever a file's names and values hold."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """The keys of `model` that exist where `location` ends."""
-    if location[0] == "learners":
+    if location[0] == "learners" and len(location) > 1:
         model, location = LearnerConfig, location[2:]
     for part in location[:-1]:
         model = model.model_fields[str(part)].annotation  # type: ignore[assignment]

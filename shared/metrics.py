@@ -22,6 +22,8 @@ class Report(NamedTuple):
     `calls`: completed calls since the start; `idle_seconds`: time since the last one; `waiting_for`: what
     the role waits for right now, empty while it works; `filling`: it has not yet reached its first window;
     `done`: its work is finished; `error`: one line, empty while all is well; `details`: its traceback.
+    `life`: of the replay server that it works with, filled where that was its part; 0 while there is none.
+    `lost_life`: the last one that it lost by itself. `fatal`: the error would come again in another process.
     """
 
     rows: list[Row]
@@ -32,6 +34,9 @@ class Report(NamedTuple):
     done: bool
     error: str
     details: str
+    life: int = 0
+    lost_life: int = 0
+    fatal: bool = False
 
 
 class Reporter:
@@ -45,6 +50,7 @@ class Reporter:
         self._calls = 0
         self._last_call = self._last_row = time.monotonic()
         self.filling = False
+        self.life = self.lost_life = 0
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -73,14 +79,29 @@ class Reporter:
         with self._lock:
             rows, self._rows = self._rows, []
             idle = time.monotonic() - self._last_call
-            return Report(rows, self._calls, idle, self._waiting_for, self.filling, done, error, details)
+            return Report(
+                rows,
+                self._calls,
+                idle,
+                self._waiting_for,
+                self.filling,
+                done,
+                error,
+                details,
+                self.life,
+                self.lost_life,
+            )
 
 
 class MetricsWriter:
     """`metrics/<role>.jsonl` (one JSON object a line, the source of truth) and `tensorboard/<curves>/`."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, newest: Mapping[str, int] | None = None) -> None:
+        """`newest`: environment steps up to which each curve holds what was written before; what lies after, in
+        TensorBoard's files, is purged.
+        """
         self._run_dir = Path(run_dir)
+        self._newest = newest or {}
         (self._run_dir / "metrics").mkdir(parents=True, exist_ok=True)
         self._roles: set[str] = set()
         self._boards: dict[str, SummaryWriter] = {}
@@ -101,7 +122,9 @@ class MetricsWriter:
 
     def _board(self, name: str) -> SummaryWriter:
         if name not in self._boards:
-            self._boards[name] = SummaryWriter(str(self._run_dir / "tensorboard" / name), write_to_disk=True)
+            purge = self._newest[name] + 1 if name in self._newest else None
+            folder = str(self._run_dir / "tensorboard" / name)
+            self._boards[name] = SummaryWriter(folder, purge_step=purge, write_to_disk=True)
         return self._boards[name]
 
     def close(self) -> None:

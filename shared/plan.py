@@ -26,6 +26,7 @@ class Plan(Frozen):
     minibatches_per_update: int
     batch_size: int
     evaluations: int
+    snapshots: int
 
     @property
     def window_rows(self) -> int:
@@ -42,6 +43,11 @@ class Plan(Frozen):
     def windows_after(self, unrolls: int) -> int:
         """Windows inserted once every collector has made `unrolls` unrolls."""
         return max(unrolls - self.chunks_per_window + 1, 0) * self.environments
+
+    @property
+    def stored_unrolls(self) -> int:
+        """Newest unrolls of each collector that replay's windows lie in."""
+        return self.max_windows // self.environments + self.chunks_per_window - 1
 
     @property
     def updates(self) -> int:
@@ -69,6 +75,21 @@ class Plan(Frozen):
         """Update counts at which every learner is evaluated, 0 and the last among them."""
         count = min(self.evaluations, self.updates)
         return tuple(round(self.updates * i / count) for i in range(count + 1))
+
+    @property
+    def snapshot_updates(self) -> tuple[int, ...]:
+        """Update counts at which a snapshot takes every learner, between the first and the last."""
+        parts = self.snapshots + 1
+        return tuple(sorted({round(self.updates * i / parts) for i in range(1, parts)} - {0, self.updates}))
+
+    def snapshot_windows(self, updates: int) -> int:
+        """Windows of each environment at which the snapshot of `updates` takes a collector.
+
+        No learner can have been trained on later ones by then: the limiter would not have let it.
+        """
+        sampled = updates * self.windows_per_update + self.error_buffer
+        windows = self.prefill_windows + sampled / self.samples_per_insert
+        return min(math.ceil(windows / self.environments), self.windows // self.environments)
 
 
 def make_plan(experiment: Experiment, spec: EnvSpec) -> Plan:
@@ -120,6 +141,7 @@ def make_plan(experiment: Experiment, spec: EnvSpec) -> Plan:
         minibatches_per_update=algorithm.minibatches_per_update,
         batch_size=algorithm.batch_size,
         evaluations=experiment.evaluation.count,
+        snapshots=experiment.snapshots.count,
     )
     if plan.updates < 1:
         windows = prefill + math.ceil(algorithm.windows_per_update / samples_per_insert)

@@ -1,6 +1,7 @@
 """A matrix: what a user says, and the runs and cells that follow from it."""
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,21 +9,24 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from shared.config import ConfigError, Experiment, Frozen, NetworkConfig, Seed, explain, parse_experiment, read_yaml
+from shared.config import ConfigError, Experiment, Frozen, NetworkConfig, explain, parse_experiment, read_yaml
+from shared.values import Depth, EnvId, Seed
 
 _SET_BY_THE_MATRIX = ("env", "seed", "learners", "stream")
+_CHANGED_BY_THE_MATRIX = ("collector", "evaluation")
+MOST_LEARNERS = 20_000  # of all runs: a plan of them takes a moment
 _DEPTHS = ("depth", "actor_depth", "critic_depth")
 
 
 class MatrixConfig(Frozen):
     """Environments x collector depths x learner depths x seeds."""
 
-    environments: tuple[str, ...]
-    collector_depths: tuple[int, ...]
-    learner_depths: tuple[int, ...] = ()
+    environments: tuple[EnvId, ...]
+    collector_depths: tuple[Depth, ...]
+    learner_depths: tuple[Depth, ...] = ()
     """Passive learners; all train on the stream of each collector network. Left out: ordinary training alone."""
     seeds: tuple[Seed, ...] = (0,)
-    evaluation_environments: dict[str, str] = Field(default={})
+    evaluation_environments: dict[str, EnvId] = Field(default={})
     """Where an environment's policies are evaluated elsewhere, such as in its maze's `_eval` layout."""
     experiment: dict[str, Any] = Field(default={})
     """Any other key of an experiment, the same for all runs; learners are the collector network at other depths."""
@@ -32,16 +36,18 @@ class MatrixConfig(Frozen):
     def _axis(cls, axis: tuple) -> tuple:
         if not axis:
             raise ValueError("is empty; name at least one")
-        twice = sorted({str(value) for value in axis if axis.count(value) > 1})
+        twice = sorted(str(value) for value, times in Counter(axis).items() if times > 1)
         if twice:
             raise ValueError(f"{', '.join(twice)} is there twice; name each once")
         return axis
 
     @model_validator(mode="after")
     def _keys(self) -> "MatrixConfig":
+        for key in _CHANGED_BY_THE_MATRIX:
+            if not isinstance(self.experiment.get(key, {}), Mapping):
+                raise ValueError(f"experiment.{key}: input should be a valid dictionary; leave it out for none")
         taken = [key for key in _SET_BY_THE_MATRIX if key in self.experiment]
-        collector = self.experiment.get("collector", {})
-        taken += [f"collector.{key}" for key in _DEPTHS if isinstance(collector, Mapping) and key in collector]
+        taken += [f"collector.{key}" for key in _DEPTHS if key in self.experiment.get("collector", {})]
         if taken:
             raise ValueError(f"experiment.{taken[0]}: the matrix sets it; leave it out")
         replay = self.experiment.get("replay", {})
@@ -50,6 +56,12 @@ class MatrixConfig(Frozen):
         unknown = sorted(set(self.evaluation_environments) - set(self.environments))
         if unknown:
             raise ValueError(f"evaluation_environments.{unknown[0]}: not among the environments")
+        runs = len(self.environments) * len(self.collector_depths) * len(self.seeds)
+        if runs * (1 + len(self.learner_depths)) > MOST_LEARNERS:
+            raise ValueError(
+                f"seeds: {runs} runs with {1 + len(self.learner_depths)} learners each are more than "
+                f"{MOST_LEARNERS} learners; split the matrix"
+            )
         return self
 
 
@@ -97,13 +109,13 @@ def learner_name(depth: int) -> str:
 
 def _make_run(matrix: MatrixConfig, env: str, depth: int, seed: int, prefix: str) -> MatrixRun:
     values = copy.deepcopy(matrix.experiment)
-    collector = {**(values.get("collector") or {}), "depth": depth}
+    collector = {**values.get("collector", {}), "depth": depth}
     alike = {key: value for key, value in collector.items() if key in (*NetworkConfig.model_fields, "resources")}
     values |= {"env": env, "seed": seed, "collector": collector}
     # The collector learner starts from seed 0: no passive learner may be its twin.
     values["learners"] = {learner_name(each): {**alike, "depth": each, "seed": 1} for each in matrix.learner_depths}
     if env in matrix.evaluation_environments:
-        values["evaluation"] = {**(values.get("evaluation") or {}), "env": matrix.evaluation_environments[env]}
+        values["evaluation"] = {**values.get("evaluation", {}), "env": matrix.evaluation_environments[env]}
     name = f"{env.replace(':', '.')}-c{depth}-s{seed}"
     return MatrixRun(name, depth, parse_experiment(values, prefix))
 

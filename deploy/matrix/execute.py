@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import yaml
 
+from deploy.access import OWNER_ONLY, make_folder
 from deploy.matrix.config import MatrixConfig, MatrixRun, write_matrix
-from deploy.matrix.folder import MATRIX, is_done, progress, runs_in
+from deploy.matrix.folder import MATRIX, is_begun, is_done, progress, runs_in
 from deploy.matrix.room import may_start, room_for
 from deploy.reaper import guarded
 from shared.config import ConfigError
@@ -33,12 +34,18 @@ class Outcome(NamedTuple):
 
 
 def execute(
-    matrix: MatrixConfig, out: Path, parallel: int | None, in_process: bool, say: Callable[[str], None]
+    matrix: MatrixConfig,
+    out: Path,
+    parallel: int | None,
+    in_process: bool,
+    say: Callable[[str], None],
+    dir_mode: int = OWNER_ONLY,
 ) -> list[Outcome]:
     """Every run in `out` that is not done, as many at once as `may_start` lets; a failed one does not stop the others.
 
     Returns all outcomes in the matrix's order. Raises ConfigError before anything is started where Ray has no room
-    for a run. Leaves no process behind, also when it is interrupted.
+    for a run. Leaves no process behind, also when it is interrupted. `dir_mode`: of `out` and the runs' folders, where
+    they are new.
     """
     runs = runs_in(matrix, out)
     outcomes: dict[str, Outcome] = {}
@@ -50,14 +57,14 @@ def execute(
         else:
             waiting.append(run)
     with guarded(), room_for(waiting, parallel, in_process) as room, _children() as children:
-        _keep(matrix, out)
+        _keep(matrix, out, dir_mode)
         said = time.monotonic()
         while (waiting or children) and not room.lost:
             for run in tuple(waiting):
                 if may_start(room.asked[run.name], [room.asked[name] for name in children], room.nodes, parallel):
                     waiting.remove(run)
                     say(f"{run.name}: started" + " on a recorded stream" * run.fed)
-                    children[run.name] = (run, _start(out, run, in_process, room.environ), time.monotonic())
+                    children[run.name] = (run, _start(out, run, in_process, dir_mode, room.environ), time.monotonic())
             for name, (run, child, started) in list(children.items()):
                 if child.poll() is not None:
                     del children[name]
@@ -75,10 +82,10 @@ def execute(
     return [outcomes[run.name] for run in runs]
 
 
-def _keep(matrix: MatrixConfig, out: Path) -> None:
+def _keep(matrix: MatrixConfig, out: Path, dir_mode: int) -> None:
     """What `out` holds from now on."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, dir_mode)
         write_matrix(matrix, out / MATRIX)
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be written ({error.strerror}); name another folder") from error
@@ -110,12 +117,13 @@ def _wait(running: Sequence[subprocess.Popen]) -> None:
             child.wait()
 
 
-def _start(out: Path, run: MatrixRun, in_process: bool, environ: Mapping[str, str]) -> subprocess.Popen:
+def _start(out: Path, run: MatrixRun, in_process: bool, dir_mode: int, environ: Mapping[str, str]) -> subprocess.Popen:
     """`fathom run` in a session of its own, its output in a file beside the run's folder."""
     experiment = out / f"{run.name}.yaml"
     experiment.write_text(yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "deploy.cli", "run", str(experiment), "--run-dir", str(out / run.name)]
-    command += ["--overwrite"] + ["--in-process"] * in_process
+    command += ["--resume" if is_begun(out / run.name, run) else "--overwrite"]
+    command += ["--dir-mode", f"{dir_mode:04o}"] + ["--in-process"] * in_process
     with open(out / f"{run.name}.log", "w", encoding="utf-8") as log:
         return subprocess.Popen(
             command,

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from deploy.matrix.config import MatrixConfig, MatrixRun, expand, fed_run, load_matrix
+from deploy.record import read_status
 from shared.config import ConfigError, Experiment, load_experiment
 from shared.stream.format import MANIFEST
 
@@ -47,13 +48,20 @@ def is_done(run_dir: Path, run: MatrixRun) -> bool:
     return held is not None and _without_place(held) == _without_place(run.experiment)
 
 
+def is_begun(run_dir: Path, run: MatrixRun) -> bool:
+    """Whether `run_dir` holds this very run, so that it can go on."""
+    return _held(run_dir) == run.experiment
+
+
 def _finished(run_dir: Path) -> Experiment | None:
     """What a finished run did; none where there is no such run."""
+    return _held(run_dir) if read_status(run_dir).get("state") == "done" else None
+
+
+def _held(run_dir: Path) -> Experiment | None:
     try:
-        if json.loads((run_dir / "status.json").read_text())["state"] != "done":
-            return None
         return load_experiment(run_dir / "config.yaml")
-    except (OSError, ValueError, KeyError):  # not there, or cut short, or of another version
+    except ConfigError:  # not there, or cut short, or of another version
         return None
 
 

@@ -1,15 +1,17 @@
 """Runs one Reverb server. Started by `server.py` with the Python of Reverb's own environment; stands alone.
 
 Reads one JSON line from standard input: `{"port": int, "tables": [{"name", "max_size",
-"min_size_to_sample", "samples_per_insert" (null: no limit beyond the minimum size), "error_buffer"}, ...]}`.
+"min_size_to_sample", "samples_per_insert" (null: no limit beyond the minimum size), "min_diff", "max_diff"}, ...]}`.
 Prints one line, `READY port` or `ERROR text`. Exits when standard input closes, so that no crash of its
 parent leaves it behind.
 """
 
+import ctypes
 import errno
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -18,7 +20,13 @@ from typing import Any
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+
+
 def main() -> int:
+    # A stopped process would not see its input close. Elsewhere than on Linux that has to do.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     # Only the one line may reach the parent: what libraries print goes to standard error with the rest.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -57,12 +65,14 @@ def make_table(
     max_size: int,
     min_size_to_sample: int,
     samples_per_insert: float | None,
-    error_buffer: float | None,
+    min_diff: float = 0.0,
+    max_diff: float = 0.0,
 ) -> Any:
+    """A table whose limiter keeps `inserted * samples_per_insert - sampled` within [min_diff, max_diff]."""
     if samples_per_insert is None:
         limiter = reverb.rate_limiters.MinSize(min_size_to_sample)
     else:
-        limiter = reverb.rate_limiters.SampleToInsertRatio(samples_per_insert, min_size_to_sample, error_buffer)
+        limiter = reverb.rate_limiters.RateLimiter(samples_per_insert, min_size_to_sample, min_diff, max_diff)
     return reverb.Table(
         name=name,
         sampler=reverb.selectors.Uniform(),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -10,13 +11,14 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from shared.replay.errors import ReplayError, ReplayMismatch
-from shared.replay.info import check_tables, server_info
+from shared.replay.info import TableInfo, check_tables, server_info
 
 SERVE = Path(__file__).with_name("serve.py")
 PORT_TRIES = 5
@@ -37,9 +39,11 @@ class TableSpec:
     """One table, sizes in windows. `samples_per_insert` None: limited by `min_size_to_sample` alone.
 
     The limiter keeps `(inserted - min_size_to_sample) * samples_per_insert - sampled` within
-    `error_buffer` of zero. Raises `ValueError` unless error_buffer <= samples_per_insert *
-    min_size_to_sample and min_size_to_sample <= max_size: beyond these, samples overtake inserts, or
-    sampling never starts.
+    `error_buffer` of zero. A server that takes over from another counts on: `inserted` and `sampled` are
+    what lies behind, `refilled` how many of the windows inserted will be put in again first, on top.
+
+    Raises `ValueError` unless error_buffer <= samples_per_insert * min_size_to_sample and
+    min_size_to_sample <= max_size: beyond these, samples overtake inserts, or sampling never starts.
     """
 
     name: str
@@ -47,6 +51,9 @@ class TableSpec:
     min_size_to_sample: int
     samples_per_insert: float | None = None
     error_buffer: float | None = None
+    inserted: int = 0
+    sampled: int = 0
+    refilled: int = 0
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -63,6 +70,27 @@ class TableSpec:
             least, most = max(1.0, self.samples_per_insert), self.samples_per_insert * self.min_size_to_sample
             if not least <= self.error_buffer <= most:
                 raise ValueError(f"error_buffer: {self.error_buffer} is not within {least:g}..{most:g}")
+
+    def as_served(self) -> dict[str, Any]:
+        """The table as `serve.py` makes it; the limits are on what this server itself counts.
+
+        Nothing is sampled before the refill is done, or until the limiter would not let it be done: what was
+        sampled and lost on its way may be owed first.
+        """
+        table = {"name": self.name, "max_size": self.max_size}
+        least = max(self.refilled, self.min_size_to_sample - self.inserted)
+        if self.samples_per_insert is None or self.error_buffer is None:
+            return {**table, "min_size_to_sample": max(min(least, self.max_size), 1), "samples_per_insert": None}
+        ratio = self.samples_per_insert
+        middle = (self.min_size_to_sample - self.inserted) * ratio + self.sampled
+        most = max(middle + self.error_buffer, ratio)  # one window fits always
+        return {
+            **table,
+            "min_size_to_sample": max(min(least, self.max_size, int(most / ratio)), 1),
+            "samples_per_insert": ratio,
+            "min_diff": middle - self.error_buffer,
+            "max_diff": most,
+        }
 
 
 class ReplayServer:
@@ -158,7 +186,7 @@ class ReplayServer:
         except OSError as error:
             raise ReplayServerError(f"the replay server did not start: {error}") from error
         assert self._child.stdin is not None
-        request = {"port": port, "tables": [asdict(table) for table in tables]}
+        request = {"port": port, "tables": [table.as_served() for table in tables]}
         with contextlib.suppress(BrokenPipeError):  # it ended at once; the missing answer says so
             self._child.stdin.write(json.dumps(request).encode() + b"\n")
             self._child.stdin.flush()
@@ -172,6 +200,8 @@ class ReplayServer:
         check_tables(info, [table.name for table in tables], address)
         if len(info.tables) != len(tables):
             raise ReplayMismatch(f"another replay server answers at {address}: it has {sorted(info.tables)}")
+        for table in tables:
+            _check_limits(info.tables[table.name], table.as_served(), address)
         return address
 
     def _read_answer(self, deadline: float) -> str:
@@ -195,6 +225,17 @@ class ReplayServer:
         except FileNotFoundError:
             return ""
         return f"; its log ({self._log_path}) ends: {text[-LOG_TAIL_CHARS:]}" if text else ""
+
+
+def _check_limits(found: TableInfo, asked: dict[str, Any], address: str) -> None:
+    """Raises `ReplayMismatch` where the table at `address` is not as it was asked for."""
+    for name in ("max_size", "min_size_to_sample", "samples_per_insert", "min_diff", "max_diff"):
+        value = asked.get(name)
+        if value is not None and not math.isclose(getattr(found, name), value, rel_tol=1e-9):
+            raise ReplayMismatch(
+                f"another replay server answers at {address}: its table {found.name} has "
+                f"{name} {getattr(found, name):g}, {value:g} was asked for"
+            )
 
 
 def _free_port() -> int:

@@ -9,6 +9,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
@@ -138,10 +139,10 @@ def make_env(env_id: str, options: EnvOptions = EnvOptions()) -> GoalEnv:  # noq
     if module:
         return importlib.import_module(module).build(env_id, options)
     if _DOTTED.fullmatch(env_id):
-        return _own(env_id, _import(env_id), options)
+        return _own(env_id, lambda: _import(env_id), options)
     installed = _installed()
     if env_id in installed:
-        return _own(env_id, installed[env_id].load(), options)
+        return _own(env_id, installed[env_id].load, options)
     nearest = difflib.get_close_matches(env_id, [*_MODULES, *installed], n=1, cutoff=0.0)[0]
     raise ValueError(f"unknown environment {env_id!r}; did you mean {nearest!r}? `fathom envs` lists all of them")
 
@@ -173,7 +174,7 @@ def _make(env_id: str, options: EnvOptions, field: str) -> GoalEnv:
     try:
         return make_env(env_id, options)
     except ValueError as error:
-        text = str(error)
+        text = " ".join(str(error).split())
         raise ConfigError(text if text.startswith("env_options.") else f"{field}: {text}") from error
 
 
@@ -191,12 +192,30 @@ def _import(path: str) -> Callable[[EnvOptions], Any]:
         raise ValueError(f"{path}: cannot be imported ({error}); name it as package.module:Class") from error
 
 
-def _own(env_id: str, make: Callable[[EnvOptions], Any], options: EnvOptions) -> GoalEnv:
+def _own(env_id: str, load: Callable[[], Callable[[EnvOptions], Any]], options: EnvOptions) -> GoalEnv:
     from shared.envs.check import check_env
 
     try:
-        env = make(options)
+        make = load()
+        env = _made(env_id, make, options)
+        check_env(env_id, env)
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(
+            f"{env_id}: {type(error).__name__}: {' '.join(str(error).split())} ({_where(error)})"
+        ) from error
+    return env
+
+
+def _made(env_id: str, make: Callable[[EnvOptions], Any], options: EnvOptions) -> Any:
+    try:
+        return make(options)
     except TypeError as error:
         raise ValueError(f"{env_id}: it must take one argument, EnvOptions ({error})") from error
-    check_env(env_id, env)
-    return env
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line that raised it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{place.filename}, line {place.lineno}"

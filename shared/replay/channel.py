@@ -15,13 +15,15 @@ SERVER_INFO = "/deepmind.reverb.ReverbService/ServerInfo"
 # A wait in slices this long notices a request to stop, or a dead thread, within a second.
 WAIT_SLICE_S = 0.5
 CONNECT_TIMEOUT_S = 10.0
+MOST_MESSAGE_BYTES = 2**27  # Reverb sends a megabyte at a time, or one chunk that is larger
+DETAILS_CHARS = 500  # of what a server says
 
 # A caller's wish to stop, asked while waiting.
 ShouldStop = Callable[[], bool] | threading.Event | None
 
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", MOST_MESSAGE_BYTES),
     # Channels with equal options share one connection unless told otherwise, and then a stalled stream would
     # hold up the liveness poll.
     ("grpc.use_local_subchannel_pool", 1),
@@ -47,6 +49,7 @@ def named_error(error: grpc.RpcError, address: str, doing: str) -> ReplayError:
     """A gRPC error as one of ours, saying what was being done and where."""
     code = error.code() if isinstance(error, grpc.Call) else None
     details = (error.details() if isinstance(error, grpc.Call) else None) or "no details"
+    details = " ".join(details.split())[:DETAILS_CHARS]
     text = f"{doing} at {address}: {code.name if code else type(error).__name__}: {details}"
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED):
         return ReplayUnavailable(f"the replay server is gone while {text}")

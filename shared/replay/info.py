@@ -9,6 +9,7 @@ from shared.replay import reverb_pb2 as pb
 from shared.replay.channel import SERVER_INFO, naming_errors, open_channel
 from shared.replay.errors import ReplayMismatch, ReplayUnavailable
 
+NAMES_SHOWN = 8
 MISSES_ALLOWED = 1  # one slow answer happens on a busy machine; the second in a row does not
 
 
@@ -57,9 +58,12 @@ def check_tables(info: ServerInfo, tables: Iterable[str], address: str) -> None:
     """Raises `ReplayMismatch` unless the server has all of `tables`."""
     missing = sorted(set(tables) - info.tables.keys())
     if missing:
+        names = sorted(info.tables)
+        some = " ".join(", ".join(names[:NAMES_SHOWN]).split())  # a foreign server's names may hold anything
+        rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         raise ReplayMismatch(
             f"the replay server at {address} is not this run's: it lacks {', '.join(missing)}"
-            f" and has {', '.join(sorted(info.tables)) or 'no tables'}"
+            f" and has {some or 'no tables'}{rest}"
         )
 
 

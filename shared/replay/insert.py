@@ -5,8 +5,9 @@ import secrets
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import grpc
 import numpy as np
@@ -25,12 +26,14 @@ from shared.replay.channel import (
 from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayError, ReplayStopped, ReplayTimeout
 from shared.replay.info import check_tables, server_info
+from shared.replay.windows import is_void
 
 # A message's cost in the server grows with the square of the chunks it keeps: 12 ms at 512 x 16.
 ENVIRONMENTS_PER_STREAM = 64
 # One being written into the tables, one on its way. More would let a fast table run ahead of a slow one.
 MESSAGES_IN_FLIGHT = 2
 CLOSE_WAIT_S = 5.0
+_SOURCE_BITS = 48  # a key is its source and a number below 2**48: 25 years of inserts at 400,000 a second
 
 
 @dataclass
@@ -39,6 +42,23 @@ class _Message:
 
     unconfirmed: dict[str, set[int]]  # item keys by table
     handed_over: bool = False  # gRPC took it
+
+
+class Keys(NamedTuple):
+    """Keys of one environment's chunks and items, of which there is one for each table."""
+
+    source: int
+    environment: int
+    environments: int
+    tables: int
+
+    def of(self, number: int) -> range:
+        """For unroll `number`: the chunk's key, then its window's in each table."""
+        start = (number * self.environments + self.environment) * (self.tables + 1)
+        if start + self.tables >= 2**_SOURCE_BITS:
+            raise ValueError(f"unroll {number}: there are no keys left for {self.environments} environments")
+        start += self.source << _SOURCE_BITS
+        return range(start, start + self.tables + 1)
 
 
 @dataclass
@@ -52,10 +72,11 @@ class _Chunk:
 class Inserter:
     """Inserts unrolls of `environments` environments; every window goes into every table.
 
-    A window is the last `chunks_per_window` chunks of one environment. Not thread-safe; waits locally, so
-    every call ends: with `ReplayTimeout` after `timeout_s` seconds without a confirmation,
-    `ReplayUnavailable` when the server is gone, `ReplayStopped` when `should_stop` says so. After an error
-    the inserter is spent.
+    A window is `chunks_per_window` chunks of one environment, of consecutive unrolls. Its key follows from
+    `source` (whose environments these are), the unroll's number, the environment and the table: sent again,
+    by whomever, it counts once. Not thread-safe; waits locally, so every call ends: with `ReplayTimeout`
+    after `timeout_s` seconds without a confirmation, `ReplayUnavailable` when the server is gone,
+    `ReplayStopped` when `should_stop` says so. After an error the inserter is spent.
     """
 
     def __init__(
@@ -65,15 +86,22 @@ class Inserter:
         chunks_per_window: int,
         environments: int,
         *,
+        source: int = 0,
         timeout_s: float = 60.0,
         should_stop: ShouldStop = None,
+        audit: Callable[[Sequence[int]], object] | None = None,
     ) -> None:
-        """Raises `ValueError`, `ReplayUnavailable`, `ReplayMismatch` (a table is missing at `address`)."""
+        """`audit` gets the keys that the server confirms. Raises `ValueError`, `ReplayUnavailable`,
+        `ReplayMismatch` (a table is missing at `address`).
+        """
         if not tables or len(set(tables)) != len(tables):
             raise ValueError(f"tables: one or more different names are needed, not {list(tables)}")
         if chunks_per_window < 1 or environments < 1:
             raise ValueError("chunks_per_window and environments must be positive")
+        if not 0 <= source < 2 ** (64 - _SOURCE_BITS):
+            raise ValueError(f"source: {source} is not within 0..{2 ** (64 - _SOURCE_BITS) - 1}")
         self._environments = environments
+        self._number = -1
         self._timeout_s = timeout_s
         self._should_stop = should_stop
         self._shape: tuple[int, int] | None = None  # (T, F), fixed by the first unroll
@@ -86,21 +114,31 @@ class Inserter:
                 address,
                 tuple(tables),
                 chunks_per_window,
-                min(ENVIRONMENTS_PER_STREAM, environments - start),
+                [
+                    Keys(source, environment, environments, len(tables))
+                    for environment in range(start, min(start + ENVIRONMENTS_PER_STREAM, environments))
+                ],
+                audit,
             )
             for start in starts
         ]
 
-    def insert(self, columns: Columns) -> float:
-        """`floats` `[N, T, F]` float32, `ints` `[N, T, 3]` int32, numpy. Returns the seconds waited.
+    def insert(self, columns: Columns, number: int | None = None, *, windows: bool = True) -> float:
+        """Unroll `number`: `floats` `[N, T, F]` float32, `ints` `[N, T, 3]` int32, numpy. Returns the seconds waited.
 
-        T and F are those of the first call. Copies: the arrays may be reused when it returns.
+        T and F are those of the first call; `number` None: the one after the last. No window spans a gap in the
+        numbers, or a void chunk. Without `windows` the unroll is only there for later ones to begin with. Copies:
+        the arrays may be reused when it returns.
         """
         floats, ints = self._checked(columns)
+        number = self._number + 1 if number is None else number
+        if number <= self._number:
+            raise ValueError(f"unroll {number} comes after unroll {self._number}; numbers count upwards")
+        fresh, self._number = number != self._number + 1, number
         waited_s = 0.0
-        for number, stream in enumerate(self._streams):
-            mine = slice(number * ENVIRONMENTS_PER_STREAM, (number + 1) * ENVIRONMENTS_PER_STREAM)
-            request, message = stream.prepare(floats[mine], ints[mine])
+        for index, stream in enumerate(self._streams):
+            mine = slice(index * ENVIRONMENTS_PER_STREAM, (index + 1) * ENVIRONMENTS_PER_STREAM)
+            request, message = stream.prepare(floats[mine], ints[mine], number, fresh, windows)
             waited_s += stream.wait(MESSAGES_IN_FLIGHT - 1, self._timeout_s, self._should_stop)
             stream.send(request, message)
         return waited_s
@@ -147,16 +185,20 @@ class _Stream:
     """One InsertStream: the chunks of up to 64 environments, with their items for all tables."""
 
     def __init__(
-        self, channel: grpc.Channel, address: str, tables: tuple[str, ...], chunks: int, environments: int
+        self,
+        channel: grpc.Channel,
+        address: str,
+        tables: tuple[str, ...],
+        chunks: int,
+        keys: Sequence[Keys],
+        audit: Callable[[Sequence[int]], object] | None,
     ) -> None:
         self._address = address
+        self._audit = audit
         self._tables = tables
-        self._environments = environments
-        # Keys must not meet those of other streams and collectors: each counts up from its own random start.
-        self._next_key = secrets.randbits(64)
-        self._episode_ids = [secrets.randbits(64) for _ in range(environments)]
-        self._windows: list[deque[_Chunk]] = [deque(maxlen=chunks) for _ in range(environments)]
-        self._unrolls = 0
+        self._keys = keys
+        self._episode_ids = [secrets.randbits(64) for _ in keys]
+        self._windows: list[deque[_Chunk]] = [deque(maxlen=chunks) for _ in keys]
         self._changed = threading.Condition()
         self._in_flight: deque[_Message] = deque()
         self._owners: dict[int, tuple[_Message, str]] = {}  # unconfirmed item key -> its message and table
@@ -169,28 +211,31 @@ class _Stream:
         self._reader = threading.Thread(target=self._read, name="replay-insert", daemon=True)
         self._reader.start()
 
-    def prepare(self, floats: np.ndarray, ints: np.ndarray) -> tuple[bytes, _Message]:
-        """The next unroll, `[n, T, F]` and `[n, T, 3]`, as a serialised request and its account."""
+    def prepare(
+        self, floats: np.ndarray, ints: np.ndarray, number: int, fresh: bool, windows: bool
+    ) -> tuple[bytes, _Message]:
+        """Unroll `number`, `[n, T, F]` and `[n, T, 3]`, as a serialised request and its account.
+
+        `fresh`: no window begins before it; see `Inserter.insert` for `windows`.
+        """
         steps = floats.shape[1]
         request = pb.InsertStreamRequest()
         message = _Message({table: set() for table in self._tables})
-        for environment, window in enumerate(self._windows):
-            key = self._new_key()
-            request.chunks.append(
-                wire.chunk_data(
-                    key,
-                    (floats[environment], ints[environment]),
-                    self._episode_ids[environment],
-                    self._unrolls * steps,
-                )
-            )
+        for environment, (window, void) in enumerate(zip(self._windows, is_void(ints), strict=True)):
+            if fresh or void:
+                window.clear()
+            if void:
+                continue
+            key, *item_keys = self._keys[environment].of(number)
+            columns = (floats[environment], ints[environment])
+            request.chunks.append(wire.chunk_data(key, columns, self._episode_ids[environment], number * steps))
             window.append(_Chunk(key, wire.slice_bytes(key, steps, columns=2)))
-            if len(window) == window.maxlen:
-                self._add_items(request, message, window)
+            whole = len(window) == window.maxlen
+            if whole and windows:
+                self._add_items(request, message, window, item_keys)
             # What the next window will refer to; all of it while the first one is still growing.
-            kept = list(window)[1:] if len(window) == window.maxlen else window
+            kept = list(window)[1:] if whole else window
             request.keep_chunk_keys.extend(chunk.key for chunk in kept)
-        self._unrolls += 1
         return request.SerializeToString(), message
 
     def wait(self, most: int, timeout_s: float, should_stop: ShouldStop) -> float:
@@ -231,16 +276,13 @@ class _Stream:
     def join(self, timeout_s: float) -> None:
         self._reader.join(timeout_s)
 
-    def _add_items(self, request: pb.InsertStreamRequest, message: _Message, window: deque[_Chunk]) -> None:
+    def _add_items(
+        self, request: pb.InsertStreamRequest, message: _Message, window: deque[_Chunk], keys: Sequence[int]
+    ) -> None:
         trajectory = wire.trajectory(chunk.slices for chunk in window)
-        for table in self._tables:
-            key = self._new_key()
+        for table, key in zip(self._tables, keys, strict=True):
             request.items.add(key=key, table=table, priority=1.0, flat_trajectory=trajectory)
             message.unconfirmed[table].add(key)
-
-    def _new_key(self) -> int:
-        self._next_key = (self._next_key + 1) % 2**64
-        return self._next_key
 
     def _outgoing(self) -> Iterator[bytes]:
         """Requests for gRPC, whose own thread pulls the next one when the last one was taken."""
@@ -255,6 +297,8 @@ class _Stream:
         """Collects confirmations until the stream ends, then says why it ended."""
         try:
             for response in self._call:
+                if self._audit is not None:
+                    self._audit(response.keys)
                 with self._changed:
                     for key in response.keys:
                         self._confirm(key)

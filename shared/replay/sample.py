@@ -29,6 +29,9 @@ REQUESTS_OUTSTANDING = 2
 # Finite always: a cancelled stream's waiting request still takes windows, which then reach nobody.
 RATE_LIMITER_TIMEOUT_S = 3.0
 CLOSE_WAIT_S = 5.0
+REOPEN_PAUSE_S = 0.05  # a server that ends every stream at once must not keep a core busy
+# A window may come with chunks that hold more than its rows, and every part of it waits in memory for the last one.
+SPARE_BYTES = 2**26
 
 X = TypeVar("X")
 
@@ -70,6 +73,7 @@ class Sampler(Generic[X]):
         self._floats = np.empty((num_windows, window_rows, num_floats), np.float32)
         self._ints = np.empty((num_windows, window_rows, INT_COLUMNS), np.int32)
         self._filled = 0  # windows in the buffers
+        self._most_bytes = SPARE_BYTES + 4 * (self._floats[0].nbytes + self._ints[0].nbytes)
         self._changed = threading.Condition()
         self._ready: list[X] = []
         self._batches_asked = 0  # asked for and not yet handed out; the permit to ask the server for more
@@ -133,6 +137,8 @@ class Sampler(Generic[X]):
         try:
             while self._open_stream():
                 self._receive()
+                with self._changed:
+                    self._changed.wait(REOPEN_PAUSE_S)
         except Exception as error:  # noqa: BLE001 - whatever ends the thread must reach the learner
             with self._changed:
                 self._error = error
@@ -167,15 +173,19 @@ class Sampler(Generic[X]):
         assert self._stream is not None
         chunks: dict[int, pb.ChunkData] = {}
         window: pb.FlatTrajectory | None = None
+        held_bytes = 0
         try:
-            for response in self._stream.call:
+            for size, response in self._stream.call:
+                held_bytes += size
+                if held_bytes > self._most_bytes:
+                    raise wire.WireError(f"a window of {self._table} does not end after {held_bytes} bytes")
                 for entry in response.entries:
                     if entry.info.HasField("item"):
                         window = entry.info.item.flat_trajectory
                     chunks.update((chunk.chunk_key, chunk) for chunk in entry.data)
                     if entry.end_of_sequence:
                         self._take(window, chunks)
-                        chunks, window = {}, None
+                        chunks, window, held_bytes = {}, None, 0
             raise ReplayError(f"the replay server at {self._address} ended the sample stream")
         except grpc.RpcError as error:
             with self._changed:
@@ -191,6 +201,9 @@ class Sampler(Generic[X]):
         """One whole window into the buffers; a full batch onwards to the learner."""
         if window is None:
             raise wire.WireError(f"a sample of {self._table} came without its item")
+        with self._changed:
+            if self._batches_asked == len(self._ready):
+                raise wire.WireError(f"{self._table} gave a window that nobody asked for")
         wire.read_window(window, chunks, (self._floats[self._filled], self._ints[self._filled]))
         self._filled += 1
         with self._changed:
@@ -210,9 +223,9 @@ class _Stream:
     def __init__(self, channel: grpc.Channel, table: str) -> None:
         self._table = table
         self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self.call = channel.stream_stream(
-            SAMPLE_STREAM, pb.SampleStreamRequest.SerializeToString, pb.SampleStreamResponse.FromString
-        )(self._outgoing())
+        self.call = channel.stream_stream(SAMPLE_STREAM, pb.SampleStreamRequest.SerializeToString, _with_size)(
+            self._outgoing()
+        )
 
     def ask(self, windows: int) -> None:
         self._requests.put(windows)
@@ -226,3 +239,8 @@ class _Stream:
         timeout = pb.Timeout(milliseconds=int(RATE_LIMITER_TIMEOUT_S * 1000))
         while (windows := self._requests.get()) is not None:
             yield pb.SampleStreamRequest(table=self._table, num_samples=windows, rate_limiter_timeout=timeout)
+
+
+def _with_size(content: bytes) -> tuple[int, pb.SampleStreamResponse]:
+    """A response and its bytes, which cost nothing to count here."""
+    return len(content), pb.SampleStreamResponse.FromString(content)

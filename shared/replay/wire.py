@@ -18,6 +18,8 @@ DTYPES: dict[int, np.dtype[Any]] = {
     9: np.dtype(np.int64),
     10: np.dtype(np.bool_),
 }
+MOST_EXPANSION = 22  # 3 bytes of snappy's stand for 64 at most; what claims to hold more is never made room for
+MOST_DIMENSIONS = 8  # that an error shows
 _DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 
 
@@ -67,6 +69,8 @@ def read_window(window: pb.FlatTrajectory, chunks: dict[int, pb.ChunkData], outs
     for number, (column, out) in enumerate(zip(window.columns, outs, strict=True)):
         row = 0
         for piece in column.chunk_slices:
+            if piece.length < 1:
+                raise WireError(f"column {number}: a slice has {piece.length} rows")
             if row + piece.length > len(out):
                 row += piece.length
                 break
@@ -84,11 +88,13 @@ def _read_slice(chunk: pb.ChunkData, piece: pb.FlatTrajectory.ChunkSlice, out: n
     if not 0 <= piece.index < len(chunk.data.tensors):
         raise WireError(f"column {number}: chunk {chunk.chunk_key} has no tensor {piece.index}")
     tensor = chunk.data.tensors[piece.index]
+    if not tensor.tensor_shape.dim:
+        raise WireError(f"column {number}: chunk {chunk.chunk_key} has no rows")
     steps, *row_shape = (dim.size for dim in tensor.tensor_shape.dim)
     if tensor.dtype != _DTYPE_NUMBERS[out.dtype] or tuple(row_shape) != out.shape[1:]:
         held = DTYPES.get(tensor.dtype, f"type {tensor.dtype}")
         raise WireError(
-            f"column {number}: an item holds {held} rows {row_shape},"
+            f"column {number}: an item holds {held} rows {row_shape[:MOST_DIMENSIONS]},"
             f" {out.dtype} rows {list(out.shape[1:])} were expected"
         )
     if piece.offset < 0 or piece.offset + piece.length > steps:
@@ -97,6 +103,9 @@ def _read_slice(chunk: pb.ChunkData, piece: pb.FlatTrajectory.ChunkSlice, out: n
     if piece.length == steps and not delta:
         _decompress(tensor.tensor_content, out, number)
         return
+    size = steps * out[0].nbytes
+    if size > MOST_EXPANSION * len(tensor.tensor_content):
+        raise WireError(f"column {number}: {len(tensor.tensor_content)} bytes cannot be a chunk of {steps} rows")
     whole = np.empty((steps, *row_shape), out.dtype)
     _decompress(tensor.tensor_content, whole, number)
     if delta:

@@ -1,10 +1,13 @@
-"""The stream of a run: all that its collectors inserted, in order, on disk, to be fed again to other learners.
+"""The stream of a run: what its collectors inserted, on disk. Replay's backup; whole, it feeds other learners.
 
-    DIR/collector-0/part-00000.arrow    a shard for each collector, cut into parts
-    DIR/manifest.json                   written last: a stream without it is unfinished
+    DIR/collector-0/part-000000123.arrow    a shard for each collector, cut into parts, named by their first unroll
+    DIR/collector-0/shard.json              the shard's index: its finished parts and their checksums
+    DIR/collector-0/lock                    held by the one process that writes the shard
+    DIR/manifest.json                       written last: a recording without it is unfinished
 
-The order of the stream is (unroll, collector). A part is a whole Arrow file by itself: a record batch is one
-unroll, a row of it one environment's chunk. A part being written is called `.partial`.
+The unrolls of a shard have numbers, strictly increasing from 0. A collector that starts again leaves out one, so no
+relabelling window spans a gap. A part holds consecutive numbers. It is a whole Arrow file by itself: a record batch
+is one unroll, a row of it one environment's chunk. A part being written is called `.partial`: a file without an end.
 """
 
 from collections.abc import Sequence
@@ -19,9 +22,12 @@ from shared.envs.base import EnvSpec
 from shared.plan import Plan
 from shared.replay.codec import INT_COLUMNS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+INDEX = "shard.json"
 PARTIAL = ".partial"
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class StreamDescription(Frozen):
@@ -35,7 +41,13 @@ class StreamDescription(Frozen):
     unroll_length: PositiveInt  # T
     environments: PositiveInt  # N, of each collector
     collectors: PositiveInt
-    unrolls: PositiveInt  # of each collector
+    unrolls: PositiveInt  # of each collector, at least
+
+    @property
+    def unroll_bytes(self) -> int:
+        """Uncompressed, of one collector."""
+        steps = self.environments * self.unroll_length
+        return bytes_of_stream(steps, self.state_size, self.action_size)
 
     @property
     def schema(self) -> pa.Schema:
@@ -45,20 +57,30 @@ class StreamDescription(Frozen):
 
 
 class PartSummary(Frozen):
-    """One finished part. `bytes`: of the file."""
+    """One finished part: unrolls `first`, `first` + 1, ... `bytes`: of the file."""
 
     name: str
+    first: Annotated[int, Field(ge=0)]
     unrolls: PositiveInt
     rows: PositiveInt
     bytes: PositiveInt
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Sha256
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first + self.unrolls)
 
 
 class ShardSummary(Frozen):
-    """What one collector recorded, its parts in order."""
+    """What is kept of one collector, its parts in order."""
 
     index: Annotated[int, Field(ge=0)]
     parts: tuple[PartSummary, ...]
+
+    @property
+    def next_number(self) -> int:
+        """After the newest unroll; 0 for an empty shard."""
+        return self.parts[-1].numbers.stop if self.parts else 0
 
     @property
     def unrolls(self) -> int:
@@ -71,6 +93,14 @@ class ShardSummary(Frozen):
     @property
     def bytes(self) -> int:
         return sum(part.bytes for part in self.parts)
+
+
+class ShardIndex(Frozen):
+    """A shard's own file. `sha256`: of `shard` as JSON, so that a damaged index is not believed."""
+
+    format_version: int
+    sha256: Sha256
+    shard: ShardSummary
 
 
 class Manifest(Frozen):
@@ -103,18 +133,32 @@ def bytes_of_stream(env_steps: int, state_size: int, action_size: int) -> int:
 
 
 def miscount(description: StreamDescription, shards: Sequence[ShardSummary]) -> str:
-    """What does not add up, or nothing."""
+    """What does not add up, or nothing.
+
+    A shard may have more unrolls than were asked for: its collector makes up for windows lost to a gap.
+    """
     if [shard.index for shard in shards] != list(range(description.collectors)):
         return f"shards {[shard.index for shard in shards]} of {description.collectors} collectors"
     for shard in shards:
-        if shard.unrolls != description.unrolls:
+        if shard.unrolls < description.unrolls:
             return f"collector-{shard.index} has {shard.unrolls} unrolls, {description.unrolls} were expected"
-        for number, part in enumerate(shard.parts):
-            rows = part.unrolls * description.environments
-            if part.name != part_name(number):
-                return f"collector-{shard.index} has {part.name}, {part_name(number)} was expected"
-            if part.rows != rows:
-                return f"collector-{shard.index}/{part.name} has {part.rows} rows, {rows} were expected"
+        if wrong := misnumbered(description, shard):
+            return wrong
+    return ""
+
+
+def misnumbered(description: StreamDescription, shard: ShardSummary) -> str:
+    """What is wrong with a shard's parts, or nothing."""
+    next_number = 0
+    for part in shard.parts:
+        rows = part.unrolls * description.environments
+        if part.name != part_name(part.first):
+            return f"collector-{shard.index} has {part.name}, {part_name(part.first)} was expected"
+        if part.first < next_number:
+            return f"collector-{shard.index} has {part.name} where unroll {next_number} or a later one was expected"
+        if part.rows != rows:
+            return f"collector-{shard.index}/{part.name} has {part.rows} rows, {rows} were expected"
+        next_number = part.numbers.stop
     return ""
 
 
@@ -122,5 +166,6 @@ def shard_folder(directory: Path, index: int) -> Path:
     return Path(directory) / f"collector-{index}"
 
 
-def part_name(number: int) -> str:
-    return f"part-{number:05d}.arrow"
+def part_name(first: int) -> str:
+    """Of the part that begins with unroll `first`."""
+    return f"part-{first:09d}.arrow"

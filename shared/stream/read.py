@@ -1,9 +1,8 @@
-"""Reading a stream that is whole, and refusing one that is not."""
+"""Reading a recorded stream that is whole, and refusing one that is not."""
 
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from shared.config import ConfigError, EnvOptions
 from shared.replay.codec import Columns
+from shared.stream.files import reading
 from shared.stream.format import (
     FORMAT_VERSION,
     MANIFEST,
@@ -21,9 +21,9 @@ from shared.stream.format import (
     miscount,
     shard_folder,
 )
+from shared.stream.part import check_bytes, columns_of, whole_batches
 
 _AGAIN = "copy the stream again from where it was recorded, or record it again"
-_OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
 
 
 class Stream:
@@ -38,27 +38,25 @@ class Stream:
 
     @property
     def unrolls(self) -> int:
-        """Of each collector."""
+        """Of each collector, at least."""
         return self.description.unrolls
 
-    def shard(self, index: int) -> Iterator[Columns]:
-        """The unrolls of collector `index` in order: `floats` `[N, T, S + A]`, `ints` `[N, T, 3]`, read-only.
+    def shard(self, index: int, first: int = 0) -> Iterator[tuple[int, Columns]]:
+        """The unrolls of collector `index` from number `first` on in order, with their numbers; see `columns_of`.
 
         Holds one part in memory, compressed. Raises ConfigError if a part is no longer what it was at opening.
         """
         for part in self._manifest.shards[index].parts:
+            if part.numbers.stop <= first:
+                continue
             path = shard_folder(self.directory, index) / part.name
-            with _reading(path):
+            with reading(path, _AGAIN):
                 data = path.read_bytes()
             if hashlib.sha256(data).hexdigest() != part.sha256:
                 raise ConfigError(f"{path}: changed since the stream was opened; {_AGAIN}")
-            batches = pa.ipc.open_file(pa.py_buffer(data), options=_OPTIONS)
-            for number in range(batches.num_record_batches):
-                yield self._columns(batches.get_batch(number))
-
-    def in_order(self) -> Iterator[tuple[Columns, ...]]:
-        """For each unroll, that of every collector: the order in which the stream was inserted."""
-        return zip(*(self.shard(index) for index in range(self.description.collectors)), strict=True)
+            for number, batch in zip(part.numbers, whole_batches(data), strict=True):
+                if number >= first:
+                    yield number, columns_of(path, batch, self.description)
 
     def check_fits(self, wanted: StreamDescription) -> None:
         """Raises ConfigError, a line for each key in which `wanted` (see `describe`) differs, with both values.
@@ -80,11 +78,6 @@ class Stream:
             )
         if mistakes:
             raise ConfigError("\n".join(mistakes))
-
-    def _columns(self, batch: pa.RecordBatch) -> Columns:
-        leading = (self.description.environments, self.description.unroll_length)
-        floats, ints = (column.flatten().to_numpy().reshape(*leading, -1) for column in batch.columns)
-        return Columns(floats, ints)
 
 
 # Fields of a description that a run must agree with: what the user calls them, and whether it is a key to set.
@@ -126,7 +119,7 @@ def _read_manifest(path: Path) -> Manifest:
         raise ConfigError(f"{path.parent}: no such folder; name the folder of a recorded stream")
     if not path.exists():
         raise ConfigError(f"{path}: missing, so the run did not finish recording; record the stream again")
-    with _reading(path):
+    with reading(path, _AGAIN):
         text = path.read_bytes()
     try:
         values = json.loads(text)
@@ -148,25 +141,8 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _check_part(path: Path, part: PartSummary, schema: pa.Schema) -> None:
     """Size, checksum, then that it is the Arrow file the manifest speaks of."""
-    if not path.exists():
-        raise ConfigError(f"{path}: missing; {_AGAIN}")
-    with _reading(path):
-        size = path.stat().st_size
-        if size != part.bytes:
-            raise ConfigError(f"{path}: {size} bytes, the manifest says {part.bytes}; {_AGAIN}")
-        with open(path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != part.sha256:
-                raise ConfigError(f"{path}: damaged, its checksum is not the manifest's; {_AGAIN}")
-        with pa.OSFile(str(path), "rb") as file:
-            batches = pa.ipc.open_file(file)
-            if batches.schema != schema or batches.num_record_batches != part.unrolls:
-                raise ConfigError(f"{path}: other rows or unrolls than the manifest says; {_AGAIN}")
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, pa.ArrowInvalid) as error:
-        cause = (error.strerror or error) if isinstance(error, OSError) else "not an Arrow file"
-        raise ConfigError(f"{path}: cannot be read ({cause}); {_AGAIN}") from error
+    check_bytes(path, part, "manifest", _AGAIN)
+    with reading(path, _AGAIN), pa.OSFile(str(path), "rb") as file:
+        batches = pa.ipc.open_file(file)
+        if batches.schema != schema or batches.num_record_batches != part.unrolls:
+            raise ConfigError(f"{path}: other rows or unrolls than the manifest says; {_AGAIN}")

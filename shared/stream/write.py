@@ -1,10 +1,8 @@
-"""Recording a stream: a writer in each collector, the manifest by the driver."""
+"""Writing a stream: a writer in each collector; for a recording, the manifest by the driver."""
 
-import hashlib
 import importlib.metadata
-import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,74 +10,107 @@ import numpy as np
 import pyarrow as pa
 
 from shared.replay.codec import INT_COLUMNS, Columns
+from shared.stream.files import LOCK_SECONDS, lock_shard, replace_file
 from shared.stream.format import (
     FORMAT_VERSION,
     MANIFEST,
-    PARTIAL,
     Manifest,
     PartSummary,
     ShardSummary,
     StreamDescription,
     miscount,
-    part_name,
     shard_folder,
 )
+from shared.stream.index import write_index
+from shared.stream.part import PartWriter
+from shared.stream.salvage import recover
 
 PART_BYTES = 64 * 2**20  # uncompressed; a part ends with the unroll that reaches this
+PARTS_OF_A_TAIL = 8  # so a tail has at most a quarter more than it has to hold: an old part and a new one
 _VERSIONED = ("fathom-rl", "jax", "numpy", "pyarrow")
-# One thread: recording shares its cores with the environments.
-_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
 
 
 class StreamWriter:
-    """Records one collector's unrolls, synchronously. After an error the writer is spent."""
+    """Writes one collector's unrolls, synchronously, in one thread.
+
+    After an error the writer is spent, and what it wrote is there for the next one.
+    """
 
     def __init__(
-        self, directory: Path, index: int, description: StreamDescription, part_bytes: int = PART_BYTES
+        self,
+        directory: Path,
+        index: int,
+        description: StreamDescription,
+        *,
+        keep_unrolls: int | None = None,
+        part_bytes: int = PART_BYTES,
+        wait_s: float = LOCK_SECONDS,
     ) -> None:
-        """`directory` is the stream's. Raises FileExistsError where collector `index` has recorded before."""
-        self._folder = shard_folder(directory, index)
-        self._folder.mkdir(parents=True)
-        self._index, self._description, self._part_bytes = index, description, part_bytes
-        self._parts: list[PartSummary] = []
-        self._file: pa.NativeFile | None = None
-        self._batches: pa.RecordBatchFileWriter | None = None
-        self._unrolls = self._bytes = 0  # of the part being written
-        self._spent = False
+        """Goes on in the shard of collector `index` in the stream `directory`, or begins it.
 
-    def write(self, columns: Columns) -> None:
-        """One unroll: `floats` `[N, T, S + A]` float32, `ints` `[N, T, 3]` int32, numpy.
-
-        The arrays may be reused when it returns. Raises ValueError for other shapes and types, OSError when
-        the disk is full.
+        `keep_unrolls`: the newest so many are kept, in finished parts, and a few more; none: all, a recording.
+        `wait_s`: seconds to wait for another writer of the shard to end. Raises ConfigError, one line, when it
+        does not, or where the shard is damaged or of another run; ValueError; OSError.
         """
-        floats, ints = self._checked(columns)
+        if keep_unrolls is not None and keep_unrolls < 1:
+            raise ValueError(f"keep_unrolls: {keep_unrolls}, at least 1 is needed")
+        self._folder, self._description, self._keep = shard_folder(directory, index), description, keep_unrolls
+        self._part_unrolls = -(-part_bytes // description.unroll_bytes)
+        self._compression = "zstd"
+        if keep_unrolls is not None:
+            self._part_unrolls = min(self._part_unrolls, max(1, keep_unrolls // PARTS_OF_A_TAIL))
+            self._compression = "lz4"  # 1.7 times as fast; what is soon deleted need not be small
+        self._part: PartWriter | None = None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_shard(self._folder, wait_s)
+        self._spent = False
         with self._spent_on_error():
-            if self._batches is None:
-                self._file = pa.OSFile(str(self._partial), "wb")
-                self._batches = pa.ipc.new_file(self._file, self._description.schema, options=_OPTIONS)
-            schema = self._description.schema
-            arrays = [
-                pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), type=field.type)
-                for array, field in zip((floats, ints), schema, strict=True)
-            ]
-            self._batches.write_batch(pa.record_batch(arrays, schema=schema))
-            self._unrolls += 1
-            self._bytes += floats.nbytes + ints.nbytes
-            if self._bytes >= self._part_bytes:
+            self._shard = recover(self._folder, index, description, self._compression)
+            self._keep_newest(self._shard.parts)
+
+    @property
+    def next_number(self) -> int:
+        """After the newest unroll; 0 for an empty shard."""
+        part = self._part  # once: other threads may ask
+        return part.first + part.unrolls if part else self._shard.next_number
+
+    def write(self, columns: Columns, number: int) -> None:
+        """Unroll `number`: `floats` `[N, T, S + A]` float32, `ints` `[N, T, 3]` int32, numpy.
+
+        When it returns, the unroll outlives this process, however it ends, and the arrays may be reused. Raises
+        ValueError for other shapes and types, and for a number before `next_number`; OSError when the disk is full.
+        """
+        batch = self._batch(columns)
+        if number < self.next_number:
+            raise ValueError(f"{self._folder}: unroll {number} after unroll {self.next_number - 1}; they count upwards")
+        with self._spent_on_error():
+            if number > self.next_number:
                 self._finish_part()
+            if self._part is None:
+                self._part = PartWriter(self._folder, number, self._description, self._compression)
+            self._part.write(batch)
+            if self._part.unrolls >= self._part_unrolls:
+                self._finish_part()
+
+    def cut(self) -> ShardSummary:
+        """All that is kept, in finished parts: what a snapshot takes along. Raises as `close` does."""
+        with self._spent_on_error():
+            self._finish_part()
+        return self._shard
 
     def close(self) -> ShardSummary:
         """Finishes the last part. Raises OSError when the disk is full, ValueError when called twice."""
-        with self._spent_on_error():
-            if self._batches is not None:
-                self._finish_part()
-        self._spent = True
-        return ShardSummary(index=self._index, parts=tuple(self._parts))
+        shard = self.cut()
+        self._spend()
+        return shard
 
-    @property
-    def _partial(self) -> Path:
-        return self._folder / (part_name(len(self._parts)) + PARTIAL)
+    def _batch(self, columns: Columns) -> pa.RecordBatch:
+        schema = self._description.schema
+        arrays = [
+            pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), type=field.type)
+            for array, field in zip(self._checked(columns), schema, strict=True)
+        ]
+        return pa.record_batch(arrays, schema=schema)
 
     def _checked(self, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
         description = self._description
@@ -96,62 +127,53 @@ class StreamWriter:
         return floats, ints
 
     def _finish_part(self) -> None:
-        """The name of a whole part is given last, when its bytes are on the disk."""
-        assert self._batches is not None
-        assert self._file is not None
-        self._batches.close()
-        self._file.close()
-        partial, name = self._partial, part_name(len(self._parts))
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        part = PartSummary(
-            name=name,
-            unrolls=self._unrolls,
-            rows=self._unrolls * self._description.environments,
-            bytes=partial.stat().st_size,
-            sha256=digest,
-        )
-        partial.rename(self._folder / name)
-        _sync_folder(self._folder)
-        self._parts.append(part)
-        self._file = self._batches = None
-        self._unrolls = self._bytes = 0
+        """If there is one."""
+        if self._part is None:
+            return
+        self._keep_newest((*self._shard.parts, self._part.finish()))
+        self._part = None
+
+    def _keep_newest(self, parts: tuple[PartSummary, ...]) -> None:
+        """Of finished `parts` those that hold all that is to be kept; the others are deleted, the oldest first."""
+        held = sum(part.unrolls for part in parts)
+        spare = 0 if self._keep is None else held - self._keep
+        gone = 0
+        while parts and parts[gone].unrolls <= spare:
+            spare -= parts[gone].unrolls
+            gone += 1
+        if parts[gone:] != self._shard.parts:
+            self._shard = self._shard.model_copy(update={"parts": parts[gone:]})
+            write_index(self._folder, self._shard)  # before the deletions: what it lists is there
+        for part in parts[:gone]:
+            (self._folder / part.name).unlink(missing_ok=True)
 
     @contextmanager
     def _spent_on_error(self) -> Iterator[None]:
         if self._spent:
             raise ValueError(f"{self._folder}: this writer is closed, or failed before")
+        try:
+            yield
+        except BaseException:
+            self._spend()
+            raise
+
+    def _spend(self) -> None:
+        """Nothing more is written by this writer; another one may."""
         self._spent = True
-        yield
-        self._spent = False
-
-
-def recording(insert: Callable[[Columns], object], writer: StreamWriter) -> Callable[[Columns], None]:
-    """`insert`, and what went in is written down."""
-
-    def record(columns: Columns) -> None:
-        insert(columns)
-        writer.write(columns)
-
-    return record
+        if self._part is not None:
+            self._part.abandon()
+        self._lock.release()
 
 
 def write_manifest(directory: Path, description: StreamDescription, shards: Sequence[ShardSummary]) -> None:
-    """Finishes the stream: every shard must be closed. Raises ValueError where the counts do not add up."""
+    """Finishes a recording: every shard must be closed. Raises ValueError where the counts do not add up."""
     shards = sorted(shards, key=lambda shard: shard.index)
     if wrong := miscount(description, shards):
         raise ValueError(f"{directory}: {wrong}")
     manifest = Manifest(
         format_version=FORMAT_VERSION, description=description, versions=_versions(), shards=tuple(shards)
     )
-    beside = Path(directory) / (MANIFEST + PARTIAL)
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(manifest.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(Path(directory) / MANIFEST)
-    _sync_folder(Path(directory))
+    replace_file(Path(directory) / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
 def _versions() -> dict[str, str | None]:
@@ -162,12 +184,3 @@ def _versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return versions
-
-
-def _sync_folder(path: Path) -> None:
-    """So that a new name in the folder outlives a power cut."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -53,6 +53,31 @@ class Counting(GoalEnv):
         return jnp.minimum(jnp.round(goal[..., 0]), 4).astype(jnp.int32)
 
 
+@dataclass(frozen=True)
+class Breaking(Counting):
+    """Breaks with its step number `breaks_after`, in episodes whose start tag is below `share`.
+
+    All of its state, or the coordinate `only` alone, is then `value`.
+    """
+
+    limits: tuple[int, ...] = (100, 100)
+    breaks_after: int = 4
+    share: float = 0.5
+    value: float = float("nan")
+    only: int | None = None
+
+    def step(self, env_state: EnvState, action: Array) -> EnvState:
+        after = super().step(env_state, action)
+        breaks = (after.state[0] == self.breaks_after) & (after.state[1] < self.share)
+        struck = jnp.arange(3) == self.only if self.only is not None else jnp.ones(3, bool)
+        return after._replace(state=jnp.where(breaks & struck, self.value, after.state))
+
+
 @pytest.fixture(scope="session")
 def counting() -> type[Counting]:
     return Counting
+
+
+@pytest.fixture(scope="session")
+def breaking() -> type[Breaking]:
+    return Breaking

@@ -1,16 +1,20 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from collector.collector import Collector, coverage
+from collector.collector import Collector, coverage, make_collect, make_count
+from collector.rollout import make_start, make_unroll
 from shared.config import Experiment
 from shared.metrics import Reporter, Row
 from shared.networks import init_params, make_networks
 from shared.params import ParamStore, Policy
 from shared.plan import Plan, make_plan
-from shared.replay.codec import Columns
+from shared.replay.codec import Columns, pack
+from shared.replay.windows import VOID_EPISODE, is_void
+from shared.types import Array, Params
 
 N, T = 6, 5
 
@@ -40,7 +44,8 @@ def ran(counting: Any) -> Ran:
     params = init_params(make_networks(experiment.collector, env.spec), env.spec, jax.random.key(0)).actor
     store.publish(Policy(0, params))
 
-    def insert(columns: Columns) -> None:
+    def insert(number: int, columns: Columns) -> None:
+        assert number == len(inserted)
         inserted.append(columns)
         if len(inserted) % 2 == 0:
             store.publish(Policy(len(inserted), params))
@@ -48,7 +53,7 @@ def ran(counting: Any) -> Ran:
     collector = Collector(experiment, plan, env, index=0)
     collector.run(store.newest, insert, reporter, should_stop=lambda: False)
     other = Collector(experiment, plan, env, index=1).collect(Policy(0, params)).columns
-    return Ran(plan, inserted, reporter.drain().rows, collector.visits, other)
+    return Ran(plan, inserted, reporter.drain().rows, collector.position.visits, other)
 
 
 def test_a_collector_spends_its_budget_in_chunks(ran: Ran) -> None:
@@ -101,3 +106,70 @@ def test_coverage_by_hand() -> None:
         {"coverage": 0.75, "coverage_entropy": half_and_quarters / np.log(4)}
     )
     assert coverage(np.array([3]))["coverage"] == 1
+
+
+def still(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
+    return 0.5 + jnp.zeros((len(state), 2))
+
+
+class Broken(NamedTuple):
+    """Unrolls of 3 steps of 16 environments, some of which break with step 4 of an episode; and what was unrolled."""
+
+    columns: Columns
+    plain: Columns
+    broken: np.ndarray
+    distance: np.ndarray
+    visits: np.ndarray
+    metrics: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def broken(breaking: Any) -> Broken:
+    """Five of them; the arrays are `[5, N, T, ...]`, the visits `[5, num_cells]`."""
+    env, seen = breaking(goals=(2.0, 3.0)), []
+    state = make_start(env, 16)(jax.random.key(0))
+    collect, unroll = jax.jit(make_collect(env, still, 3)), jax.jit(make_unroll(env, still, 3))
+    for number in range(5):
+        key = jax.random.key(number)
+        plain = unroll({}, number, state, key)[1]
+        state, columns, visits, metrics = collect({}, number, state, key)
+        rows = pack(plain.rows), plain.broken, plain.distance
+        seen.append((columns, *jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows), visits, metrics))
+    return Broken(*jax.tree.map(lambda *x: np.stack(x), *seen))
+
+
+def test_chunks_in_which_an_environment_broke_are_void_and_no_others(broken: Broken) -> None:
+    void = broken.broken.any(axis=2)
+    assert not void[0].any()  # steps 1 to 3
+    assert 0 < void[1].sum() < 16  # steps 4 to 6
+    np.testing.assert_array_equal([is_void(ints) for ints in broken.columns.ints], void)
+    assert (broken.columns.floats[void] == 0).all()
+    assert (broken.columns.ints[..., 0][void] == VOID_EPISODE).all()
+    np.testing.assert_array_equal(broken.columns.ints[..., 1:], broken.plain.ints[..., 1:])  # steps and versions
+    for ours, plain in zip(broken.columns, broken.plain, strict=True):
+        np.testing.assert_array_equal(ours[~void], plain[~void])
+        assert np.isfinite(ours).all()
+    again = void[:-1] & ~void[1:]
+    assert again.any()
+    assert (broken.columns.floats[1:][again][..., 1] != 0).all()  # the next chunk of such an environment is whole
+
+
+def test_void_chunks_count_no_visits(broken: Broken, counting: Any) -> None:
+    void = broken.broken.any(axis=2)
+    assert void.any()
+    for number in range(5):
+        cells = np.minimum(broken.plain.floats[number, ~void[number]][..., 0], 4).astype(int)
+        np.testing.assert_array_equal(broken.visits[number], np.bincount(cells.ravel(), minlength=5))
+    floats, count = broken.plain.floats[1], make_count(counting())
+    assert count(floats, broken.plain.ints[1]).sum() == 16 * 3
+    assert count(floats, broken.columns.ints[1]).sum() == 3 * (~void[1]).sum()
+
+
+def test_metrics_count_what_broke_and_leave_it_out(broken: Broken) -> None:
+    metrics = broken.metrics
+    np.testing.assert_array_equal(metrics["collector/broken"], broken.broken.sum(axis=(1, 2)))
+    assert metrics["collector/broken"][0] == 0 < metrics["collector/broken"][1]
+    for number in range(5):
+        distance = broken.distance[number][~broken.broken[number]]
+        assert metrics["collector/distance"][number] == pytest.approx(distance.mean(), rel=1e-5)
+        assert metrics["collector/at_goal"][number] == pytest.approx((distance < 0.5).mean(), rel=1e-5)

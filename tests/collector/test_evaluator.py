@@ -64,6 +64,39 @@ def test_other_radii_are_counted_where_the_environment_has_them(counting: Any) -
     assert "success_rate_hard" not in never
 
 
+def test_a_broken_episode_ends_there_not_at_the_goal(breaking: Any) -> None:
+    # Goal 4, radius 1.5: at goal after step 3; step 4 breaks, and would have been at goal, too.
+    always = breaking(goals=(4.0,), limits=(100,), episode_length=8, goal_radius=1.5, share=2.0)
+    assert evaluated(always) == pytest.approx(
+        {"time_at_goal": 1, "success_rate": 1, "final_distance": 1, "episode_length": 4}
+    )
+    at_once = breaking(goals=(1.0,), limits=(100,), episode_length=8, goal_radius=1.5, share=2.0, breaks_after=1)
+    assert evaluated(at_once) == pytest.approx(
+        {"time_at_goal": 0, "success_rate": 0, "final_distance": 1, "episode_length": 1}
+    )
+    # Others go on to step 8, 4 away, and were at goal after steps 3, 4 and 5.
+    metrics = evaluated(breaking(goals=(4.0,), limits=(100,), episode_length=8, goal_radius=1.5))
+    share = (metrics["episode_length"] - 4) / 4
+    assert 0.25 < share < 0.75
+    assert metrics["time_at_goal"] == pytest.approx(3 * share + (1 - share))
+    assert metrics["final_distance"] == pytest.approx(4 * share + (1 - share))
+
+
+def test_an_episode_that_was_never_finite_has_no_final_distance(breaking: Any) -> None:
+    class Unfit(breaking):
+        """Starts with a tag below a half are not finite at all."""
+
+        def reset(self, key: Array) -> EnvState:
+            env_state = super().reset(key)
+            return env_state._replace(state=jnp.where(env_state.state[1] < 0.5, jnp.nan, env_state.state))
+
+    metrics = evaluated(Unfit(goals=(4.0,), limits=(100,), episode_length=8, share=0.0))
+    share = (metrics["episode_length"] - 1) / 7
+    assert 0.25 < share < 0.75
+    assert metrics["final_distance"] == pytest.approx(4)
+    assert metrics["time_at_goal"] == pytest.approx(share)
+
+
 @dataclass(frozen=True)
 class Drift(GoalEnv):
     """State and position are the sum of all actions; every episode starts at (0, `apart`) and goes to (1, 1)."""

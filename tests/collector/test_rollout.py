@@ -40,9 +40,9 @@ def test_shapes(three: tuple[RolloutState, Unroll]) -> None:
     _, seen = three
     assert seen.rows.state.shape == (3 * T, N, 3)
     assert seen.rows.action.shape == (3 * T, N, 2)
-    assert {x.shape for x in (seen.rows.episode, seen.rows.step, seen.rows.version, seen.distance, seen.done)} == {
-        (3 * T, N)
-    }
+    flat = (seen.rows.episode, seen.rows.step, seen.rows.version, seen.distance, seen.done, seen.broken)
+    assert {x.shape for x in flat} == {(3 * T, N)}
+    assert not seen.broken.any()
     assert {x.dtype for x in (seen.rows.episode, seen.rows.step, seen.rows.version)} == {np.dtype(np.int32)}
 
 
@@ -136,3 +136,31 @@ def test_two_short_unrolls_are_one_long(counting: Any) -> None:
     np.testing.assert_array_equal(long.distance, joined.distance)
     without_keys = [state._replace(start_keys=()) for state in (end, short_end)]
     jax.tree.map(np.testing.assert_array_equal, *without_keys)
+
+
+@pytest.mark.parametrize("how", [{}, {"only": 1}, {"only": 0, "value": float("inf")}], ids=str)
+def test_a_broken_step_ends_its_episode_and_nothing_of_it_goes_on(breaking: Any, how: dict[str, Any]) -> None:
+    state, (seen,) = rolled(breaking(**how), unrolls=1)
+    count, tag = seen.rows.state[..., 0], seen.rows.state[..., 1]
+    expected = (count == 3) & (tag < 0.5)  # the state before step 4 of an episode that breaks
+    np.testing.assert_array_equal(seen.broken, expected)
+    assert 0.1 < expected[3].mean() < 0.9
+    np.testing.assert_array_equal(seen.done, expected | (count == 6))
+    np.testing.assert_array_equal(count[1:], np.where(seen.done[:-1], 0, count[:-1] + 1))
+    np.testing.assert_array_equal(seen.rows.episode, np.cumsum(seen.done, axis=0) - seen.done)
+    assert (tag[1:][seen.done[:-1]] != tag[:-1][seen.done[:-1]]).all()
+    assert all(np.isfinite(x).all() for x in (*jax.tree.leaves(seen), *jax.tree.leaves(state.env)))
+    goal = np.where(expected, seen.distance + count, 0)[expected]  # how far it was before the step: 2 or 5 less 3
+    assert set(np.abs(goal - 3)) == {1.0, 2.0}
+
+
+def test_an_action_that_is_not_finite_breaks_the_step(counting: Any) -> None:
+    def policy(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
+        return jnp.where(state[:, :1] == params, jnp.nan, jnp.zeros((len(state), 2)))
+
+    env = counting(limits=(100, 100))
+    unroll = jax.jit(make_unroll(env, policy, T))
+    state, seen = unroll(5.0, 0, make_start(env, N)(jax.random.key(0)), jax.random.key(1))
+    np.testing.assert_array_equal(seen.broken, seen.rows.state[..., 0] == 5)
+    assert seen.rows.state[..., 0].max() == 5
+    assert np.isfinite(state.env.state).all()

@@ -68,8 +68,9 @@ def test_a_run_is_deterministic(twice: tuple[Ran, Ran]) -> None:
     one, other = twice
     assert without_times(one.summary) == without_times(other.summary)
     roles = sorted(path.stem for path in (one.directory / "metrics").iterdir())
-    assert roles == ["collector-0", "collector-1", "evaluator", "learner-active", "learner-passive", "replay"]
-    for role in roles:
+    told = ["collector-0", "collector-1", "evaluator", "learner-active", "learner-passive", "replay"]
+    assert roles == [*told, "snapshots"]
+    for role in told:
         assert without_times(read_metrics(one.directory, role)) == without_times(read_metrics(other.directory, role))
 
 
@@ -138,8 +139,8 @@ def test_a_stream_fed_again_makes_the_same_learner_to_the_bit(twice: tuple[Ran, 
     recorded = twice[0]
     stream = open_stream(recorded.directory / "stream")
     stream.check_fits(describe(EXPERIMENT, PLAN, ENVS.training.spec))
-    first, second = next(stream.in_order())
-    assert first.floats.shape == second.floats.shape == (4, 5, 6)
+    number, columns = next(stream.shard(1))
+    assert (number, columns.floats.shape) == (0, (4, 5, 6))
     fed = go(tmp_path, EXPERIMENT.model_copy(update={"record": False, "stream": str(stream.directory)}))
     assert list(fed.run.learners) == ["passive"]
     states = [ran.run.learners["passive"].state._replace(key=np.zeros(())) for ran in (fed, recorded)]
@@ -156,6 +157,7 @@ def test_a_stream_fed_again_makes_the_same_learner_to_the_bit(twice: tuple[Ran, 
         "evaluator",
         "learner-passive",
         "replay",
+        "snapshots",
         "stream-0",
         "stream-1",
     ]

@@ -148,7 +148,7 @@ DEATHS: dict[str, tuple[str, Callable[[psutil.Process], None], str]] = {
 def test_a_death_ends_the_run_with_its_name(
     process: str, kill: Callable[[psutil.Process], None], named: str, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path / "run")
+    run = Run(tmp_path / "run", "--supervision.restarts-per-hour", "0")
     run.wait_for_updates()
     victim = run.find(process)
     kill(victim)

@@ -9,7 +9,7 @@ import numpy as np
 
 from collector.collector import Collector
 from deploy.actors import to_device
-from deploy.launch import table_spec
+from deploy.replay_service import table_spec
 from learner.learner import Learner
 from shared.config import ACTIVE, load_experiment
 from shared.envs.registry import make_env
@@ -54,9 +54,9 @@ def test_windows_through_the_server_make_the_oracle_s_updates(start_server: Any,
     collector = Collector(experiment, plan, env, index=0)
     stored: list[Columns] = []
 
-    def insert(columns: Columns) -> None:
+    def insert(number: int, columns: Columns) -> None:
         stored.append(columns)
-        inserter.insert(columns)
+        inserter.insert(columns, number)
 
     seen: list[Columns] = []
 
@@ -77,6 +77,7 @@ def test_windows_through_the_server_make_the_oracle_s_updates(start_server: Any,
         lambda: server_info(address).tables["run/active"].inserted,
         lambda policy: None,
         lambda policy: None,
+        lambda: None,
         Reporter(),
         lambda: False,
     )

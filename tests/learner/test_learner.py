@@ -62,6 +62,7 @@ def ran(line: Any) -> Ran:
         lambda: next(inserted),
         publish,
         lambda policy: snapshots.append(policy.version),
+        lambda: None,
         reporter,
         should_stop=lambda: False,
     )
@@ -152,8 +153,9 @@ def test_every_metric_moves(ran: Ran) -> None:
         *("actor/loss", "actor/entropy", "actor/energy", "actor/gradient_norm"),
         *("critic/loss", "critic/accuracy", "critic/positive", "critic/negative", "critic/logsumexp"),
         *("critic/gradient_norm", "alpha/loss", "alpha/log_alpha", "data/last_step", "data/version"),
-        "update_seconds",
+        *("guard/skipped", "update_seconds"),
     }
+    assert (first.pop("guard/skipped"), last.pop("guard/skipped")) == (0, 0)  # test_guard.py has others
     assert (first.pop("data/last_step"), last.pop("data/last_step")) == (11, 11)
     assert (first.pop("data/version"), last.pop("data/version")) == (0, 39)
     assert all(abs(first[name] - last[name]) > 1e-4 for name in first)

@@ -11,7 +11,14 @@ import pytest
 from learner.losses import CONTRASTIVE_LOSSES, critic_loss, energy_matrix
 from learner.relabel import Transitions
 from learner.state import LearnerState, Optimisers, init_state, make_optimisers
-from learner.update import make_gradient_step, make_gradients, make_transitions, make_update_step
+from learner.update import (
+    WATCHED,
+    make_gradient_step,
+    make_gradients,
+    make_steps,
+    make_transitions,
+    make_update_step,
+)
 from shared.config import AlgorithmConfig, NetworkConfig
 from shared.networks import Actor, Encoder, Networks, make_networks
 from shared.plan import Plan, make_plan
@@ -21,6 +28,7 @@ from shared.types import Metrics
 
 LINEAR = Networks(Actor(nn.Dense(4), 2), Encoder(nn.Dense(4), 3), Encoder(nn.Dense(4), 3))  # compile in no time
 SGD = Optimisers(optax.sgd(0.1), optax.sgd(0.2), optax.sgd(0.3))  # steps are gradients, so they can be compared
+ADAM = Optimisers(optax.adam(0.1), optax.adam(0.2), optax.adam(0.3))
 FROZEN = Optimisers(optax.sgd(0.0), optax.sgd(0.0), optax.sgd(0.0))
 
 
@@ -222,6 +230,81 @@ def test_each_network_has_its_own_adam() -> None:
             params = optax.apply_updates(params, update)
         steps.append(float(params))
     assert steps == pytest.approx([-0.2, -0.4, -0.6], rel=1e-4)
+
+
+def test_clipping_by_hand() -> None:
+    algorithm = AlgorithmConfig(actor_learning_rate=0.1, critic_learning_rate=0.2, max_gradient_norm=2.5)
+    optimisers = make_optimisers(algorithm)
+    # Of norm 5, so halved; of norm 0.5, so left alone. Adam's second step shows their ratio.
+    gradients = [np.array([3.0, 4.0], np.float32), np.array([0.3, 0.4], np.float32)]
+
+    def second_step(optimiser: optax.GradientTransformation, learning_rate: float, scale: float) -> None:
+        state = optimiser.init(jnp.zeros(2))
+        for gradient in gradients:
+            update, state = optimiser.update(jnp.asarray(gradient), state)
+        one, two = scale * gradients[0], gradients[1]
+        mean = (0.9 * 0.1 * one + 0.1 * two) / (1 - 0.9**2)
+        square = (0.999 * 0.001 * one**2 + 0.001 * two**2) / (1 - 0.999**2)
+        np.testing.assert_allclose(update, -learning_rate * mean / np.sqrt(square), rtol=1e-4)
+
+    second_step(optimisers.actor, 0.1, scale=0.5)
+    second_step(optimisers.critic, 0.2, scale=0.5)
+    second_step(optimisers.alpha, algorithm.alpha_learning_rate, scale=1.0)
+
+
+def test_without_clipping_the_optimisers_states_are_adams() -> None:
+    for optimiser in make_optimisers(AlgorithmConfig()):
+        assert_equal(optimiser.init(jnp.zeros(2)), optax.adam(1.0).init(jnp.zeros(2)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_a_gradient_step_that_is_not_finite_changes_nothing(line: Any, minibatch: Transitions, value: float) -> None:
+    step = jax.jit(make_gradient_step(LINEAR, ADAM, AlgorithmConfig(), line.spec))
+    state = step(init_state(LINEAR, ADAM, line.spec, jax.random.key(0)), minibatch, jax.random.key(1))[0]
+    for name in ("state", "action", "goal"):
+        poisoned = minibatch._replace(**{name: getattr(minibatch, name).at[2, 1].set(value)})
+        after, metrics = step(state, poisoned, jax.random.key(2))
+        assert not np.isfinite(metrics["guard/watched"]).all()
+        assert_equal(after, state)
+    after, metrics = step(state, minibatch, jax.random.key(2))
+    assert np.isfinite(metrics["guard/watched"]).all()
+    assert metrics["guard/watched"].shape == (len(WATCHED),)
+    assert differs(after.optimisers, state.optimisers)
+
+
+def test_an_update_leaves_out_the_poisoned_minibatch_alone(line: Any, linear: Linear) -> None:
+    spec, plan, algorithm = line.spec, linear.plan, AlgorithmConfig()
+    floats = linear.windows.floats.copy()
+    floats[1, 2, 0] = np.nan  # in one row's state and in no goal
+    windows = linear.windows._replace(floats=floats)
+    after, metrics = linear.update(linear.state, windows)
+
+    steps = jax.jit(make_steps, static_argnums=(1, 2, 3))(windows, plan, spec, algorithm.discount, linear.state.key)
+    poisoned = np.isnan(steps.transitions.state[steps.order]).any(axis=(1, 2))
+    assert poisoned.sum() == metrics["guard/skipped"] == 1
+    assert metrics["guard/first"] == poisoned.argmax()
+    step = jax.jit(make_gradient_step(LINEAR, SGD, algorithm, spec))
+    expected, losses = linear.state, []
+    for index in np.flatnonzero(~poisoned):
+        expected, of_step = step(expected, steps.minibatch(steps.order[index]), steps.keys[index])
+        losses.append(float(of_step["critic/loss"]))
+    for name in ("actor", "critic", "log_alpha"):
+        assert_close(getattr(after, name), getattr(expected, name))
+    assert metrics["critic/loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert all(np.isfinite(metrics[name]) for name in metrics if not name.startswith("guard/"))
+    assert (jax.random.key_data(after.key) == jax.random.key_data(steps.key)).all()
+    assert after.updates == 1
+    assert len(linear.traces) == 1
+
+
+def test_an_update_of_finite_steps_skips_none_and_one_without_any_keeps_the_state(linear: Linear) -> None:
+    _, metrics = linear.update(linear.state, linear.windows)
+    assert (metrics["guard/skipped"], metrics["guard/first"]) == (0, -1)
+    nothing = linear.windows._replace(floats=np.full_like(linear.windows.floats, np.inf))
+    after, metrics = linear.update(linear.state, nothing)
+    assert (metrics["guard/skipped"], metrics["guard/first"]) == (3, 0)
+    assert_equal(after, linear.state._replace(key=after.key, updates=after.updates))
+    assert np.isnan(metrics["critic/loss"])
 
 
 def test_gradients_reach_every_block_at_depth_64(line: Any, minibatch: Transitions) -> None:

@@ -30,6 +30,8 @@ def test_defaults_are_the_reference() -> None:
         "logsumexp_penalty": 0.1,
         "energy": "norm",
         "contrastive_loss": "forward_infonce",
+        "max_gradient_norm": None,
+        "non_finite": "skip",
     }
 
 

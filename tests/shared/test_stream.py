@@ -15,6 +15,7 @@ from shared.plan import make_plan
 from shared.replay.codec import Columns
 from shared.stream.format import ShardSummary, StreamDescription, bytes_of_stream, describe
 from shared.stream.read import open_stream
+from shared.stream.shard import read_shard
 from shared.stream.write import PART_BYTES, StreamWriter, write_manifest
 
 ROOT = Path(__file__).parents[2]
@@ -46,9 +47,9 @@ def record(
 ) -> list[ShardSummary]:
     shards = []
     for index in range(description.collectors):
-        writer = StreamWriter(directory, index, description, part_bytes)
+        writer = StreamWriter(directory, index, description, part_bytes=part_bytes)
         for number in range(description.unrolls):
-            writer.write(unroll(index, number))
+            writer.write(unroll(index, number), number)
         shards.append(writer.close())
     return shards
 
@@ -93,31 +94,43 @@ def test_what_was_written_comes_back_bit_equal(stream: Path) -> None:
     for index in range(2):
         read = list(opened.shard(index))  # all of it is valid after the last iteration
         assert len(read) == 5
-        assert all(same(columns, unroll(index, number)) for number, columns in enumerate(read))
+        assert [number for number, _ in read] == list(range(5))
+        assert all(same(columns, unroll(index, number)) for number, columns in read)
 
 
-def test_the_order_is_unroll_then_collector(stream: Path) -> None:
-    seen = [(int(c.ints[0, 0, 2]), int(c.ints[0, 0, 0]) // N) for row in open_stream(stream).in_order() for c in row]
-    assert seen == [(number, collector) for number in range(5) for collector in range(2)]
+def test_a_shard_with_a_gap_may_be_longer(tmp_path: Path) -> None:
+    description = DESCRIPTION.model_copy(update={"collectors": 1})
+    numbers = [0, 1, 2, 4, 5, 6]
+    for lived in (numbers[:3], numbers[3:]):
+        writer = StreamWriter(tmp_path, 0, description, part_bytes=2 * UNROLL_BYTES)
+        for number in lived:
+            writer.write(unroll(0, number), number)
+        shard = writer.close()
+    write_manifest(tmp_path, description, [shard])
+    opened = open_stream(tmp_path)
+    assert opened.unrolls == 5
+    read = list(opened.shard(0))
+    assert [number for number, _ in read] == numbers
+    assert all(same(columns, unroll(0, number)) for number, columns in read)
 
 
 def test_a_shard_is_summarised(tmp_path: Path) -> None:
     shard = record(tmp_path)[1]
     assert (shard.index, shard.unrolls, shard.rows) == (1, 5, 5 * N)
-    assert [(part.name, part.unrolls, part.rows) for part in shard.parts] == [
-        ("part-00000.arrow", 2, 2 * N),
-        ("part-00001.arrow", 2, 2 * N),
-        ("part-00002.arrow", 1, N),
+    assert [(part.name, part.numbers, part.rows) for part in shard.parts] == [
+        ("part-000000000.arrow", range(2), 2 * N),
+        ("part-000000002.arrow", range(2, 4), 2 * N),
+        ("part-000000004.arrow", range(4, 5), N),
     ]
-    files = sorted((tmp_path / "collector-1").iterdir())
+    files = sorted((tmp_path / "collector-1").glob("*.arrow"))
     assert [file.name for file in files] == [part.name for part in shard.parts]
     assert shard.bytes == sum(file.stat().st_size for file in files)
     assert ShardSummary.model_validate_json(shard.model_dump_json()) == shard
 
 
 def test_a_part_stands_by_itself(stream: Path) -> None:
-    (stream / "collector-0" / "part-00000.arrow").unlink()
-    with pa.OSFile(str(stream / "collector-0" / "part-00001.arrow")) as file:
+    (stream / "collector-0" / "part-000000000.arrow").unlink()
+    with pa.OSFile(str(stream / "collector-0" / "part-000000002.arrow")) as file:
         batch = pa.ipc.open_file(file).get_batch(1)
     assert batch.schema == DESCRIPTION.schema
     floats, ints = (column.flatten().to_numpy().reshape(N, T, -1) for column in batch.columns)
@@ -129,14 +142,14 @@ def test_smooth_trajectories_are_compressed(tmp_path: Path) -> None:
     positions = np.linspace(0, 1, 64 * 62 * F, dtype=np.float32).reshape(64, 62, F).round(2)
     columns = Columns(positions, np.ones((64, 62, 3), np.int32))
     writer = StreamWriter(tmp_path, 0, description)
-    for _ in range(5):
-        writer.write(columns)
+    for number in range(5):
+        writer.write(columns, number)
     assert writer.close().bytes < 5 * (columns.floats.nbytes + columns.ints.nbytes) / 3
 
 
 @pytest.mark.parametrize("where", np.linspace(0, 1, 9))
 def test_any_flipped_byte_is_found(stream: Path, where: float) -> None:
-    path = stream / "collector-1" / "part-00001.arrow"
+    path = stream / "collector-1" / "part-000000002.arrow"
     data = bytearray(path.read_bytes())
     data[round(where * (len(data) - 1))] ^= 1
     path.write_bytes(data)
@@ -144,20 +157,20 @@ def test_any_flipped_byte_is_found(stream: Path, where: float) -> None:
 
 
 def test_a_cut_part_is_found(stream: Path) -> None:
-    path = stream / "collector-1" / "part-00001.arrow"
+    path = stream / "collector-1" / "part-000000002.arrow"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
     assert f"{path}: {size - 1} bytes, the manifest says {size}" in refused(stream)
 
 
 def test_a_missing_part_is_found(stream: Path) -> None:
-    path = stream / "collector-0" / "part-00002.arrow"
+    path = stream / "collector-0" / "part-000000004.arrow"
     path.unlink()
     assert f"{path}: missing" in refused(stream)
 
 
 def test_a_part_that_cannot_be_read_is_named(stream: Path) -> None:
-    path = stream / "collector-0" / "part-00002.arrow"
+    path = stream / "collector-0" / "part-000000004.arrow"
     path.unlink()
     path.mkdir()
     size = path.stat().st_size
@@ -166,7 +179,7 @@ def test_a_part_that_cannot_be_read_is_named(stream: Path) -> None:
 
 
 def test_parts_that_changed_places_are_found(stream: Path) -> None:
-    one, other = stream / "collector-0" / "part-00000.arrow", stream / "collector-1" / "part-00000.arrow"
+    one, other = stream / "collector-0" / "part-000000000.arrow", stream / "collector-1" / "part-000000000.arrow"
     one.rename(stream / "aside")
     other.rename(one)
     (stream / "aside").rename(other)
@@ -180,24 +193,35 @@ def test_no_manifest_is_no_stream(stream: Path) -> None:
 
 
 def test_a_crash_leaves_no_stream(tmp_path: Path) -> None:
-    writer = StreamWriter(tmp_path, 0, DESCRIPTION, 2 * UNROLL_BYTES)
+    writer = StreamWriter(tmp_path, 0, DESCRIPTION, part_bytes=2 * UNROLL_BYTES)
     for number in range(3):
-        writer.write(unroll(0, number))
+        writer.write(unroll(0, number), number)
     del writer
-    names = sorted(path.name for path in (tmp_path / "collector-0").iterdir())
-    assert names == ["part-00000.arrow", "part-00001.arrow.partial"]
+    names = sorted(path.name for path in (tmp_path / "collector-0").glob("part-*"))
+    assert names == ["part-000000000.arrow", "part-000000002.arrow.partial"]
     assert "did not finish recording" in refused(tmp_path)
 
 
 def test_a_half_written_part_is_not_taken_for_a_whole_one(stream: Path) -> None:
-    path = stream / "collector-0" / "part-00002.arrow"
+    path = stream / "collector-0" / "part-000000004.arrow"
     path.rename(path.with_name(path.name + ".partial"))
     assert f"{path}: missing" in refused(stream)
 
 
 def test_another_version_is_refused(stream: Path) -> None:
-    edit(stream, lambda manifest: manifest.update(format_version=2, of_the_future=True))
-    assert "manifest.json: format version 2, this Fathom reads 1" in refused(stream)
+    edit(stream, lambda manifest: manifest.update(format_version=3, of_the_future=True))
+    assert "manifest.json: format version 3, this Fathom reads 2" in refused(stream)
+
+
+def test_version_1_is_refused(stream: Path) -> None:
+    def of_version_1(manifest: dict[str, Any]) -> None:
+        manifest["format_version"] = 1
+        for number, part in enumerate(manifest["shards"][0]["parts"]):
+            part["name"] = f"part-{number:05d}.arrow"
+            del part["first"]
+
+    edit(stream, of_version_1)
+    assert "manifest.json: format version 1, this Fathom reads 2; use the Fathom that recorded" in refused(stream)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', "\x00\xff"])
@@ -210,17 +234,22 @@ def test_what_is_no_manifest_is_refused(stream: Path, text: str) -> None:
     ("change", "named"),
     [
         (lambda m: m["description"].update(unrolls=6), "collector-0 has 5 unrolls, 6 were expected"),
-        (lambda m: m["description"].update(environments=4), "part-00000.arrow has 6 rows, 8 were expected"),
+        (lambda m: m["description"].update(environments=4), "part-000000000.arrow has 6 rows, 8 were expected"),
         (lambda m: m["description"].update(collectors=3), "of 3 collectors"),
         (lambda m: m["shards"].pop(), "of 2 collectors"),
         (lambda m: m["shards"][1]["parts"].pop(), "collector-1 has 4 unrolls, 5 were expected"),
-        (lambda m: m["shards"][1]["parts"].reverse(), "has part-00002.arrow, part-00000.arrow was expected"),
+        (lambda m: m["shards"][1]["parts"].reverse(), "has part-000000002.arrow where unroll 5 or a later one was"),
+        (
+            lambda m: m["shards"][1]["parts"][1].update(first=3),
+            "part-000000002.arrow, part-000000003.arrow was expected",
+        ),
+        (lambda m: m["shards"][1]["parts"][0].update(unrolls=3, rows=3 * N), "part-000000002.arrow where unroll 3 or"),
         (lambda m: m["shards"][1]["parts"][0].update(name="../x"), "collector-1 has ../x"),
         (
             lambda m: m["shards"][1]["parts"][0].update(rows=5),
-            "collector-1/part-00000.arrow has 5 rows, 6 were expected",
+            "collector-1/part-000000000.arrow has 5 rows, 6 were expected",
         ),
-        (lambda m: m["description"].update(state_size=5), "part-00000.arrow: other rows or unrolls"),
+        (lambda m: m["description"].update(state_size=5), "part-000000000.arrow: other rows or unrolls"),
         (lambda m: m["description"].pop("env"), "description.env: Field required"),
         (lambda m: m["description"].update(extra=1), "description.extra"),
     ],
@@ -232,26 +261,26 @@ def test_a_manifest_that_does_not_add_up_is_refused(
     assert named in refused(stream)
 
 
-def test_unrolls_moved_between_parts_in_the_manifest_are_found(stream: Path) -> None:
-    def move(manifest: dict[str, Any]) -> None:
-        for part, unrolls in zip(manifest["shards"][0]["parts"], (1, 3, 1), strict=True):
-            part.update(unrolls=unrolls, rows=unrolls * N)
+def test_unrolls_that_the_manifest_leaves_out_are_found(stream: Path) -> None:
+    def leave_out(manifest: dict[str, Any]) -> None:
+        manifest["description"]["unrolls"] = 4
+        manifest["shards"][0]["parts"][0].update(unrolls=1, rows=N)
 
-    edit(stream, move)
-    assert "part-00000.arrow: other rows or unrolls" in refused(stream)
+    edit(stream, leave_out)
+    assert "part-000000000.arrow: other rows or unrolls" in refused(stream)
 
 
 def test_damage_after_opening_is_found_before_it_is_used(stream: Path) -> None:
     opened = open_stream(stream)
-    path = stream / "collector-0" / "part-00001.arrow"
+    path = stream / "collector-0" / "part-000000002.arrow"
     data = bytearray(path.read_bytes())
     data[-200] ^= 1
     path.write_bytes(data)
-    read: list[Columns] = []
-    with pytest.raises(ConfigError, match=r"part-00001\.arrow: changed since the stream was opened"):
+    read: list[tuple[int, Columns]] = []
+    with pytest.raises(ConfigError, match=r"part-000000002\.arrow: changed since the stream was opened"):
         read.extend(opened.shard(0))
     shard = opened.shard(0)
-    assert all(same(next(shard), unroll(0, number)) for number in range(2))
+    assert all(same(next(shard)[1], unroll(0, number)) for number in range(2))
 
 
 @pytest.mark.parametrize(
@@ -326,8 +355,8 @@ def test_an_experiment_describes_its_stream() -> None:
 def test_other_shapes_and_types_are_refused(tmp_path: Path, columns: Columns, named: str) -> None:
     writer = StreamWriter(tmp_path, 0, DESCRIPTION)
     with pytest.raises(ValueError, match=named):
-        writer.write(columns)
-    writer.write(unroll(0, 0))  # a refused unroll does no harm
+        writer.write(columns, 0)
+    writer.write(unroll(0, 0), 0)  # a refused unroll does no harm
     assert writer.close().unrolls == 1
 
 
@@ -336,20 +365,18 @@ def test_arrays_may_be_reused_and_need_not_be_contiguous(tmp_path: Path) -> None
     writer = StreamWriter(tmp_path, 0, description)
     time_major = Columns(*(np.swapaxes(column, 0, 1).copy() for column in unroll(0, 0)))
     reused = Columns(*(np.swapaxes(column, 0, 1) for column in time_major))
-    writer.write(reused)
+    writer.write(reused, 0)
     for column, other in zip(reused, unroll(0, 1), strict=True):
         column[...] = other
-    writer.write(reused)
+    writer.write(reused, 1)
     write_manifest(tmp_path, description, [writer.close()])
-    assert all(same(columns, unroll(0, number)) for number, columns in enumerate(open_stream(tmp_path).shard(0)))
+    assert all(same(columns, unroll(0, number)) for number, columns in open_stream(tmp_path).shard(0))
 
 
-def test_a_shard_is_recorded_once(tmp_path: Path) -> None:
+def test_a_writer_is_closed_once(tmp_path: Path) -> None:
     writer = StreamWriter(tmp_path, 0, DESCRIPTION)
-    with pytest.raises(FileExistsError, match="collector-0"):
-        StreamWriter(tmp_path, 0, DESCRIPTION)
     assert writer.close() == ShardSummary(index=0, parts=())
-    for use in (writer.close, lambda: writer.write(unroll(0, 0))):
+    for use in (writer.close, writer.cut, lambda: writer.write(unroll(0, 0), 0)):
         with pytest.raises(ValueError, match="closed"):
             use()
 
@@ -379,6 +406,7 @@ directory, during = Path(sys.argv[1]), sys.argv[2]
 description = StreamDescription(
     env="e", state_size=4, action_size=2, episode_length=20, unroll_length=62, environments=16, collectors=1, unrolls=3
 )
+(directory / "description.json").write_text(description.model_dump_json())
 floats = np.random.default_rng(0).integers(2**32, size=(16, 62, 6), dtype=np.uint32).view(np.float32)
 columns = Columns(floats, np.zeros((16, 62, 3), np.int32))
 writer = StreamWriter(directory, 0, description, part_bytes=3 * (floats.nbytes + columns.ints.nbytes))
@@ -387,17 +415,27 @@ def fill(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 def write(unrolls):
+    global written
     for _ in range(unrolls):
-        writer.write(columns)
+        writer.write(columns, written)
+        written += 1
+
+written = 0
 
 write(3)
 try:
     if during == "unroll":
         fill(2 * floats.nbytes)
         write(3)
+    elif during == "index":
+        columns = Columns(np.zeros_like(floats), columns.ints)
+        fill(4000)
+        while True:  # many small parts
+            write(1)
+            writer.cut()
     elif during == "footer":
         write(1)
-        fill((directory / "collector-0" / "part-00001.arrow.partial").stat().st_size)
+        fill((directory / "collector-0" / "part-000000003.arrow.partial").stat().st_size)
         writer.close()
     elif during == "manifest":
         shard = writer.close()
@@ -408,22 +446,23 @@ except OSError as error:
 try:
     writer.close()
 except ValueError:
-    print("spent")
+    print("spent", written)
 """
 
 
-@pytest.mark.parametrize("during", ["unroll", "footer", "manifest"])
-def test_a_full_disk_raises_and_leaves_no_stream(tmp_path: Path, during: str) -> None:
+@pytest.mark.parametrize("during", ["unroll", "footer", "index", "manifest"])
+def test_a_full_disk_raises_and_loses_no_whole_unroll(tmp_path: Path, during: str) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path), during]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == ["EFBIG", "spent"]
+    error, spent, written = ran.stdout.split()
+    assert (error, spent) == ("EFBIG", "spent")
     assert ran.stderr == ""
     assert "did not finish recording" in refused(tmp_path)
-    whole = sorted((tmp_path / "collector-0").glob("*.arrow"))
-    assert [path.name for path in whole] == ["part-00000.arrow"]
-    with pa.OSFile(str(whole[0])) as file:
-        assert pa.ipc.open_file(file).num_record_batches == 3
+    description = StreamDescription.model_validate_json((tmp_path / "description.json").read_text())
+    shard = StreamWriter(tmp_path, 0, description).close()
+    assert shard.parts[0].unrolls == 3
+    assert [number for number, _ in read_shard(tmp_path / "collector-0", description)] == list(range(int(written)))
 
 
 def test_bytes_are_known_beforehand() -> None:

@@ -36,10 +36,28 @@ def test_the_ray_job_s_pods_are_kubernetes_pods() -> None:
     assert cluster["rayVersion"] == ray.__version__
     assert cluster["authOptions"] == {"mode": "token"}
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **group["template"]}
+        labels = group["template"]["metadata"]
+        pod = {"apiVersion": "v1", "kind": "Pod", **group["template"], "metadata": {"name": "ray", **labels}}
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
         volumes = {volume["name"] for volume in pod["spec"]["volumes"]}
         assert {mount["name"] for mount in pod["spec"]["containers"][0]["volumeMounts"]} == volumes
+
+
+def test_the_network_policy_is_about_the_ray_job_s_pods() -> None:
+    policy, job = loaded("network_policy.yaml"), loaded("rayjob.yaml")
+    kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    own = policy["spec"]["podSelector"]
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["template"]["metadata"]["labels"] == own["matchLabels"]
+    among_themselves, dashboard = policy["spec"]["ingress"]
+    assert among_themselves == {"from": [{"podSelector": own}]}  # on every port
+    submitter, operator = dashboard["from"]
+    assert submitter["podSelector"]["matchLabels"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+    assert operator["namespaceSelector"] == {}  # together with the pod's label: one entry, not two
+    assert operator["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
+    assert dashboard["ports"] == [{"protocol": "TCP", "port": 8265}]
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
 
 
 def test_what_is_named_is_there() -> None:

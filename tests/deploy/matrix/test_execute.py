@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def test_runs_fail_alone_and_are_made_up_for(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # neither needed in one process, nor where all is done
     path, out = write_matrix(), tmp_path / "out"
-    command = ["matrix", str(path), "--out", str(out), "--in-process"]
+    command = ["matrix", str(path), "--out", str(out), "--dir-mode", "0750", "--in-process"]
     blocked = out / "point_u_maze-c4-s1"
     out.mkdir()
     (out / "matrix.yaml").write_text(path.read_text())
@@ -51,6 +52,7 @@ def test_runs_fail_alone_and_are_made_up_for(
     assert "1 of 2 runs failed: point_u_maze-c4-s1" in printed.err
     assert f"failed (--run-dir: {blocked} holds no run, so --overwrite will not remove it" in printed.out
     assert json.loads((out / "summary.json").read_text())["missing"] == ["point_u_maze-c4-s1"]
+    assert stat.S_IMODE((out / "point_u_maze-c4-s0").stat().st_mode) == 0o750
 
     (blocked / "thesis.tex").unlink()
     assert run_command(command) == 0

@@ -9,6 +9,7 @@ from shared.envs.base import EnvSpec
 from shared.plan import Plan, make_plan
 from shared.replay.codec import INT_COLUMNS, Columns, pack, unpack
 from shared.replay.ring import WindowRing
+from shared.replay.windows import VOID_EPISODE
 from shared.types import Rows
 
 N, T, K = 4, 5, 3  # environments, unroll length, chunks of a window
@@ -42,9 +43,9 @@ def unroll(index: int) -> Columns:
 
 
 def filled(plan: Plan, unrolls: int) -> WindowRing:
-    ring = WindowRing(plan)
-    for index in range(unrolls):
-        ring.insert(unroll(index))
+    ring = WindowRing(plan, sources=1)
+    for number in range(unrolls):
+        ring.insert(0, number, unroll(number))
     return ring
 
 
@@ -77,25 +78,19 @@ def test_rows_come_back_bit_equal(leading: tuple[int, ...]) -> None:
 
 def test_there_is_nothing_to_sample_before_the_first_window(plan: Plan) -> None:
     ring = filled(plan, K - 1)
-    assert ring.windows_inserted == 0
     with pytest.raises(ValueError, match="replay holds 2 unrolls, a window needs 3; insert more first"):
         ring.sample(1, np.random.default_rng(0))
-    ring.insert(unroll(K - 1))
-    assert ring.windows_inserted == N
+    ring.insert(0, K - 1, unroll(K - 1))
     assert {tuple(start) for start in starts(ring)} == {(environment, 0) for environment in range(N)}
 
 
 @pytest.mark.parametrize("unrolls", [3, 5, 8, 9, 20])
 def test_windows_are_those_of_a_first_in_first_out_table(plan: Plan, unrolls: int) -> None:
     table: deque[tuple[int, int]] = deque(maxlen=plan.max_windows)
-    inserted = 0
     for newest in range(K - 1, unrolls):
         for environment in range(N):
             table.append((environment, (newest - K + 1) * T))
-            inserted += 1
     ring = filled(plan, unrolls)
-    assert ring.windows_inserted == inserted
-    assert ring.unrolls == unrolls
     sampled, counts = np.unique(starts(ring), axis=0, return_counts=True)
     assert {tuple(start) for start in sampled} == set(table)  # every start occurs, and nothing that was dropped
     expected = 2000 / len(table)
@@ -107,3 +102,26 @@ def test_the_generator_decides(plan: Plan) -> None:
     first, again, other = (ring.sample(20, np.random.default_rng(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.ints, again.ints)
     assert (first.ints != other.ints).any()
+
+
+def test_no_window_spans_a_gap_or_a_void_chunk(plan: Plan) -> None:
+    ring = WindowRing(plan, sources=1)
+    for number in (0, 1, 2, 4, 5, 6, 7):  # 3 is left out: another life
+        columns = unroll(number)
+        if number == 5:
+            columns.ints[1, :, 0] = VOID_EPISODE
+        ring.insert(0, number, columns)
+    seen = {(int(environment), int(step) // T) for environment, step in starts(ring)}
+    assert seen == {(e, first) for e in range(N) for first in (0, 4, 5)} - {(1, 4), (1, 5)}
+
+
+def test_sources_are_drawn_from_alike(plan: Plan) -> None:
+    ring = WindowRing(plan, sources=2)
+    half = N // 2
+    for number in range(5):
+        columns = unroll(number)
+        ring.insert(0, number, Columns(columns.floats[:half], columns.ints[:half]))
+        if number < 4:  # one is ahead of the other
+            ring.insert(1, number, Columns(columns.floats[half:], columns.ints[half:]))
+    seen = {(int(environment), int(step) // T) for environment, step in starts(ring)}
+    assert seen == {(e, first) for e in range(N) for first in range(3 if e < half else 2)}

@@ -1,0 +1,148 @@
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import pytest
+
+from learner.guard import MAX_REPORTS, Guard, NonFiniteError, count_reports
+from learner.learner import Learner
+from learner.update import Steps, make_steps
+from shared.config import ACTIVE, Experiment
+from shared.envs.base import EnvSpec
+from shared.plan import make_plan
+from shared.replay.codec import Columns
+from shared.types import Array
+
+POISONED = 2  # windows, of 32
+
+
+class Made:
+    """One learner with 12 gradient steps an update, compiled once, and windows to feed it."""
+
+    def __init__(self, line: Any, reports: Path) -> None:
+        self.experiment: Experiment = line.experiment()
+        self.spec: EnvSpec = line.spec
+        self.plan = make_plan(self.experiment, line.spec)
+        self.reports = reports
+        self.learner = Learner(self.experiment, self.plan, self.spec, ACTIVE, reports)
+        self.good: Columns = line.windows(0)
+        bad = self.good.floats.copy()
+        bad[:POISONED, 5, 0] = np.nan  # a coordinate that no goal holds
+        self.bad = self.good._replace(floats=bad)
+        self.hopeless = self.good._replace(floats=np.full_like(bad, np.inf))
+
+    def guarded(self, reports: Path | None, non_finite: Literal["skip", "end"] = "skip") -> Learner:
+        """The learner under another guard."""
+        algorithm = self.experiment.algorithm.model_copy(update={"non_finite": non_finite})
+        self.learner._guard = Guard(algorithm, self.plan, self.spec, ACTIVE, reports)
+        return self.learner
+
+    def steps(self, windows: Columns, key: Array) -> Steps:
+        make = partial(make_steps, plan=self.plan, spec=self.spec, discount=self.experiment.algorithm.discount)
+        return jax.device_get(jax.jit(make)(windows, key=jax.random.wrap_key_data(key))._replace(keys=(), key=()))
+
+
+@pytest.fixture(scope="module")
+def made(line: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return Made(line, tmp_path_factory.mktemp("run") / "reports")
+
+
+def key_of(learner: Learner) -> np.ndarray:
+    return np.array(jax.random.key_data(learner.state.key))
+
+
+def trained(learner: Learner) -> list[np.ndarray]:
+    """Copies of all that gradient steps change."""
+    state = learner.state
+    return [np.array(leaf) for leaf in jax.tree.leaves((state.actor, state.critic, state.log_alpha, state.optimisers))]
+
+
+def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(one, other, strict=True))
+
+
+def test_a_report_holds_the_minibatch_that_was_skipped(made: Made) -> None:
+    learner = made.learner
+    assert learner.update(made.good)["guard/skipped"] == 0
+    assert not made.reports.exists()
+    key = key_of(learner)
+    row = learner.update(made.bad)
+    assert all(np.isfinite(value) for value in row.values())
+
+    steps = made.steps(made.bad, key)
+    poisoned = np.flatnonzero(np.isnan(steps.transitions.state[steps.order]).any(axis=(1, 2)))
+    assert 1 <= len(poisoned) == row["guard/skipped"] <= POISONED
+    (path,) = made.reports.iterdir()
+    assert path.name == "non-finite-active-2.npz"
+    with np.load(path, allow_pickle=False) as report:
+        about = json.loads(str(report["about"]))
+        for name, expected in steps.minibatch(steps.order[poisoned[0]])._asdict().items():
+            np.testing.assert_array_equal(report[name], expected)
+        assert report["state"].shape == (16, 3)
+        assert 1 <= np.isnan(report["state"]).sum() <= POISONED
+        assert np.isfinite(report["goal"]).all()
+    assert about["learner"] == ACTIVE
+    assert (about["update"], about["step"]) == (2, poisoned[0] + 1)
+    assert (about["steps"], about["skipped"]) == (12, len(poisoned))
+    assert set(about["not_finite"].values()) == {"nan"}
+    assert {"actor/loss", "critic/loss", "critic/gradient_norm"} <= about["not_finite"].keys()
+
+
+def test_a_handful_of_reports_is_kept_of_each_learner(made: Made, tmp_path: Path) -> None:
+    for name in ("non-finite-active-2-1.npz", "non-finite-act-7.npz"):  # other learners'
+        (tmp_path / name).touch()
+    assert count_reports(tmp_path, ACTIVE) == 0
+    learner = made.guarded(tmp_path)
+    first = learner.updates + 1
+    for _ in range(MAX_REPORTS + 2):
+        assert learner.update(made.bad)["guard/skipped"] > 0
+    assert count_reports(tmp_path, ACTIVE) == MAX_REPORTS
+    assert all((tmp_path / f"non-finite-active-{first + index}.npz").exists() for index in range(MAX_REPORTS))
+
+
+def test_such_steps_are_left_out_and_the_others_train_without_a_second_compilation(made: Made) -> None:
+    learner = made.guarded(reports=None)
+    for windows in (made.good, made.bad, made.good):
+        before = trained(learner)
+        assert (learner.update(windows)["guard/skipped"] > 0) == (windows is made.bad)
+        assert not equal(before, trained(learner))
+        assert all(np.isfinite(leaf).all() for leaf in trained(learner))
+        assert learner._update._cache_size() == 1
+
+
+def test_the_first_such_step_ends_a_run_that_says_so(made: Made, tmp_path: Path) -> None:
+    learner = made.guarded(tmp_path, "end")
+    learner.update(made.good)
+    with pytest.raises(NonFiniteError) as caught:
+        learner.update(made.bad)
+    line, update = str(caught.value), learner.updates
+    assert "\n" not in line
+    assert line.startswith("learner active: ")
+    assert f"of 12 gradient steps of update {update} are not finite" in line
+    assert "critic/loss nan" in line
+    assert f"report: {tmp_path}/non-finite-active-{update}.npz; " in line
+    assert line.endswith("lower the learning rate, set algorithm.max_gradient_norm or use algorithm.non_finite: skip")
+    assert (tmp_path / f"non-finite-active-{update}.npz").exists()
+    assert int(learner.state.updates) == update
+    assert all(np.isfinite(leaf).all() for leaf in trained(learner))
+
+
+def test_an_update_without_any_finite_step_ends_a_run(made: Made) -> None:
+    learner = made.guarded(reports=None)
+    before, key, updates = trained(learner), key_of(learner), learner.updates
+    with pytest.raises(NonFiniteError, match=r"12 of 12 gradient steps .* first step 1 .*report: none") as caught:
+        learner.update(made.hopeless)
+    assert str(caught.value).endswith("; lower the learning rate or set algorithm.max_gradient_norm")
+    assert equal(before, trained(learner))
+    assert learner.updates == int(learner.state.updates) == updates + 1
+    assert not np.array_equal(key, key_of(learner))
+
+
+def test_a_report_that_cannot_be_written_ends_nothing(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "reports").write_text("a file where the folder should be")
+    assert made.guarded(tmp_path / "reports").update(made.bad)["guard/skipped"] > 0
+    with pytest.raises(NonFiniteError, match=r"report: none \(.*reports: File exists\); lower"):
+        made.guarded(tmp_path / "reports", "end").update(made.bad)

@@ -1,0 +1,546 @@
+"""A server that answers anything at all: every call ends with a named error, soon, and without filling the memory."""
+
+import contextlib
+import random
+import resource
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from typing import Any
+
+import cramjam
+import grpc
+import numpy as np
+import pytest
+
+from shared.replay import reverb_pb2 as pb
+from shared.replay import wire
+from shared.replay.channel import INSERT_STREAM, MOST_MESSAGE_BYTES, SAMPLE_STREAM, SERVER_INFO
+from shared.replay.codec import Columns
+from shared.replay.errors import ReplayError, ReplayMismatch, ReplayTimeout, ReplayUnavailable
+from shared.replay.info import ReplayMonitor, server_info
+from shared.replay.insert import Inserter
+from shared.replay.sample import Sampler
+
+B, T, F = 2, 4, 3
+TABLE = "run/learner"
+TIMEOUT_S = 0.6
+LONG_S = 20.0  # where much is sent, on a busy machine
+DEADLINE_S = 30.0  # of every case
+MOST_MEGABYTES = 700  # that all of them together may add to this process, which is the server, too
+THREADS = "fuzzing-server"
+FLOATS = np.arange(T * F, dtype=np.float32).reshape(T, F)
+INTS = np.arange(T * 3, dtype=np.int32).reshape(T, 3)
+CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
+
+Answers = Iterable[bytes]
+Answer = Callable[[Any, grpc.ServicerContext], Any]
+
+
+class Server:
+    """Speaks Reverb's methods; what it answers are bytes that each test chooses."""
+
+    def __init__(self) -> None:
+        pool = futures.ThreadPoolExecutor(8, thread_name_prefix=THREADS)
+        self._server = grpc.server(pool, options=[("grpc.max_send_message_length", -1)])
+        self._server.add_generic_rpc_handlers((_Methods(self),))
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.honest()
+        self._server.start()
+
+    def honest(self) -> None:
+        self.info: Answer = lambda _, context: info().SerializeToString()
+        self.sample: Answer = lambda requests, context: silent(context)
+        self.insert: Answer = lambda requests, context: silent(context)
+
+    def stop(self) -> None:
+        self._server.stop(0).wait()
+
+
+class _Methods(grpc.GenericRpcHandler):
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        if details.method == SERVER_INFO:
+            return grpc.unary_unary_rpc_method_handler(lambda *call: self._server.info(*call))
+        name = {SAMPLE_STREAM: "sample", INSERT_STREAM: "insert"}.get(details.method)
+        if name is None:
+            return None
+        return grpc.stream_stream_rpc_method_handler(lambda *call: iter(getattr(self._server, name)(*call)))
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(running: Server) -> Server:
+    running.honest()
+    return running
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """Of the clients' threads; the server's come when they are needed."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 5.0
+    while (left := _others() - before) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left
+
+
+def _others() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if not thread.name.startswith(THREADS)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_stays_bounded() -> Iterator[None]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MOST_MEGABYTES * 1024
+
+
+# --- what a server may answer ---
+
+
+def info() -> pb.ServerInfoResponse:
+    response = pb.ServerInfoResponse(tables_state_id=pb.Uint128(high=1, low=2))
+    response.table_info.add(name=TABLE, max_size=10, current_size=3)
+    return response
+
+
+def window() -> pb.SampleStreamResponse:
+    """One right window."""
+    response = pb.SampleStreamResponse()
+    entry = response.entries.add(end_of_sequence=True)
+    entry.info.item.flat_trajectory.CopyFrom(wire.trajectory([wire.slice_bytes(7, T, columns=2)]))
+    entry.data.append(wire.chunk_data(7, (FLOATS, INTS), 1, 0))
+    return response
+
+
+def but(change: Callable[[Any, Any, Any, Any], None]) -> bytes:
+    """A window with one thing changed: its entry, its first slice, its chunk, or the chunk's first tensor."""
+    response = window()
+    entry = response.entries[0]
+    piece = entry.info.item.flat_trajectory.columns[0].chunk_slices[0]
+    change(entry, piece, entry.data[0], entry.data[0].data.tensors[0])
+    return response.SerializeToString()
+
+
+def silent(context: grpc.ServicerContext) -> Iterator[bytes]:
+    while context.is_active():
+        time.sleep(0.01)
+    yield from ()
+
+
+def endless(context: grpc.ServicerContext, answer: bytes) -> Iterator[bytes]:
+    while context.is_active():
+        yield answer
+
+
+def flipped(content: bytes, seed: int) -> bytes:
+    """A few bytes are others."""
+    rng, changed = random.Random(seed), bytearray(content)
+    for _ in range(rng.randint(1, 4)):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed)
+
+
+def noise(seed: int) -> bytes:
+    rng = random.Random(seed)
+    return rng.randbytes(rng.randrange(1, 300))
+
+
+def set_size(index: int, size: int) -> Callable[..., None]:
+    return lambda entry, piece, chunk, tensor: setattr(tensor.tensor_shape.dim[index], "size", size)
+
+
+def set_slice(**values: int) -> Callable[..., None]:
+    return lambda entry, piece, chunk, tensor: [setattr(piece, name, value) for name, value in values.items()]
+
+
+def set_tensor(**values: Any) -> Callable[..., None]:
+    return lambda entry, piece, chunk, tensor: [setattr(tensor, name, value) for name, value in values.items()]
+
+
+def set_chunk(**values: Any) -> Callable[..., None]:
+    return lambda entry, piece, chunk, tensor: [setattr(chunk, name, value) for name, value in values.items()]
+
+
+def part_of(rows: int, content: bytes, **chunk: Any) -> Callable[..., None]:
+    """The slice is a part of a chunk that claims to have many rows."""
+
+    def change(entry: Any, piece: Any, whole: Any, tensor: Any) -> None:
+        set_size(0, rows)(entry, piece, whole, tensor)
+        set_tensor(tensor_content=content)(entry, piece, whole, tensor)
+        set_chunk(**chunk)(entry, piece, whole, tensor)
+
+    return change
+
+
+def many_slices(entry: Any, piece: Any, chunk: Any, tensor: Any) -> None:
+    entry.info.item.flat_trajectory.columns[0].chunk_slices.extend([piece] * 100_000)
+
+
+def many_tensors(entry: Any, piece: Any, chunk: Any, tensor: Any) -> None:
+    chunk.data.tensors.extend([tensor] * 1000)
+    piece.index = 2000
+
+
+def compressed(size: int) -> bytes:
+    return bytes(cramjam.snappy.compress_raw(bytes(size)))
+
+
+def claiming(size: int, content: bytes = b"") -> bytes:
+    """Snappy's header for `size` bytes, and what follows it."""
+    header = b""
+    while size >= 128:
+        header += bytes([size % 128 + 128])
+        size //= 128
+    return header + bytes([size]) + content
+
+
+WRONG_WINDOWS: dict[str, Callable[..., None]] = {
+    "chunk unknown": set_slice(chunk_key=8),
+    "chunk key of 64 bits": set_slice(chunk_key=2**64 - 1),
+    "no length": set_slice(length=0),
+    "negative length": set_slice(length=-1),
+    "most negative length": set_slice(length=-(2**31)),
+    "length": set_slice(length=T + 1),
+    "shorter": set_slice(length=T - 1),
+    "longest": set_slice(length=2**31 - 1),
+    "offset": set_slice(offset=1),
+    "negative offset": set_slice(offset=-1),
+    "offset and length": set_slice(offset=2**31 - 1, length=2**31 - 1),
+    "index": set_slice(index=2),
+    "negative index": set_slice(index=-1),
+    "other column's tensor": set_slice(index=1),
+    "no rows": set_size(0, 0),
+    "negative rows": set_size(0, -T),
+    "negative rows and length": lambda *parts: [set_size(0, -1)(*parts), set_slice(length=-1)(*parts)],
+    "2**40 rows": set_size(0, 2**40),
+    "2**62 rows": set_size(0, 2**62),
+    "most negative rows": set_size(0, -(2**63)),
+    "row of another size": set_size(1, F + 1),
+    "row of 2**40": set_size(1, 2**40),
+    "row of no size": set_size(1, 0),
+    "negative row": set_size(1, -F),
+    "no shape": lambda entry, piece, chunk, tensor: tensor.ClearField("tensor_shape"),
+    "one dimension": lambda entry, piece, chunk, tensor: tensor.tensor_shape.dim.pop(),
+    "three dimensions": lambda entry, piece, chunk, tensor: tensor.tensor_shape.dim.add(size=1),
+    "many dimensions": lambda entry, piece, chunk, tensor: [tensor.tensor_shape.dim.add(size=1) for _ in range(1000)],
+    **{f"type {number}": set_tensor(dtype=number) for number in (0, 2, 3, 4, 9, 10, 14, 99, -1, 2**31 - 1)},
+    "no content": set_tensor(tensor_content=b""),
+    "random content": set_tensor(tensor_content=noise(1)),
+    "raw content": set_tensor(tensor_content=FLOATS.tobytes()),
+    "too little content": set_tensor(tensor_content=compressed(FLOATS.nbytes - 4)),
+    "too much content": set_tensor(tensor_content=compressed(FLOATS.nbytes + 4)),
+    "half the content": set_tensor(tensor_content=compressed(FLOATS.nbytes)[:2]),
+    "claims 4 GB": set_tensor(tensor_content=claiming(2**32 - 1)),
+    "claims 2**60 bytes": set_tensor(tensor_content=claiming(2**60)),
+    "snappy bomb": set_tensor(tensor_content=compressed(2**26)),
+    "part of a claimed 4 GB": part_of(2**32 // 12, claiming(2**32 - 4)),
+    "part of a bomb": part_of(2**26 // 12, compressed(2**26)),
+    "part of 2**40 rows": part_of(2**40, compressed(12 * T)),
+    "part of 2**62 rows": part_of(2**62, compressed(12 * T)),
+    "part of what is cut": part_of(100, compressed(1200)[:-1]),
+    "part of what is too short": part_of(100, compressed(1188)),
+    "part of what is too long": part_of(100, compressed(1212)),
+    "no tensors": lambda entry, piece, chunk, tensor: chunk.data.ClearField("tensors"),
+    "no data": lambda entry, piece, chunk, tensor: chunk.ClearField("data"),
+    "no chunks": lambda entry, piece, chunk, tensor: entry.ClearField("data"),
+    "no item": lambda entry, piece, chunk, tensor: entry.info.ClearField("item"),
+    "no info": lambda entry, piece, chunk, tensor: entry.ClearField("info"),
+    "no trajectory": lambda entry, piece, chunk, tensor: entry.info.item.ClearField("flat_trajectory"),
+    "no slices": lambda entry, *_: entry.info.item.flat_trajectory.columns[0].ClearField("chunk_slices"),
+    "one column": lambda entry, *_: entry.info.item.flat_trajectory.columns.pop(),
+    "three columns": lambda entry, *_: entry.info.item.flat_trajectory.columns.add(),
+    "columns the other way round": lambda entry, *_: entry.info.item.flat_trajectory.columns.reverse(),
+    "100,000 slices": many_slices,
+    "1,000 tensors": many_tensors,
+    "another key": set_chunk(chunk_key=0),
+}
+
+
+def sampled(server: Server, timeout_s: float = TIMEOUT_S) -> list[Columns]:
+    """Two batches and all that comes with them."""
+    started = time.monotonic()
+    try:
+        sampler = Sampler(server.address, TABLE, B, T, F, lambda columns: columns, timeout_s=timeout_s)
+        try:
+            return [sampler.sample()[0] for _ in range(2)]
+        finally:
+            sampler.close()
+    finally:
+        assert time.monotonic() - started < DEADLINE_S
+
+
+def inserted(server: Server) -> None:
+    unroll = Columns(np.stack([FLOATS] * B), np.stack([INTS] * B))
+    started = time.monotonic()
+    try:
+        inserter = Inserter(server.address, [TABLE], 1, B, timeout_s=TIMEOUT_S)
+        try:
+            for _ in range(4):
+                inserter.insert(unroll)
+            inserter.flush(TIMEOUT_S)
+        finally:
+            inserter.close()
+    finally:
+        assert time.monotonic() - started < DEADLINE_S
+
+
+def named(call: Callable[[], object]) -> ReplayError:
+    """The one line that the call ended with."""
+    with pytest.raises(ReplayError) as error:
+        call()
+    assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 2000
+    return error.value
+
+
+# --- samples ---
+
+
+def test_right_windows_are_right(server: Server) -> None:
+    server.sample = lambda requests, context: (window().SerializeToString() for _ in requests for _ in range(B))
+    for batch in sampled(server):
+        np.testing.assert_array_equal(batch.floats, np.stack([FLOATS] * B))
+        np.testing.assert_array_equal(batch.ints, np.stack([INTS] * B))
+
+
+@pytest.mark.parametrize("name", WRONG_WINDOWS)
+def test_a_wrong_window(name: str, server: Server) -> None:
+    answer = but(WRONG_WINDOWS[name])
+    server.sample = lambda requests, context: [answer] * (2 * B)
+    assert isinstance(named(lambda: sampled(server)), wire.WireError)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_noise_instead_of_windows(seed: int, server: Server) -> None:
+    server.sample = lambda requests, context: [noise(seed), noise(-seed - 1)]
+    named(lambda: sampled(server))
+
+
+@pytest.mark.parametrize("part", range(24))
+def test_a_window_that_is_cut_off(part: int, server: Server) -> None:
+    whole = window().SerializeToString()
+    server.sample = lambda requests, context: [whole[: len(whole) * part // 24]]
+    named(lambda: sampled(server))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_window_with_other_bytes(seed: int, server: Server) -> None:
+    """It may still be one: nothing but shapes is known of its numbers."""
+    answer = flipped(window().SerializeToString(), seed)
+    server.sample = lambda requests, context: [answer] * (2 * B)
+    with contextlib.suppress(ReplayError):
+        for batch in sampled(server):
+            assert (batch.floats.shape, batch.ints.shape) == ((B, T, F), (B, T, 3))
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+def test_every_status_ends_sampling(code: grpc.StatusCode, server: Server) -> None:
+    server.sample = lambda requests, context: context.abort(code, "a line\n" * 300)
+    error = named(lambda: sampled(server))
+    # What ends a waiting sample is asked for again, until nothing came for too long.
+    assert isinstance(error, ReplayTimeout) == (code is grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def test_streams_that_end_at_once_keep_no_core_busy(server: Server) -> None:
+    streams = []
+
+    def end(requests: Any, context: grpc.ServicerContext) -> None:
+        streams.append(1)
+        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "")
+
+    server.sample = end
+    named(lambda: sampled(server))
+    assert len(streams) < 50 * TIMEOUT_S
+
+
+def test_silence_instead_of_windows(server: Server) -> None:
+    assert isinstance(named(lambda: sampled(server)), ReplayTimeout)
+
+
+def test_an_early_end(server: Server) -> None:
+    server.sample = lambda requests, context: [window().SerializeToString()]
+    assert "ended the sample stream" in str(named(lambda: sampled(server)))
+
+
+def part(size: int) -> bytes:
+    """Of a window that goes on: chunks, and no end."""
+    response = pb.SampleStreamResponse()
+    response.entries.add().data.add(chunk_key=1).data.tensors.add(tensor_content=bytes(size))
+    return response.SerializeToString()
+
+
+def test_a_window_without_an_end(server: Server) -> None:
+    server.sample = lambda requests, context: endless(context, part(2**22))
+    assert "does not end after" in str(named(lambda: sampled(server, LONG_S)))
+
+
+def test_a_window_of_endless_nothing(server: Server) -> None:
+    server.sample = lambda requests, context: endless(context, b"")
+    assert isinstance(named(lambda: sampled(server)), ReplayTimeout)
+
+
+def test_a_message_beyond_all_limits(server: Server) -> None:
+    server.sample = lambda requests, context: [part(MOST_MESSAGE_BYTES)]
+    assert "RESOURCE_EXHAUSTED" in str(named(lambda: sampled(server, LONG_S)))
+
+
+def test_more_windows_than_asked_for(server: Server) -> None:
+    server.sample = lambda requests, context: endless(context, window().SerializeToString())
+    transferred = []
+    sampler = Sampler(server.address, TABLE, B, T, F, transferred.append, timeout_s=LONG_S)
+
+    def sample() -> None:
+        while True:
+            sampler.sample()
+            time.sleep(0.05)
+
+    try:
+        assert "that nobody asked for" in str(named(sample))
+        assert len(transferred) <= 4
+    finally:
+        sampler.close()
+
+
+# --- inserts ---
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_noise_instead_of_confirmations(seed: int, server: Server) -> None:
+    server.insert = lambda requests, context: [noise(seed), noise(-seed - 1)]
+    named(lambda: inserted(server))
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+def test_every_status_ends_inserting(code: grpc.StatusCode, server: Server) -> None:
+    server.insert = lambda requests, context: context.abort(code, "a line\n" * 300)
+    named(lambda: inserted(server))
+
+
+CONFIRMATIONS = {
+    "nothing": [],
+    "unknown keys": [1, 2, 3],
+    "the same key": [0] * 100_000,
+    "the largest key": [2**64 - 1],
+}
+
+
+@pytest.mark.parametrize("keys", CONFIRMATIONS.values(), ids=CONFIRMATIONS)
+@pytest.mark.parametrize("ends", [True, False])
+def test_confirmations_of_nothing(keys: list[int], ends: bool, server: Server) -> None:
+    answer = pb.InsertStreamResponse(keys=[key + 2**63 for key in keys if key < 2**63]).SerializeToString()
+    server.insert = lambda requests, context: [answer] if ends else endless(context, answer)
+    assert isinstance(named(lambda: inserted(server)), ReplayTimeout) != ends
+
+
+def test_silence_instead_of_confirmations(server: Server) -> None:
+    assert isinstance(named(lambda: inserted(server)), ReplayTimeout)
+
+
+# --- tables ---
+
+
+def test_a_right_answer_about_tables_is_right(server: Server) -> None:
+    assert server_info(server.address).tables[TABLE].size == 3
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_noise_instead_of_tables(seed: int, server: Server) -> None:
+    server.info = lambda request, context: noise(seed)
+    for client in (sampled, inserted):
+        named(lambda client=client: client(server))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_tables_with_other_bytes(seed: int, server: Server) -> None:
+    answer = flipped(info().SerializeToString(), seed)
+    server.info = lambda request, context: answer
+    monitor = ReplayMonitor(server.address, [TABLE], timeout_s=TIMEOUT_S)
+    with contextlib.suppress(ReplayError):
+        assert TABLE in monitor.poll().tables
+    monitor.close()
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+def test_every_status_ends_asking(code: grpc.StatusCode, server: Server) -> None:
+    server.info = lambda request, context: context.abort(code, "a line\n" * 300)
+    named(lambda: server_info(server.address))
+
+
+def test_silence_instead_of_tables(server: Server) -> None:
+    def sleep(request: bytes, context: grpc.ServicerContext) -> bytes:
+        list(silent(context))
+        return b""
+
+    server.info = sleep
+    assert isinstance(named(lambda: server_info(server.address, TIMEOUT_S)), ReplayUnavailable)
+
+
+def test_tables_of_another_run(server: Server) -> None:
+    other = pb.ServerInfoResponse()
+    for number in range(2000):
+        other.table_info.add(name=f"other/{number}")
+    server.info = lambda request, context: other.SerializeToString()
+    with pytest.raises(ReplayMismatch):
+        sampled(server)
+
+
+# --- what is no gRPC at all ---
+
+
+def raw(answer: bytes, keep_open: bool) -> Iterator[str]:
+    """A listener that gives `answer` to whoever connects."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.05)
+        stop = threading.Event()
+
+        def serve() -> None:
+            held = []
+            while not stop.is_set():
+                with contextlib.suppress(OSError):
+                    connection, _ = listening.accept()
+                    connection.sendall(answer)
+                    held.append(connection) if keep_open else connection.close()
+            for connection in held:
+                connection.close()
+
+        thread = threading.Thread(target=serve, name=THREADS)
+        thread.start()
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+        stop.set()
+        thread.join()
+
+
+RAW = {
+    "closes": (b"", False),
+    "says nothing": (b"", True),
+    "noise": (noise(3), True),
+    "http 1": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", True),
+    "ssh": (b"SSH-2.0-OpenSSH_9.6\r\n", True),
+    "settings and noise": (bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]) + noise(4), True),
+    "goes away": (bytes([0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 8, 7, 0, 0, 0, 0, 0]) + bytes(8), True),
+    "endless frame": (struct.pack(">I", 2**24 - 1)[1:] + bytes([0, 0]) + bytes(4) + bytes(1000), True),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_what_is_no_grpc(name: str) -> None:
+    answering = raw(*RAW[name])
+    address = next(answering)
+    try:
+        named(lambda: server_info(address, TIMEOUT_S))
+    finally:
+        next(answering, None)

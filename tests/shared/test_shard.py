@@ -1,0 +1,520 @@
+"""Shards as replay's backup: whatever ends a writer, the unrolls it wrote are there, and another one goes on."""
+
+import contextlib
+import errno
+import functools
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.config import ConfigError
+from shared.replay.codec import Columns
+from shared.stream.backup import link_shard, restore_shard
+from shared.stream.format import ShardSummary, StreamDescription
+from shared.stream.index import read_index
+from shared.stream.part import PartWriter, by_either_name, parts_in
+from shared.stream.shard import read_shard, shard_numbers
+from shared.stream.write import StreamWriter
+
+ROOT = Path(__file__).parents[2]
+N, T, F = 3, 4, 6
+DESCRIPTION = StreamDescription(
+    env="point_u_maze",
+    state_size=4,
+    action_size=2,
+    episode_length=20,
+    unroll_length=T,
+    environments=N,
+    collectors=1,
+    unrolls=5,
+)
+PART = 4 * DESCRIPTION.unroll_bytes
+
+
+def unroll(number: int) -> Columns:
+    rng = np.random.default_rng(number)
+    floats = rng.integers(2**32, size=(N, T, F), dtype=np.uint32).view(np.float32)
+    return Columns(floats, np.full((N, T, 3), number, np.int32))
+
+
+def writer_of(directory: Path, **options: Any) -> StreamWriter:
+    return StreamWriter(directory, 0, DESCRIPTION, **({"part_bytes": PART, "wait_s": 0} | options))
+
+
+def write(writer: StreamWriter, unrolls: int) -> None:
+    for _ in range(unrolls):
+        writer.write(unroll(writer.next_number), writer.next_number)
+
+
+def read(folder: Path, first: int = 0) -> list[int]:
+    """The numbers that are there; every unroll has to be what was written under its number, to the bit."""
+    numbers = []
+    for number, columns in read_shard(folder, DESCRIPTION, first):
+        assert [column.tobytes() for column in columns] == [column.tobytes() for column in unroll(number)]
+        numbers.append(number)
+    return numbers
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("part-*"))
+
+
+def refused(use: Callable[[], object]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        use()
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "; " in line  # what is wrong; what to do
+    return line
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    """The folder of unrolls 0 to 9: two finished parts of 4, 2 in one that its writer left."""
+    write(writer_of(tmp_path), 10)
+    assert names(tmp_path / "collector-0") == [
+        "part-000000000.arrow",
+        "part-000000004.arrow",
+        "part-000000008.arrow.partial",
+    ]
+    return tmp_path / "collector-0"
+
+
+class Died(BaseException):
+    pass
+
+
+@contextlib.contextmanager
+def dying_at(step: int) -> Iterator[None]:
+    """As if the process ended right before its `step`th call that changes a folder, or waits for the disk."""
+    left = itertools.count(step, -1)
+
+    def counted(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if next(left) <= 0:
+            raise Died
+        return call(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fsync", "rename", "replace", "unlink", "rmdir", "link", "mkdir"):
+            patch.setattr(os, name, functools.partial(counted, getattr(os, name)))
+        yield
+
+
+def test_a_shard_goes_on_where_its_writer_died(shard: Path) -> None:
+    writer = writer_of(shard.parent)
+    assert writer.next_number == 10
+    assert names(shard) == ["part-000000000.arrow", "part-000000004.arrow", "part-000000008.arrow"]
+    write(writer, 3)
+    assert read(shard) == list(range(13))
+    assert [part.numbers for part in writer.close().parts] == [range(4), range(4, 8), range(8, 10), range(10, 13)]
+
+
+def test_a_gap_finishes_the_part_and_reads_back(tmp_path: Path) -> None:
+    writer = writer_of(tmp_path)
+    for number in (1, 2, 4, 5, 9):
+        writer.write(unroll(number), number)
+    folder = tmp_path / "collector-0"
+    assert names(folder) == ["part-000000001.arrow", "part-000000004.arrow", "part-000000009.arrow.partial"]
+    assert shard_numbers(folder) == [range(1, 3), range(4, 6), range(9, 10)]
+    assert read(folder) == [1, 2, 4, 5, 9]
+    with pytest.raises(ValueError, match="unroll 9 after unroll 9"):
+        writer.write(unroll(9), 9)
+    writer.write(unroll(10), 10)  # a refused number does no harm
+    assert [part.numbers for part in writer.close().parts] == [range(1, 3), range(4, 6), range(9, 11)]
+    assert shard_numbers(folder) == [range(1, 3), range(4, 6), range(9, 11)]
+
+
+def test_a_shard_is_read_from_any_number(shard: Path) -> None:
+    assert shard_numbers(shard) == [range(10)]
+    for first in range(12):
+        assert read(shard, first) == list(range(first, 10))
+    assert (read(shard / "elsewhere"), shard_numbers(shard / "elsewhere")) == ([], [])
+
+
+def test_every_beginning_of_a_part_is_salvaged_to_its_last_whole_unroll(tmp_path: Path) -> None:
+    writer, left = writer_of(tmp_path), tmp_path / "collector-0" / "part-000000000.arrow.partial"
+    ends = []
+    for _ in range(3):
+        write(writer, 1)
+        ends.append(left.stat().st_size)
+    data = left.read_bytes()
+    del writer
+    lengths = {*range(0, len(data), 37), *ends, *(end - 1 for end in ends), *(end + 1 for end in ends[:-1])}
+    for length in sorted(lengths):
+        folder = tmp_path / f"cut-{length}" / "collector-0"
+        folder.mkdir(parents=True)
+        (folder / left.name).write_bytes(data[:length])
+        whole = list(range(sum(end <= length for end in ends)))
+        assert read(folder) == whole
+        assert [number for numbers in shard_numbers(folder) for number in numbers] == whole
+        writer = writer_of(folder.parent)
+        assert writer.next_number == len(whole)
+        write(writer, 1)
+        assert read(folder) == [*whole, len(whole)]
+
+
+@pytest.mark.parametrize("keep", [None, 4])
+def test_a_writer_may_die_anywhere(tmp_path: Path, keep: int | None) -> None:
+    """Every step of writing, then every step of putting right what the first death left."""
+    write(writer_of(tmp_path), 11)
+    for at, again in itertools.product(range(16), range(0, 16, 3)):
+        directory = tmp_path / f"{at}-{again}"
+        shutil.copytree(tmp_path / "collector-0", directory / "collector-0")
+        writer = writer_of(directory, part_bytes=PART, keep_unrolls=keep)
+        with dying_at(at), contextlib.suppress(Died):
+            write(writer, 5)
+        del writer
+        written = read(directory / "collector-0")
+        assert written[-1] >= 11
+        with dying_at(again), contextlib.suppress(Died):
+            writer_of(directory, keep_unrolls=keep)
+        writer = writer_of(directory, keep_unrolls=keep)
+        assert writer.next_number == written[-1] + 1
+        assert read(directory / "collector-0") == written[-len(read(directory / "collector-0")) :]
+        assert len(read(directory / "collector-0")) >= (keep or len(written))
+        assert writer.close() == read_index(directory / "collector-0", "")
+
+
+def test_salvage_may_be_interrupted_within_a_part(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die_after(writer: PartWriter, batch: Any) -> None:
+        write_batch(writer, batch)
+        raise Died
+
+    write_batch = PartWriter.write
+    monkeypatch.setattr(PartWriter, "write", die_after)
+    with pytest.raises(Died):
+        writer_of(shard.parent)
+    monkeypatch.undo()
+    assert read(shard) == list(range(10))
+    assert writer_of(shard.parent).next_number == 10
+    assert read(shard) == list(range(10))
+    assert sorted(path.name for path in shard.iterdir()) == ["lock", *names(shard), "shard.json"]
+
+
+WRITING = """
+import sys
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[3]).parent))
+from test_shard import unroll, writer_of
+
+keep = int(sys.argv[2]) or None
+writer = writer_of(Path(sys.argv[1]), keep_unrolls=keep, wait_s=5)
+number = writer.next_number + 1
+while True:
+    writer.write(unroll(number), number)
+    print(number, flush=True)
+    number += 1
+"""
+
+
+@pytest.mark.parametrize("keep", [0, 30])
+def test_a_killed_writer_loses_nothing(tmp_path: Path, keep: int) -> None:
+    """Each process leaves out one number and goes on until kill -9."""
+    rng, written = random.Random(0), list[int]()
+    for _ in range(4):
+        command = [sys.executable, "-c", WRITING, str(tmp_path), str(keep), __file__]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stderr is not None
+            begun = child.stdout.readline()
+            time.sleep(rng.uniform(0, 0.2))
+            child.kill()
+            returned = [int(line) for line in (begun + child.stdout.read()).split()]
+            assert child.stderr.read() == ""
+        there = read(tmp_path / "collector-0")
+        new = [number for number in there if not written or number > written[-1]]
+        assert new[0] == (written[-1] + 2 if written else 1) or keep  # of a tail the first may be gone
+        # One unroll may have been written whose number the process could not tell any more.
+        assert new[-1] - returned[-1] in (0, 1)
+        assert there == (written + new)[-len(there) :]
+        assert len(there) >= min(keep or sys.maxsize, len(written + new))
+        written += new
+    assert writer_of(tmp_path, keep_unrolls=keep or None).next_number == written[-1] + 1
+    assert read(tmp_path / "collector-0") == written[-len(read(tmp_path / "collector-0")) :]
+
+
+@pytest.mark.parametrize("keep", [1, 5, 40])
+def test_a_tail_is_bounded_and_holds_what_it_has_to(tmp_path: Path, keep: int) -> None:
+    writer, folder = writer_of(tmp_path, keep_unrolls=keep, part_bytes=2**30), tmp_path / "collector-0"
+    part = max(1, keep // 8)
+    for number in range(3 * keep):
+        if number % 17 == 3:
+            writer.cut()
+        write(writer, 1)
+        there = sum(len(numbers) for numbers in shard_numbers(folder))
+        assert min(keep, number + 1) <= there <= keep + 2 * part
+    assert read(folder)[-keep:] == list(range(2 * keep, 3 * keep))
+    shard = writer.close()
+    assert keep <= shard.unrolls < keep + part
+    assert names(folder) == [part.name for part in shard.parts]
+    assert shard.bytes == sum((folder / name).stat().st_size for name in names(folder))
+
+
+def test_a_shorter_tail_is_cut_when_it_is_opened(shard: Path) -> None:
+    writer = writer_of(shard.parent, keep_unrolls=2)
+    assert (read(shard), writer.next_number) == ([8, 9], 10)
+    with pytest.raises(ValueError, match="at least 1"):
+        writer_of(shard.parent, keep_unrolls=0)
+
+
+def test_two_writers_of_a_shard_exclude_each_other(tmp_path: Path) -> None:
+    first = writer_of(tmp_path)
+    write(first, 1)
+    began = time.monotonic()
+    assert "another process has been writing this shard for 0.3 s" in refused(lambda: writer_of(tmp_path, wait_s=0.3))
+    assert 0.3 <= time.monotonic() - began < 5
+    timer = threading.Timer(0.2, first.close)
+    timer.start()
+    second = writer_of(tmp_path, wait_s=5)
+    timer.join()
+    assert second.next_number == 1
+    assert StreamWriter(tmp_path, 1, DESCRIPTION, wait_s=0).next_number == 0  # another shard is another matter
+
+
+@pytest.mark.parametrize("keep", [None, 16])
+def test_a_shard_is_read_while_it_is_written(tmp_path: Path, keep: int | None) -> None:
+    writer, folder = writer_of(tmp_path, keep_unrolls=keep), tmp_path / "collector-0"
+    write(writer, 20)
+    failed: list[BaseException] = []
+
+    def go_on() -> None:
+        try:
+            write(writer, 600)
+        except BaseException as error:  # noqa: BLE001 - shown by the test's own thread
+            failed.append(error)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    passes = 0
+    while thread.is_alive():
+        before = writer.next_number
+        (there,) = shard_numbers(folder)
+        assert there.stop >= before
+        assert len(there) >= (keep or before)
+        before = writer.next_number
+        numbers = read(folder)
+        assert numbers == sorted(set(numbers))
+        assert keep or numbers[:before] == list(range(before))  # of a tail, some are deleted before their turn
+        passes += 1
+    thread.join()
+    assert not failed
+    assert passes > 2
+    assert read(folder)[-16:] == list(range(604, 620))
+
+
+def test_a_part_that_is_deleted_or_finished_meanwhile_does_no_harm(shard: Path) -> None:
+    writer = writer_of(shard.parent)
+    write(writer, 1)
+    reading = read_shard(shard, DESCRIPTION)
+    assert next(reading)[0] == 0
+    (shard / "part-000000004.arrow").unlink()
+    writer.cut()  # finishes the part that was being written
+    assert [number for number, _ in reading] == [1, 2, 3, 8, 9, 10]
+
+
+def test_a_part_that_is_finished_between_two_looks_is_found(shard: Path) -> None:
+    def finished_just_before(partial: Path) -> bytes:
+        partial.rename(shard / "part-000000008.arrow")
+        return partial.read_bytes()
+
+    whole = (shard / "part-000000008.arrow.partial").read_bytes()
+    assert by_either_name(shard, 8, Path.read_bytes, finished_just_before) == whole
+    assert by_either_name(shard, 9, Path.read_bytes, Path.read_bytes) is None
+
+
+def test_a_part_that_one_listing_misses_is_found(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = names(shard)
+    listings = iter([files[1:], files, files])
+    monkeypatch.setattr(os, "listdir", lambda _: next(listings))
+    assert parts_in(shard) == [0, 4, 8]
+
+
+def snapshot(writer: StreamWriter, shard: Path, to: Path) -> ShardSummary:
+    summary = writer.cut()
+    link_shard(summary, shard, to)
+    return summary
+
+
+@pytest.mark.parametrize("keep", [None, 4])
+def test_a_snapshot_is_gone_back_to(shard: Path, tmp_path: Path, keep: int | None) -> None:
+    writer, to = writer_of(shard.parent, keep_unrolls=keep), tmp_path / "snapshot" / "collector-0"
+    summary = snapshot(writer, shard, to)
+    held = {name: (to / name).read_bytes() for name in names(to)}
+    assert all((to / name).samefile(shard / name) for name in held)
+    write(writer, 9)
+    assert "another process" in refused(lambda: restore_shard(to, shard, wait_s=0))
+    writer.close()
+    for _ in range(2):  # a snapshot can be gone back to again
+        restore_shard(to, shard)
+        assert read_index(shard, "") == summary
+        assert {name: (shard / name).read_bytes() for name in names(shard)} == held
+        writer = writer_of(shard.parent, keep_unrolls=keep)
+        assert writer.next_number == 10
+        writer.write(unroll(11), 11)
+        writer.close()
+        assert read(shard)[-3:] == [8, 9, 11]
+    assert {name: (to / name).read_bytes() for name in names(to)} == held
+    assert sorted(path.name for path in shard.parent.iterdir()) == ["collector-0", "snapshot"]
+
+
+def test_an_empty_shard_has_a_snapshot_too(tmp_path: Path) -> None:
+    shard, to = tmp_path / "collector-0", tmp_path / "snapshot" / "collector-0"
+    writer = writer_of(tmp_path)
+    snapshot(writer, shard, to)
+    write(writer, 3)
+    del writer
+    restore_shard(to, shard)
+    assert writer_of(tmp_path).next_number == 0
+
+
+def test_restoring_may_be_interrupted_anywhere(shard: Path, tmp_path: Path) -> None:
+    to = tmp_path / "snapshot" / "collector-0"
+    writer = writer_of(shard.parent)
+    snapshot(writer, shard, to)
+    write(writer, 5)
+    writer.close()
+    for step in range(40):
+        with dying_at(step), contextlib.suppress(Died):
+            restore_shard(to, shard)
+            break
+        restore_shard(to, shard)
+        writer = writer_of(shard.parent)
+        assert read(shard) == list(range(10))
+        write(writer, 5)
+        writer.close()
+    assert 10 < step < 39
+    assert read(to) == list(range(10))
+
+
+def test_where_links_are_not_possible_parts_are_copied(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", no_links)
+    for number in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+        to = tmp_path / str(number)
+        summary = snapshot(writer_of(shard.parent), shard, to)
+        assert read(to) == list(range(10))
+        assert not any((to / part.name).samefile(shard / part.name) for part in summary.parts)
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match="No space left"):
+        snapshot(writer_of(shard.parent), shard, tmp_path / "full")
+
+
+def closed(shard: Path) -> Path:
+    writer_of(shard.parent).close()
+    return shard
+
+
+def test_what_the_index_does_not_know_is_added(shard: Path) -> None:
+    known = writer_of(shard.parent).close()
+    for lost in ({1}, {0, 2}, {0, 1, 2}):
+        (shard / "shard.json").unlink()
+        parts = {place: part for place, part in enumerate(known.parts) if place not in lost}
+        (shard / "aside").mkdir()
+        for place in lost:
+            (shard / known.parts[place].name).rename(shard / "aside" / known.parts[place].name)
+        assert writer_of(shard.parent).close().parts == tuple(parts.values())
+        for path in (shard / "aside").iterdir():
+            path.rename(shard / path.name)
+        (shard / "aside").rmdir()
+        assert writer_of(shard.parent).close() == known
+
+
+@pytest.mark.parametrize("where", np.linspace(0, 0.99, 12))
+def test_a_damaged_index_is_refused(shard: Path, where: float) -> None:
+    path = closed(shard) / "shard.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: round(where * len(whole))])
+    assert f"{path}: damaged; remove it" in refused(lambda: writer_of(shard.parent))
+    path.unlink()  # the remedy
+    assert writer_of(shard.parent).close().unrolls == 10
+    assert path.read_bytes() == whole
+    values = json.loads(whole)
+    digit = values["shard"]["parts"][1]["sha256"][0]
+    values["shard"]["parts"][1]["sha256"] = values["shard"]["parts"][1]["sha256"].replace(digit, "0f"[digit == "0"])
+    path.write_text(json.dumps(values))
+    assert f"{path}: damaged; remove it" in refused(lambda: writer_of(shard.parent))
+
+
+def test_an_index_of_another_time_or_place_is_refused(shard: Path) -> None:
+    path = closed(shard) / "shard.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"format_version": 2', '"format_version": 3'))
+    assert f"{path}: format version 3, this Fathom reads 2" in refused(lambda: writer_of(shard.parent))
+    path.write_text(whole)
+    shard.rename(shard.with_name("collector-1"))
+    other = refused(lambda: StreamWriter(shard.parent, 1, DESCRIPTION))
+    assert "collector-1/shard.json: of collector 0, not of 1" in other
+
+
+def test_damaged_parts_are_refused(shard: Path, tmp_path: Path) -> None:
+    to, path = tmp_path / "snapshot", closed(shard) / "part-000000004.arrow"
+    shutil.copytree(shard, to)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert f"{path}: {len(whole) - 1} bytes, the shard's index says {len(whole)}" in refused(
+        lambda: writer_of(shard.parent)
+    )
+    assert f"{path}: cannot be read (not an Arrow file)" in refused(lambda: read(shard))
+    (shard / "shard.json").unlink()
+    assert f"{path}: cannot be read (not an Arrow file)" in refused(lambda: writer_of(shard.parent))
+    path.unlink()
+    restore_shard(to, shard)
+    path.unlink()
+    assert f"{path}: missing" in refused(lambda: writer_of(shard.parent))
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    (to / path.name).write_bytes(flipped)
+    assert f"{to / path.name}: damaged, its checksum is not the snapshot's" in refused(lambda: restore_shard(to, shard))
+    (to / "shard.json").unlink()
+    assert f"{to / 'shard.json'}: missing; resume from another" in refused(lambda: restore_shard(to, shard))
+
+
+@pytest.mark.parametrize("name", ["part-000000004.arrow", "part-000000008.arrow.partial"])
+def test_flipped_bits_end_no_process(shard: Path, name: str) -> None:
+    """Without checksums most are not seen; those that are have their line."""
+    path = shard / name
+    whole = path.read_bytes()
+    (shard / "shard.json").unlink()
+    lines = []
+    for place in range(0, len(whole), 11):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        for use in (lambda: list(read_shard(shard, DESCRIPTION)), lambda: shard_numbers(shard)):
+            try:
+                use()
+            except ConfigError as error:
+                lines.append(str(error))
+    assert all("; " in line and "\n" not in line for line in lines)
+    assert lines or name.endswith(".partial")
+
+
+@pytest.mark.parametrize("change", [{"state_size": 5}, {"environments": 4}, {"unroll_length": 5}])
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_runs_shard_is_refused(shard: Path, change: dict[str, int], finished: bool) -> None:
+    other = DESCRIPTION.model_copy(update=change)
+    assert "this" in refused(lambda: list(read_shard(shard, other)))
+    if finished:
+        closed(shard)
+    else:
+        for path in shard.glob("*.arrow"):
+            path.unlink()
+        (shard / "shard.json").unlink()
+    assert str(shard) in refused(lambda: StreamWriter(shard.parent, 0, other))
+    assert writer_of(shard.parent).next_number == 10
