@@ -96,10 +96,10 @@ class ReplayService:
             return self._watch()
         return ""
 
-    def poll(self) -> None:
+    def poll(self, timeout_s: float | None = None) -> None:
         """Counts for the record. Raises ReplayError when the server is gone or another one answers."""
         self._polled = time.monotonic()
-        info = self._monitor.poll() if self._monitor is not None else None
+        info = self._monitor.poll(timeout_s) if self._monitor is not None else None
         if info is not None:
             self.info = info
             self._record.add(REPLAY, self._row(info))

@@ -81,14 +81,14 @@ class ReplayMonitor:
         self._state_id: tuple[int, int] | None = None
         self._misses = 0
 
-    def poll(self) -> ServerInfo | None:
-        """The server's state, or None when it missed this poll for the first time.
+    def poll(self, timeout_s: float | None = None) -> ServerInfo | None:
+        """The server's state, or None when it missed this poll for the first time. `timeout_s`: of this poll alone.
 
         Raises `ReplayUnavailable` at the second miss in a row, `ReplayMismatch` when a table is missing or
         the tables were made anew since the first poll.
         """
         try:
-            info = _ask(self._channel, self._address, self._timeout_s)
+            info = _ask(self._channel, self._address, timeout_s or self._timeout_s)
         except ReplayUnavailable as error:
             self._misses += 1
             if self._misses <= MISSES_ALLOWED:

@@ -1,19 +1,22 @@
 """A run that ended anywhere goes on as if it had not: the same learners to the bit, curves without gap or repeat."""
 
+import json
+import random
 import shutil
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from deploy.in_process import InProcessRun
 from deploy.record import RunRecord
 from deploy.resume import find, restore
 from deploy.summary import summarise
-from shared.config import ACTIVE, Experiment
+from shared.config import ACTIVE, ConfigError, Experiment
 from shared.envs.registry import make_envs
 from shared.metrics import Row, read_metrics
 from shared.plan import make_plan
@@ -69,6 +72,21 @@ def go(directory: Path, end_after: int | None = None, experiment: Experiment = E
     return run
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every life compiles the same functions again."""
+    cache = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla"))}
+    cache |= {"jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in cache}
+    for name, value in cache.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InProcessRun]:
     """A run that was not interrupted."""
@@ -104,3 +122,107 @@ def test_a_run_killed_anywhere_ends_the_same(tmp_path: Path, whole: tuple[Path, 
             assert_same(directory, run, whole)
             shutil.rmtree(directory)
     assert_same(directory, go(directory), whole)
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was killed when it had several snapshots."""
+    directory = tmp_path_factory.mktemp("ended") / "run"
+    with pytest.raises(Killed):
+        go(directory, end_after=110)
+    assert len(held(directory)) >= EXPERIMENT.snapshots.keep
+    return directory
+
+
+def held(directory: Path) -> list[int]:
+    """The whole snapshots."""
+    return sorted(int(path.parent.name) for path in (directory / "snapshots").glob("*/manifest.json"))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [_cut, _flip, Path.unlink])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "manifest.json",
+        "learner-active/part.json",
+        "learner-active/state/**/d/*",
+        "collector-1/position.json",
+        "collector-1/stream/*.arrow",
+        "driver/generators.json",
+    ],
+)
+def test_of_a_damaged_snapshot_the_one_before_is_taken(
+    what: str, damage: Callable[[Path], None], ended: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(ended, directory)
+    *_, before, newest = held(directory)
+    path = sorted((directory / "snapshots" / str(newest)).glob(what))[0]
+    damage(path)
+    told: list[str] = []
+    found = find(directory, EXPERIMENT, in_process=True, anyway=False, say=told.append)
+    assert found is not None
+    assert int(found.folder.name) == before
+    assert told == [] if (what, damage) == ("manifest.json", Path.unlink) else len(told) == 1
+    assert all(str(newest) in line and "\n" not in line for line in told)
+
+
+def test_without_a_good_snapshot_nothing_is_begun_anew_unasked(ended: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(ended, directory)
+    for path in (directory / "snapshots").glob("*/learner-passive/part.json"):
+        _flip(path)
+    with pytest.raises(ConfigError, match=r"no snapshot is whole .* begin again with --overwrite"):
+        find(directory, EXPERIMENT, in_process=True, anyway=False, say=lambda line: None)
+
+
+def test_a_changed_experiment_is_refused_by_its_keys(ended: Path) -> None:
+    changed = EXPERIMENT.model_dump()
+    changed["algorithm"]["batch_size"] = 8
+    changed["replay"]["port"] = 4444
+    changed["learners"]["passive"]["resources"]["cpus"] = 1
+    with pytest.raises(ConfigError) as caught:
+        find(ended, Experiment.model_validate(changed), in_process=True, anyway=False, say=lambda line: None)
+    keys = [line.split()[1] for line in str(caught.value).splitlines()]
+    assert sorted(keys) == ["algorithm.batch_size", "learners.passive.resources.cpus", "replay.port"]
+    with pytest.raises(ConfigError, match=r"^--resume: algorithm.batch_size was 16 and is 8 now; [^\n]*$"):
+        find(ended, Experiment.model_validate(changed), in_process=True, anyway=True, say=lambda line: None)
+    changed["algorithm"]["batch_size"] = 16
+    assert find(ended, Experiment.model_validate(changed), in_process=True, anyway=True, say=lambda line: None)
+    with pytest.raises(ConfigError, match="add --in-process"):
+        find(ended, EXPERIMENT, in_process=False, anyway=False, say=lambda line: None)
+
+
+def test_snapshots_say_what_they_cost_and_few_are_kept(whole: tuple[Path, InProcessRun], ended: Path) -> None:
+    rows = read_metrics(whole[0], "snapshots")
+    assert [row["updates"] for row in rows] == sorted(row["updates"] for row in rows)
+    assert len(rows) == EXPERIMENT.snapshots.count
+    for row in rows:
+        assert row["bytes"] > 10_000
+        assert 0 < row["pause_seconds"] < row["background_seconds"]
+    assert not (whole[0] / "snapshots").exists()  # the run is done
+    assert not (whole[0] / "stream").exists()
+    evaluations = [row for row in read_metrics(ended, "evaluator") if row["updates"] <= held(ended)[-1]]
+    assert held(ended)[0] <= max(evaluations, key=lambda row: row["time_at_goal"])["updates"] or len(held(ended)) == 3
+
+
+def test_status_tells_of_every_life(ended: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(ended, directory)
+    newest = held(directory)[-1]
+    before = json.loads((directory / "status.json").read_text())["seconds"]
+    with pytest.raises(Killed):
+        go(directory, end_after=3)
+    status = json.loads((directory / "status.json").read_text())
+    assert [life["updates"] for life in status["resumed"]] == [newest]
+    assert status["seconds"] > before
