@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,15 @@ from collector.rollout import RolloutState, make_start, make_unroll
 from shared.config import Experiment
 from shared.envs.base import GoalEnv
 from shared.metrics import Reporter
-from shared.networks import make_networks
+from shared.networks import Actor, make_networks
 from shared.params import Policy
 from shared.plan import Plan
 from shared.policy import PolicyFunction, stochastic_policy
 from shared.replay.codec import Columns, pack
 from shared.replay.windows import VOID_EPISODE, WindowCount, no_windows
 from shared.types import Array, Metrics, Params
+
+CollectFunction = Callable[[Params, Any, RolloutState, Array], tuple[RolloutState, Columns, jax.Array, Metrics]]
 
 
 class Collected(NamedTuple):
@@ -68,6 +71,17 @@ class CollectorState(NamedTuple):
     key: Array
 
 
+@lru_cache  # by the environment's identity, which its type says nothing of
+def _jitted_collect(env: GoalEnv, actor: Actor, length: int, fixed_goals: bool) -> CollectFunction:
+    """Collectors of one process are compiled once."""
+    return jax.jit(make_collect(env, stochastic_policy(actor), length, fixed_goals))
+
+
+@lru_cache
+def _jitted_start(env: GoalEnv, environments: int) -> Callable[[Array], RolloutState]:
+    return jax.jit(make_start(env, environments))
+
+
 class Collector:
     """Steps `environments` environments. Knows neither Ray nor Reverb; `index` tells collectors apart."""
 
@@ -81,12 +95,13 @@ class Collector:
         self._target = plan.windows_after(plan.unrolls) // plan.environments * config.environments
         self.position = position or start_position(config.environments, env.spec.num_cells)
         self.next_number = 0 if position is None else position.windows.number + 2
-        policy = stochastic_policy(make_networks(config, env.spec).actor)
-        self._collect = jax.jit(make_collect(env, policy, plan.unroll_length, experiment.env_options.fixed_goals))
+        actor = make_networks(config, env.spec).actor
+        fixed_goals = experiment.env_options.fixed_goals
+        self._collect = _jitted_collect(env, actor, plan.unroll_length, fixed_goals)  # type: ignore[arg-type]
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.seed), index), 1)
         key = jax.random.fold_in(key, self.next_number) if self.next_number else key
         start_key, key = jax.random.split(key)
-        rollout = jax.jit(make_start(env, config.environments))(start_key)
+        rollout = _jitted_start(env, config.environments)(start_key)  # type: ignore[arg-type]
         # As many steps as windows tell of: sample ages count from there.
         begun = self.position.windows.made // config.environments * plan.unroll_length
         self.state = CollectorState(rollout._replace(step=rollout.step + begun), key)
@@ -161,9 +176,7 @@ def make_count(env: GoalEnv) -> Callable[[Array, Array], jax.Array]:
     return count
 
 
-def make_collect(
-    env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False
-) -> Callable[[Params, Array, RolloutState, Array], tuple[RolloutState, Columns, jax.Array, Metrics]]:
+def make_collect(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False) -> CollectFunction:
     """`collect(params, version, state, key) -> (state, columns [N, T, ...], visits [num_cells], metrics)`.
 
     The whole chunk of an environment that broke in this unroll is void, so that nothing of it reaches replay;

@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Collection
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -68,7 +69,6 @@ class Evaluator:
         self._env = env
         self._episodes = experiment.evaluation.episodes
         self._key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_STREAM)
-        self._compiled: dict[Actor, Callable[[Params, Array], Metrics]] = {}
 
     def evaluate(self, learner: str, policy: Policy) -> Metrics:
         """One row: who was evaluated when, and `make_evaluate`'s metrics.
@@ -85,9 +85,8 @@ class Evaluator:
     def measure(self, network: NetworkConfig, params: Params, draw: int) -> Metrics:
         """Metrics over `episodes` fresh episodes; `draw` chooses their starts and goals."""
         actor = make_networks(network, self._env.spec).actor
-        if actor not in self._compiled:
-            self._compiled[actor] = jax.jit(make_evaluate(self._env, actor, self._episodes))
-        metrics = self._compiled[actor](params, jax.random.fold_in(self._key, draw))
+        evaluate = _jitted_evaluate(self._env, actor, self._episodes)  # type: ignore[arg-type]
+        metrics = evaluate(params, jax.random.fold_in(self._key, draw))
         return {name: float(value) for name, value in metrics.items()}
 
     def run(
@@ -107,6 +106,11 @@ class Evaluator:
             reporter.row(self.evaluate(snapshot.learner, snapshot.policy) | {"dropped": snapshots.dropped})
             if snapshot.last:
                 unfinished.discard(snapshot.learner)
+
+
+@lru_cache
+def _jitted_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params, Array], Metrics]:
+    return jax.jit(make_evaluate(env, actor, episodes))
 
 
 def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params, Array], Metrics]:

@@ -3,6 +3,7 @@
 import time
 import zlib
 from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 
 import jax
@@ -10,17 +11,29 @@ import numpy as np
 
 from learner.guard import Guard
 from learner.state import LearnerState, init_state, make_optimisers
-from learner.update import make_update_step
-from shared.config import Experiment
+from learner.update import UpdateStep, make_update_step
+from shared.config import AlgorithmConfig, Experiment
 from shared.envs.base import EnvSpec
 from shared.metrics import Reporter
-from shared.networks import make_networks
+from shared.networks import Networks, make_networks
 from shared.params import Policy
 from shared.plan import Plan
 from shared.replay.codec import Columns
-from shared.types import Metrics
+from shared.types import Array, Metrics
 
 _KEY_STREAM = 3  # apart from the collectors' and the evaluator's keys
+
+
+@lru_cache
+def _jitted_update(networks: Networks, algorithm: AlgorithmConfig, plan: Plan, spec: EnvSpec) -> UpdateStep:
+    """Learners of equal networks in one process are compiled once."""
+    update_step = make_update_step(networks, make_optimisers(algorithm), algorithm, plan, spec)
+    return jax.jit(update_step, donate_argnums=0)
+
+
+@lru_cache
+def _jitted_init(networks: Networks, algorithm: AlgorithmConfig, spec: EnvSpec) -> Callable[[Array], LearnerState]:
+    return jax.jit(partial(init_state, networks, make_optimisers(algorithm), spec))
 
 
 class Learner:
@@ -30,13 +43,10 @@ class Learner:
         self, experiment: Experiment, plan: Plan, spec: EnvSpec, name: str, reports: Path | None = None
     ) -> None:
         """`reports`: the folder for what is kept of gradient steps that are not finite; none: nothing is."""
-        networks = make_networks(experiment.learner(name), spec)
-        optimisers = make_optimisers(experiment.algorithm)
         self.name = name
         self._plan = plan
         self.state = self.initial_state(experiment, spec, name)
-        update_step = make_update_step(networks, optimisers, experiment.algorithm, plan, spec)
-        self._update = jax.jit(update_step, donate_argnums=0)
+        self._update = _jitted_update(make_networks(experiment.learner(name), spec), experiment.algorithm, plan, spec)
         self._guard = Guard(experiment.algorithm, plan, spec, name, reports)
         self.updates = 0
 
@@ -47,7 +57,7 @@ class Learner:
         key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_STREAM)
         # By name, not by position: a learner added to an experiment changes no other.
         key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), config.seed)
-        return init_state(make_networks(config, spec), make_optimisers(experiment.algorithm), spec, key)
+        return _jitted_init(make_networks(config, spec), experiment.algorithm, spec)(key)
 
     def update(self, windows: Columns) -> Metrics:
         """One update on Columns `[windows_per_update, K * T, ...]`; waits until it is done, and times it.

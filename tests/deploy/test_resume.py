@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from deploy import snapshots
 from deploy.in_process import InProcessRun
 from deploy.record import RunRecord
 from deploy.resume import find, restore
@@ -203,17 +204,29 @@ def test_a_changed_experiment_is_refused_by_its_keys(ended: Path) -> None:
         find(ended, EXPERIMENT, in_process=False, anyway=False, say=lambda line: None)
 
 
-def test_snapshots_say_what_they_cost_and_few_are_kept(whole: tuple[Path, InProcessRun], ended: Path) -> None:
+def test_snapshots_say_what_they_cost_and_go_with_the_run(whole: tuple[Path, InProcessRun]) -> None:
     rows = read_metrics(whole[0], "snapshots")
-    assert [row["updates"] for row in rows] == sorted(row["updates"] for row in rows)
     assert len(rows) == EXPERIMENT.snapshots.count
+    assert [row["updates"] for row in rows] == sorted(row["updates"] for row in rows)
     for row in rows:
         assert row["bytes"] > 10_000
         assert 0 < row["pause_seconds"] < row["background_seconds"]
-    assert not (whole[0] / "snapshots").exists()  # the run is done
+    assert not (whole[0] / "snapshots").exists()
     assert not (whole[0] / "stream").exists()
-    evaluations = [row for row in read_metrics(ended, "evaluator") if row["updates"] <= held(ended)[-1]]
-    assert held(ended)[0] <= max(evaluations, key=lambda row: row["time_at_goal"])["updates"] or len(held(ended)) == 3
+
+
+def test_the_newest_and_the_best_are_kept(ended: Path, tmp_path: Path) -> None:
+    newest = ended / "snapshots" / str(held(ended)[-1])
+    manifest = json.loads((newest / "manifest.json").read_text())
+    for updates, time_at_goal in ((10, 1.0), (20, 9.0), (30, None), (40, 2.0), (50, 3.0)):
+        folder = tmp_path / "snapshots" / str(updates)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"time_at_goal": time_at_goal}))
+    for unfinished in ("5", "60"):
+        (tmp_path / "snapshots" / unfinished).mkdir()
+    snapshots.prune(tmp_path, keep=2)
+    assert held(tmp_path) == [20, 40, 50]
+    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["20", "40", "50", "60"]
 
 
 def test_status_tells_of_every_life(ended: Path, tmp_path: Path) -> None:
