@@ -49,7 +49,7 @@ command_for() {
     elif grep -qs '"done"' "$out/status.json"; then
         echo "echo '$out: done before'"
     else
-        echo "fathom run '$1' --run-dir '$out' --overwrite"
+        echo "fathom run '$1' --run-dir '$out' --resume"
     fi
 }
 
