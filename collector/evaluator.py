@@ -43,6 +43,9 @@ class SnapshotQueue:
         self._waiting: deque[Snapshot] = deque()
         self.dropped = 0
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def put(self, snapshot: Snapshot) -> None:
         with self._changed:
             self._waiting.append(snapshot)

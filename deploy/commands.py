@@ -62,7 +62,7 @@ def run(
             restore(run_dir, experiment, snapshot)
         else:
             prepare_run_dir(run_dir, overwrite, dir_mode)
-        check_space(run_dir, experiment, envs.training.spec)
+        check_space(run_dir, experiment, plan, envs.training.spec)
         return _recorded(RunRecord(run_dir, experiment, plan, snapshot), envs, in_process)
 
 
@@ -94,7 +94,7 @@ def _supervised(record: Any, envs: Envs, in_process: bool) -> int:
         if in_process:
             from deploy.in_process import InProcessRun
 
-            InProcessRun(record, envs).run(console.update)
+            InProcessRun(record, envs, console.say).run(console.update)
         else:
             from deploy.launch import Launch
 

@@ -8,12 +8,13 @@ from deploy.record import EVALUATOR
 from shared.metrics import Row
 from shared.plan import Plan
 
-WAIT = "wait/"
+WAIT, QUEUE = "wait/", "queue/"
 LABELS = {
     "env_steps": ("run",),
     "env_steps_per_second": ("run", "role"),
     "gradient_steps_per_second": ("run", "role"),
     "wait_share": ("run", "role", "what"),
+    "queue": ("run", "role", "what"),
     "samples_per_insert": ("run", "learner"),
     "sample_age": ("run", "learner"),
     "policy_lag": ("run", "role"),
@@ -47,9 +48,10 @@ def read_row(role: str, row: Row, plan: Plan) -> list[Reading]:
     """What a row says, by gauge. Rates are of the one call that the row reports."""
     by_role = {"role": role}
     readings = [
-        Reading("wait_share", value, {**by_role, "what": name.removeprefix(WAIT)})
+        Reading(gauge, value, {**by_role, "what": name.removeprefix(prefix)})
+        for gauge, prefix in (("wait_share", WAIT), ("queue", QUEUE))
         for name, value in row.items()
-        if name.startswith(WAIT)
+        if name.startswith(prefix)
     ]
     if role == EVALUATOR:
         learner = {"learner": row["learner"]}

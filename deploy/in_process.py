@@ -22,6 +22,7 @@ from deploy.states import on_host
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE
+from shared.disk import DISK_SPACE, Disk, DiskTeller
 from shared.envs.base import GoalEnv
 from shared.envs.registry import Envs
 from shared.metrics import Reporter
@@ -135,9 +136,12 @@ class _Stream:
 class InProcessRun:
     """Collectors or a stream, a ring of windows, all learners and the evaluator, taking turns."""
 
-    def __init__(self, record: RunRecord, envs: Envs) -> None:
+    def __init__(self, record: RunRecord, envs: Envs, say: Callable[[str], None] = lambda text: None) -> None:
+        """`say` gets what a person has to know while the run goes on: that it waits for room on its disk."""
         experiment, plan = record.experiment, record.plan
         self.record = record
+        self._disk = Disk(record.run_dir, experiment.supervision.disk_reserve_gb)
+        self._teller = DiskTeller(self._disk, say)
         training = envs.training
         self._source = _Stream(record, training) if experiment.stream else _Collectors(record, training)
         self.learners = {
@@ -166,6 +170,7 @@ class InProcessRun:
             self._take_snapshot()
             on_progress()
         self._source.finish()
+        self._wait_for_room()
         for name, learner in self.learners.items():
             checkpoint.save(self.record.run_dir / "checkpoints" / name, learner.state)
         self.record.remove_backups()
@@ -176,6 +181,7 @@ class InProcessRun:
         return sum(position.windows.made for position in self._source.positions)
 
     def _insert(self) -> None:
+        self._wait_for_room()
         for index, role, collected in self._source.unroll(self.learners):
             self.ring.insert(index, collected.number, collected.columns)
             self._report(role, collected.metrics)
@@ -200,6 +206,7 @@ class InProcessRun:
         updates = min(learner.updates for learner in self.learners.values())
         if not self._taker.due(updates):
             return
+        self._wait_for_room()
         run_dir = self.record.run_dir
         for name, learner in self.learners.items():
             part = snapshots.Part(run_dir, updates, learner_role(name))
@@ -222,8 +229,19 @@ class InProcessRun:
             for number, columns in self._source.past(index, first):
                 self.ring.insert(index, number, columns)
 
+    def _wait_for_room(self) -> None:
+        """All roles wait; the first source's rows tell how long."""
+        if not self._disk.short:
+            return
+        self._teller.tell({"the run": DISK_SPACE})
+        self._disk.wait_for_room(self._reporter(self._source.roles[0]), should_stop=lambda: False)
+        self._teller.tell({"the run": ""})
+
+    def _reporter(self, role: str) -> Reporter:
+        return self._reporters.setdefault(role, Reporter())
+
     def _report(self, role: str, row: dict) -> None:
-        reporter = self._reporters.setdefault(role, Reporter())
+        reporter = self._reporter(role)
         reporter.row(row)
         for reported in reporter.drain().rows:
             self.record.add(role, reported)

@@ -13,7 +13,9 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from deploy.actors import CollectorActor, EvaluatorActor, FeederActor, LearnerActor
+from deploy.actors.evaluator import EvaluatorActor
+from deploy.actors.learner import LearnerActor
+from deploy.actors.source import CollectorActor, FeederActor
 from deploy.cluster import cluster
 from deploy.gauges import Gauges
 from deploy.placement import GB, SERVICES
@@ -115,9 +117,8 @@ class Launch:
             return self._evaluator
         for name in experiment.all_learners:
             if role == learner_role(name):
-                return self._make(
-                    LearnerActor, role, stacks, experiment, plan, name, self._store, self._evaluator, run_dir
-                )
+                told, weights = record.newest(role).get("updates", 0), (self._store, self._evaluator)
+                return self._make(LearnerActor, role, stacks, experiment, plan, name, *weights, run_dir, told)
         index, seen = source_roles(experiment).index(role), record.newest(role)
         if experiment.stream:
             return self._make(FeederActor, role, stacks, experiment, plan, index, seen, run_dir)

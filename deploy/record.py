@@ -19,13 +19,16 @@ import yaml
 
 from deploy.access import OWNER_ONLY, make_folder
 from deploy.snapshots import SNAPSHOTS, Snapshot
+from deploy.states import KEPT
 from deploy.wandb_log import Mirror
 from shared.config import ConfigError, Experiment
+from shared.disk import GB
 from shared.envs.base import EnvSpec
 from shared.metrics import MetricsWriter, Row, curves, read_metrics
 from shared.networks import make_networks, network_size
 from shared.plan import Plan
 from shared.stream.format import bytes_of_stream
+from shared.stream.write import PARTS_OF_A_TAIL
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "brax", "mujoco", "ray", "grpcio", "orbax-checkpoint")
 _VERSIONED = ("fathom-rl", *_LIBRARIES)
@@ -88,19 +91,46 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def check_space(run_dir: Path, experiment: Experiment, spec: EnvSpec) -> None:
-    """Raises ConfigError when checkpoints, metrics and a recorded stream will not fit where `run_dir` lies."""
+def check_space(run_dir: Path, experiment: Experiment, plan: Plan, spec: EnvSpec) -> None:
+    """Raises ConfigError when what a run holds at once will not fit where `run_dir` lies, with the reserve left free.
+
+    What an earlier life of the run has left there is part of it.
+    """
+    reserve = experiment.supervision.disk_reserve_gb * GB
+    needed = _state_bytes(experiment, spec) + _stream_bytes(experiment, plan, spec) + METRICS_BYTES
+    free, held = shutil.disk_usage(run_dir).free, _held_bytes(run_dir)
+    if free + held < needed + reserve:
+        raise ConfigError(
+            f"--run-dir: {run_dir} has {free / 2**20:,.0f} MB free, this run writes about "
+            f"{max(needed - held, 0) / 2**20:,.0f} MB and leaves {reserve / 2**20:,.0f} MB free "
+            "(supervision.disk_reserve_gb); make room or name another folder"
+        )
+
+
+def _state_bytes(experiment: Experiment, spec: EnvSpec) -> float:
+    """Of all learners: their checkpoints, their own states, and those in snapshots, one of which is being written."""
     networks = (make_networks(config, spec) for config in experiment.all_learners.values())
     parameters = sum(network_size(each, spec) for each in networks)
-    needed = 4 * COPIES_IN_CHECKPOINT * parameters + METRICS_BYTES
+    snapshots = experiment.snapshots.keep + 1 if experiment.snapshots.count else 0
+    return 4 * COPIES_IN_CHECKPOINT * parameters * (1 + KEPT + snapshots)
+
+
+def _stream_bytes(experiment: Experiment, plan: Plan, spec: EnvSpec) -> float:
+    """Uncompressed: a recording, to which snapshots add nothing, or its newest part, of which each has its own."""
+    if experiment.stream:
+        return 0
+    whole = bytes_of_stream(plan.env_steps, spec.state_size, spec.action_size)
     if experiment.record:
-        needed += bytes_of_stream(experiment.budget.env_steps, spec.state_size, spec.action_size)
-    free = shutil.disk_usage(run_dir).free
-    if free < needed:
-        raise ConfigError(
-            f"--run-dir: {run_dir} has {free / 2**20:,.0f} MB free, this run writes about {needed / 2**20:,.0f} MB; "
-            "make room or name another folder"
-        )
+        return whole
+    unrolls = plan.stored_unrolls * (1 + 2 / PARTS_OF_A_TAIL)
+    tails = experiment.snapshots.keep + 2 if experiment.snapshots.count else 1
+    return min(whole, tails * whole * unrolls / plan.unrolls)
+
+
+def _held_bytes(run_dir: Path) -> int:
+    """Of all files below `run_dir`, those with several names counted once."""
+    found = (path.stat() for path in run_dir.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum({status.st_ino: status.st_size for status in found}.values())
 
 
 class RunRecord:
@@ -112,7 +142,7 @@ class RunRecord:
         self.experiment = experiment
         self.plan = plan
         self.snapshot = snapshot
-        self.started = time.time()
+        self.started = self._begun = time.time()
         self._rows: dict[str, deque[Row]] = {}
         self._evaluations: dict[str, list[Row]] = {name: [] for name in experiment.all_learners}
         self._before: dict[str, Any] = {"seconds": 0.0, "resumed": []}
@@ -126,8 +156,10 @@ class RunRecord:
     def _go_on(self, snapshot: Snapshot) -> dict[str, int]:
         """Takes up what the run's earlier lives have told; the newest environment steps of every curve."""
         status = read_status(self.run_dir)
-        resumed = {"time": self.started, "updates": int(snapshot.folder.name)}
-        self._before = {"seconds": status.get("seconds", 0.0), "resumed": [*status.get("resumed", []), resumed]}
+        seconds = status.get("seconds", 0.0)
+        resumed = {"time": time.time(), "seconds": seconds, "updates": int(snapshot.folder.name)}
+        self._before = {"seconds": seconds, "resumed": [*status.get("resumed", []), resumed]}
+        self.started = status.get("started", self.started)
         newest: dict[str, int] = {}
         for path in (self.run_dir / "metrics").glob("*.jsonl"):
             role, rows = path.stem, read_metrics(self.run_dir, path.stem)
@@ -196,7 +228,8 @@ class RunRecord:
     def status(self, state: str, reason: str = "") -> None:
         """Writes status.json; `state` is one of running, done, failed, interrupted.
 
-        `seconds`: of all the run's lives together. `resumed`: when each but the first began, and from which update.
+        `started`: the first of the run's lives; `seconds`: of all of them together. `resumed`: when each other one
+        began, how many seconds lay behind then, and the update that it went on from.
         """
         learners = {name: self.newest(learner_role(name)).get("updates", 0) for name in self.experiment.all_learners}
         write_json(
@@ -209,7 +242,7 @@ class RunRecord:
                 "updates": learners,
                 "updates_planned": self.plan.updates,
                 "started": self.started,
-                "seconds": self._before["seconds"] + time.time() - self.started,
+                "seconds": self._before["seconds"] + time.time() - self._begun,
                 "resumed": self._before["resumed"],
             },
         )

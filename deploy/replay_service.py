@@ -75,6 +75,11 @@ class ReplayService:
         if self._phase in ("starting", "up"):
             self.replace()
 
+    def forget_refill(self, filled: int) -> None:
+        """A source died that filled life `filled`'s server last. What it was to put into this one would be missing."""
+        if self.refilled and (self._phase == "starting" or (self.life is not None and self.life.number != filled)):
+            self.replace()
+
     def welcome(self, role: str, actor: Any) -> None:
         """A role's new process: it works with the server that there is, if there is one."""
         self._answers.pop(role, None)

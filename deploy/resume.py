@@ -122,13 +122,19 @@ class SnapshotTaker:
         self._to_come = [updates for updates in record.plan.snapshot_updates if updates > begun]
 
     def tick(self) -> None:
-        """Looks whether a snapshot is whole by now."""
-        whole = [updates for updates in self._to_come if self._is_whole(updates)]
-        if not whole:
+        """Looks whether a snapshot is whole by now: all parts are there, and all evaluations up to there."""
+        run_dir = self._record.run_dir
+        sealed = [updates for updates in self._to_come if snapshots.sealed(run_dir, updates, self._roles)]
+        whole = [updates for updates in sealed if self._is_evaluated(updates)]
+        if whole:
+            self._to_come = [later for later in self._to_come if later > whole[-1]]
+            self.finish(whole[-1])
             return
-        updates = whole[-1]
-        self._to_come = [later for later in self._to_come if later > updates]
-        self.finish(updates)
+        # An evaluator that is far behind must not fill the disk: of those that wait for it, the first will be whole
+        # soonest, the last is worth most.
+        for updates in sealed[1:-1]:
+            self._to_come.remove(updates)
+            snapshots.drop(run_dir, updates)
 
     def due(self, updates: int) -> bool:
         """Whether one was planned that was not taken yet, in a run that has come to `updates`."""
@@ -158,13 +164,11 @@ class SnapshotTaker:
         record.note("snapshots", {"env_steps": manifest.env_steps, **row})
         snapshots.prune(record.run_dir, experiment.snapshots.keep)
 
-    def _is_whole(self, updates: int) -> bool:
-        """All parts, and all evaluations up to there: those that come later would be cut off."""
+    def _is_evaluated(self, updates: int) -> bool:
+        """As far as there: evaluations that come after the manifest would be cut off."""
         due = max(u for u in self._record.plan.evaluation_updates if u <= updates)
         evaluated = (self._record.evaluations(name)[-1:] for name in self._learners)
-        if not all(rows and rows[0]["updates"] >= due for rows in evaluated):
-            return False
-        return snapshots.sealed(self._record.run_dir, updates, self._roles)
+        return all(rows and rows[0]["updates"] >= due for rows in evaluated)
 
     def _time_at_goal(self, updates: int) -> float | None:
         newest = []

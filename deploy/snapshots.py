@@ -176,6 +176,11 @@ def sealed(run_dir: Path, updates: int, roles: Sequence[str]) -> bool:
     return all(Part(run_dir, updates, role).sealed for role in roles)
 
 
+def drop(run_dir: Path, updates: int) -> None:
+    """One that will not be finished."""
+    shutil.rmtree(run_dir / SNAPSHOTS / str(updates), ignore_errors=True)
+
+
 def prune(run_dir: Path, keep: int) -> None:
     """Leaves the newest `keep` whole snapshots, the best by time at goal, and what is newer than all of them."""
     whole = _whole(run_dir)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from shared import checkpoint
+from shared.disk import Disk
 
 KEPT = 2  # the newest may be cut short by whatever ends its writer
 REST = 9  # times as long as it writes it rests, so that writing takes a tenth of a core and of the disk at most
@@ -27,6 +28,11 @@ class Background:
     def busy(self) -> bool:
         return self._writing is not None and not self._writing.done()
 
+    @property
+    def held(self) -> int:
+        """States in memory: one at most, and another while `write` waits."""
+        return int(self.busy)
+
     def write(self, work: Callable[..., None], *arguments: Any) -> None:
         """After what is being written; waits for it, so that no more than two states are held."""
         self.wait()
@@ -42,13 +48,13 @@ class Background:
 class OwnStates:
     """A learner's newest states for its next life: a folder of them, named by their updates."""
 
-    def __init__(self, folder: Path, background: Background) -> None:
-        self._folder, self._background = folder, background
+    def __init__(self, folder: Path, background: Background, disk: Disk) -> None:
+        self._folder, self._background, self._disk = folder, background, disk
         self._rests_until = 0.0
 
     def offer(self, updates: int, state: Any) -> None:
-        """Writes a copy of `state`, unless it is too soon."""
-        if not self._background.busy and time.monotonic() >= self._rests_until:
+        """Writes a copy of `state`, unless it is too soon, or the disk is short of room: a later one will do."""
+        if not self._background.busy and time.monotonic() >= self._rests_until and not self._disk.short:
             self._background.write(self._write, updates, on_host(state))
 
     def keep(self, updates: int, state: Any) -> None:
@@ -56,9 +62,13 @@ class OwnStates:
         self._background.write(self._write, updates, on_host(state))
         self._background.wait()
 
-    def newest(self, like: Any) -> Any | None:
-        """The newest state that can be read, shaped like `like`; none where there is none."""
-        for updates in sorted(self._held(), reverse=True):
+    def newest(self, like: Any, told: int) -> Any | None:
+        """The newest state that can be read, shaped like `like`; none where there is none.
+
+        Rather one of at most `told` updates, which is what the driver has heard of: what later ones were like, nobody
+        would hear.
+        """
+        for updates in sorted(self._held(), key=lambda updates: (updates <= told, updates), reverse=True):
             try:
                 return checkpoint.load(self._folder / str(updates), like)
             except (OSError, ValueError, KeyError):  # damaged: the one before will do

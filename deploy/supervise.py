@@ -12,6 +12,7 @@ from deploy.processes import end_actor, end_at
 from deploy.record import EVALUATOR, RunFailed, RunRecord, learner_role
 from deploy.replay_service import ReplayService
 from shared.config import ACTIVE, SupervisionConfig
+from shared.disk import DISK_SPACE, Disk, DiskTeller
 from shared.metrics import Report
 from shared.replay.errors import ReplayError
 
@@ -88,6 +89,7 @@ class Supervisor:
         """`make(role)`: the role's next process."""
         self._record, self._limits, self._make, self._say = record, limits, make, say
         self._store, self._replay = store, replay
+        self._disk = DiskTeller(Disk(record.run_dir, limits.disk_reserve_gb), say)
         self._roles: dict[str, _Watched] = {}
         self._deaths: dict[str, deque[float]] = defaultdict(deque)
         self._faults: dict[str, _Fault] = {}
@@ -116,6 +118,7 @@ class Supervisor:
             cause = self._wrong_with(watched)
             if cause:
                 self._restart(watched, cause)
+        self._disk.tell({role: one.report.waiting_for for role, one in self._roles.items() if one.report is not None})
         self._tend_replay()
         self._tend_store()
         self._check_stall()
@@ -187,8 +190,11 @@ class Supervisor:
             for name in self._record.experiment.all_learners:
                 self._roles[learner_role(name)].actor.submit_again.remote(self._roles[role].actor)
             return
-        if role.startswith("learner") and not was_done:
-            self._replay.forget_samples()
+        if role.startswith("learner"):
+            if not was_done:
+                self._replay.forget_samples()
+        else:
+            self._replay.forget_refill(watched.report.life if watched.report else 0)
         self._replay.welcome(role, self._roles[role].actor)
 
     def _spend(self, role: str, cause: str) -> None:
@@ -301,7 +307,8 @@ def find_stall(reports: dict[str, Report], limit_s: float) -> Stall:
     """Who makes no progress for `limit_s` seconds: the role that hangs, else everyone and what they wait for.
 
     A role that has not completed its first call is compiling, a collector before its first window is
-    filling; neither hangs. Who waits for one that works is not stalled either.
+    filling; neither hangs. Who waits for one that works, or that waited less than `limit_s` seconds, is not stalled
+    either, and while one waits for room on the disk everyone may: that ends when somebody makes room.
     """
     running = {role: report for role, report in reports.items() if not report.done}
     stalled = {
@@ -309,13 +316,18 @@ def find_stall(reports: dict[str, Report], limit_s: float) -> Stall:
         for role, report in running.items()
         if report.calls and not report.filling and report.idle_seconds > limit_s
     }
-    hanging = [role for role, report in stalled.items() if not report.waiting_for]
+    # After a long wait, work has to take long before it is a hang.
+    hanging = [role for role, report in stalled.items() if not report.waiting_for and report.working_seconds > limit_s]
     if hanging:
         return Stall(hanging[0], f"has made no progress for {stalled[hanging[0]].idle_seconds:.0f} s")
-    if not stalled or any(not report.waiting_for for report in running.values()):
+    if not stalled or any(_may_go_on(report, limit_s) for report in running.values()):
         return Stall("", "")
     waits = ", ".join(f"{role} for {report.waiting_for}" for role, report in running.items())
     return Stall("", f"no progress for {limit_s:g} s, everyone waits: {waits}")
+
+
+def _may_go_on(report: Report, limit_s: float) -> bool:
+    return report.waiting_for in ("", DISK_SPACE) or report.idle_seconds <= limit_s
 
 
 def _state(report: Report | None) -> str:

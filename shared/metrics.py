@@ -1,10 +1,11 @@
 """What roles report, and the files it ends up in. Roles report to the driver; only the driver writes."""
 
 import json
+import math
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from tensorboardX import SummaryWriter
 
 Row = dict[str, Any]
 AXES = ("time", "env_steps")
+ROWS_UNTOLD = 4096  # of a role in its memory; a driver that polls takes them twice a second
 
 
 class Report(NamedTuple):
@@ -24,6 +26,7 @@ class Report(NamedTuple):
     `done`: its work is finished; `error`: one line, empty while all is well; `details`: its traceback.
     `life`: of the replay server that it works with, filled where that was its part; 0 while there is none.
     `lost_life`: the last one that it lost by itself. `fatal`: the error would come again in another process.
+    `working_seconds`: time since its last wait ended, of any kind.
     """
 
     rows: list[Row]
@@ -37,59 +40,86 @@ class Report(NamedTuple):
     life: int = 0
     lost_life: int = 0
     fatal: bool = False
+    working_seconds: float = math.inf
 
 
 class Reporter:
-    """A role's side of reporting. Written by the thread that works, drained by the one that answers."""
+    """A role's side of reporting. Written by the thread that works, drained by the one that answers.
+
+    Of rows that nobody drains the newest `ROWS_UNTOLD` are kept; later ones say in `dropped_rows` how many went.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rows: list[Row] = []
+        self._rows: deque[Row] = deque(maxlen=ROWS_UNTOLD)
+        self._dropped = 0
         self._waits: dict[str, float] = defaultdict(float)
         self._waiting_for = ""
+        self._waited_within = 0.0  # seconds of the waits within the present one
         self._calls = 0
-        self._last_call = self._last_row = time.monotonic()
+        self._last_call = self._last_row = self._last_wait = time.monotonic()
         self.filling = False
         self.life = self.lost_life = 0
+        self.sizes: dict[str, Callable[[], float]] = {}
+        """By metric: what every row tells as it is at that moment, such as the length of a queue."""
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Times a wait; the next row reports it as a share of wall time under `wait/<what>`."""
+        """Times a wait; the next row reports it as a share of wall time under `wait/<what>`.
+
+        A wait within another one is no part of that one.
+        """
         start = time.monotonic()
-        self._waiting_for = what
+        outer, waited_before = self._waiting_for, self._waited_within
+        self._waiting_for, self._waited_within = what, 0.0
         try:
             yield
         finally:
-            self._waiting_for = ""
-            self._waits[what] += time.monotonic() - start
+            self._last_wait = time.monotonic()  # first: who polls must not see old work where a wait just was
+            self._waiting_for = outer
+            seconds = self._last_wait - start
+            self._waits[what] += max(seconds - self._waited_within, 0.0)
+            self._waited_within = waited_before + seconds
+
+    def progressed(self) -> None:
+        """Counts as progress, though no call is completed: a pause that had its reason is over."""
+        with self._lock:
+            self._last_call = time.monotonic()
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Reports a completed call; adds the time and the waits since the last one."""
+        """Reports a completed call; adds the time and the waits since the last one, and `sizes`."""
         now = time.monotonic()
         seconds = max(now - self._last_row, 1e-9)
         waits = {f"wait/{what}": waited / seconds for what, waited in self._waits.items()}
         for what in self._waits:
             self._waits[what] = 0.0  # kept at 0: a wait that ended must be seen to have ended
+        sizes = {name: size() for name, size in self.sizes.items()}
         with self._lock:
-            self._rows.append({"time": time.time(), "seconds": seconds, **row, **waits})
+            self._dropped += len(self._rows) == ROWS_UNTOLD
+            dropped = {"dropped_rows": self._dropped} if self._dropped else {}
+            self._rows.append({"time": time.time(), "seconds": seconds, **row, **waits, **sizes, **dropped})
             self._calls += 1
             self._last_call = self._last_row = now
 
     def drain(self, done: bool = False, error: str = "", details: str = "") -> Report:
         with self._lock:
-            rows, self._rows = self._rows, []
-            idle = time.monotonic() - self._last_call
+            waiting_for = self._waiting_for  # first: a pause that ends now is not over before it counts as progress
+            rows = list(self._rows)
+            self._rows.clear()
+            now = time.monotonic()
+            idle = now - self._last_call
             return Report(
                 rows,
                 self._calls,
                 idle,
-                self._waiting_for,
+                waiting_for,
                 self.filling,
                 done,
                 error,
                 details,
                 self.life,
                 self.lost_life,
+                working_seconds=now - self._last_wait,
             )
 
 

@@ -19,6 +19,8 @@ from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayError
 from shared.replay.insert import Inserter
 from shared.replay.sample import Sampler
+from shared.stream.format import StreamDescription
+from shared.stream.write import StreamWriter
 
 ROW_FLOATS = 290  # a large state and its action side by side
 ENVIRONMENTS = 64
@@ -75,11 +77,13 @@ def bench_replay(
     """Medians over `repetitions`; rows of 290 floats and 3 ints, 64 environments, windows of 18 x 62 rows.
 
     `insert_steps_per_second`: environment steps a second of one `Inserter` into two tables, without samplers,
-    from numpy unrolls to the last confirmation. `sample_megabytes_per_second`: uncompressed megabytes (1e6) a
-    second of one `Sampler`, without inserts, decoded into its contiguous host batch of 64 windows; the
-    transfer to a device is left out. `stock_sample_megabytes_per_second`: the same table through Reverb's
-    `TrajectoryDataset` (its own Python and process), windows handed out singly as numpy, not batched; turns
-    alternate. `sample_ratio`: ours to stock's, of the medians. States are random floats, which do not compress.
+    from numpy unrolls to the last confirmation. `ahead_steps_per_second`: the same, each unroll written to the
+    tail of a stream first, as collectors do; turns alternate. `ahead_ratio`: of the medians.
+    `sample_megabytes_per_second`: uncompressed megabytes (1e6) a second of one `Sampler`, without inserts,
+    decoded into its contiguous host batch of 64 windows; the transfer to a device is left out.
+    `stock_sample_megabytes_per_second`: the same table through Reverb's `TrajectoryDataset` (its own Python
+    and process), windows handed out singly as numpy, not batched; turns alternate. `sample_ratio`: ours to
+    stock's, of the medians. States are random floats, which do not compress.
     """
     python = reverb_python(say)
     tables = [TableSpec(name, MAX_WINDOWS, min_size_to_sample=1) for name in ("bench/a", "bench/b")]
@@ -88,7 +92,7 @@ def bench_replay(
         try:
             address = server.start(tables)
             names = [table.name for table in tables]
-            inserted = [_insert_speed(address, names, insert_unrolls) for _ in range(repetitions)]
+            inserted, ahead = _insert_speeds(address, names, insert_unrolls, repetitions, Path(folder) / "stream")
             sampled, stock = _sample_speeds(
                 address, names[0], python if against_stock else None, repetitions, sample_batches
             )
@@ -98,27 +102,63 @@ def bench_replay(
     theirs = statistics.median(stock) if stock else None
     return {
         "insert_steps_per_second": statistics.median(inserted),
+        "ahead_steps_per_second": statistics.median(ahead),
+        "ahead_ratio": statistics.median(ahead) / statistics.median(inserted),
         "sample_megabytes_per_second": ours,
         "stock_sample_megabytes_per_second": theirs,
         "sample_ratio": ours / theirs if theirs else None,
     }
 
 
-def _insert_speed(address: str, tables: list[str], unrolls: int) -> float:
-    """Environment steps a second, the first window's unrolls (which make no items) left out."""
+def _insert_speeds(
+    address: str, tables: list[str], unrolls: int, repetitions: int, stream: Path
+) -> tuple[list[float], list[float]]:
+    """Environment steps a second, without and with a stream written ahead, taken in turns."""
+    description = StreamDescription(
+        env="bench",
+        state_size=ROW_FLOATS - 1,
+        action_size=1,
+        episode_length=CHUNKS_PER_WINDOW * UNROLL,
+        unroll_length=UNROLL,
+        environments=ENVIRONMENTS,
+        collectors=1,
+        unrolls=unrolls,
+    )
+    plain, ahead = [], []
+    for turn in range(repetitions):
+        plain.append(_insert_speed(address, tables, unrolls, 2 * turn, lambda columns, number: None))
+        writer = StreamWriter(stream / str(turn), 0, description, keep_unrolls=MAX_WINDOWS // ENVIRONMENTS)
+        ahead.append(_insert_speed(address, tables, unrolls, 2 * turn + 1, writer.write))
+        writer.close()
+    return plain, ahead
+
+
+def _insert_speed(
+    address: str, tables: list[str], unrolls: int, source: int, write: Callable[[Columns, int], None]
+) -> float:
+    """Environment steps a second, the first window's unrolls (which make no items) left out.
+
+    `source`: another one each time, or its windows would be there already.
+    """
     rng = np.random.default_rng(0)
     shape = (ENVIRONMENTS, UNROLL)
     floats = [rng.standard_normal((*shape, ROW_FLOATS), dtype=np.float32) for _ in range(4)]
     ints = np.zeros((*shape, INT_COLUMNS), np.int32)
-    inserter = Inserter(address, tables, CHUNKS_PER_WINDOW, ENVIRONMENTS)
+    inserter = Inserter(address, tables, CHUNKS_PER_WINDOW, ENVIRONMENTS, source=source)
+
+    def insert(number: int) -> None:
+        ints[..., 1] = np.arange(UNROLL) + number * UNROLL
+        columns = Columns(floats[number % len(floats)], ints)
+        write(columns, number)
+        inserter.insert(columns, number)
+
     try:
-        for unroll in range(CHUNKS_PER_WINDOW):
-            inserter.insert(Columns(floats[unroll % len(floats)], ints))
+        for number in range(CHUNKS_PER_WINDOW):
+            insert(number)
         inserter.flush(timeout_s=30.0)
         started = time.perf_counter()
-        for unroll in range(unrolls):
-            ints[..., 1] = np.arange(UNROLL) + unroll * UNROLL
-            inserter.insert(Columns(floats[unroll % len(floats)], ints))
+        for number in range(CHUNKS_PER_WINDOW, CHUNKS_PER_WINDOW + unrolls):
+            insert(number)
         inserter.flush(timeout_s=30.0)
         return unrolls * ENVIRONMENTS * UNROLL / (time.perf_counter() - started)
     finally:

@@ -115,10 +115,12 @@ def _physics_step(env: GoalEnv) -> Callable[[EnvState, jax.Array], EnvState]:
 def _start_collector(
     experiment: Experiment, env: GoalEnv, policy: Policy, folder: Path
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A collector that inserts into a server of its own: what to call for one unroll, and to end it all."""
+    """A collector that writes ahead and inserts into a server of its own: what to call for one unroll, and to end."""
     from deploy.replay_server.provision import reverb_python
     from deploy.replay_server.server import ReplayServer, TableSpec
     from shared.replay.insert import Inserter
+    from shared.stream.format import describe
+    from shared.stream.write import StreamWriter
 
     plan = make_plan(experiment, env.spec)
     collector = Collector(experiment, plan, env, index=0)
@@ -126,11 +128,17 @@ def _start_collector(
     address = server.start([TableSpec("bench", max_size=plan.max_windows, min_size_to_sample=1)])
     inserter = Inserter(address, ["bench"], plan.chunks_per_window, experiment.collector.environments)
 
+    description = describe(experiment, plan, env.spec)
+    writer = StreamWriter(folder / "stream", 0, description, keep_unrolls=plan.stored_unrolls)
+
     def collect() -> None:
-        inserter.insert(collector.collect(policy).columns)
+        collected = collector.collect(policy)
+        writer.write(collected.columns, collected.number)
+        inserter.insert(collected.columns, collected.number)
 
     def close() -> None:
         inserter.close()
+        writer.close()
         server.stop()
 
     for _ in range(plan.chunks_per_window):  # until every unroll makes windows, as in a run

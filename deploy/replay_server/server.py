@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ SERVE = Path(__file__).with_name("serve.py")
 PORT_TRIES = 5
 LOG_TAIL_CHARS = 600
 STOP_WAIT_S = 3.0
+# What Reverb says of a table that is limited by its minimum size alone.
+NO_RATIO = {"samples_per_insert": 1.0, "min_diff": -sys.float_info.max, "max_diff": sys.float_info.max}
 
 
 class ReplayServerError(ReplayError):
@@ -229,9 +232,10 @@ class ReplayServer:
 
 def _check_limits(found: TableInfo, asked: dict[str, Any], address: str) -> None:
     """Raises `ReplayMismatch` where the table at `address` is not as it was asked for."""
+    limits = asked if asked["samples_per_insert"] is not None else asked | NO_RATIO
     for name in ("max_size", "min_size_to_sample", "samples_per_insert", "min_diff", "max_diff"):
-        value = asked.get(name)
-        if value is not None and not math.isclose(getattr(found, name), value, rel_tol=1e-9):
+        value = limits[name]
+        if not math.isclose(getattr(found, name), value, rel_tol=1e-9):
             raise ReplayMismatch(
                 f"another replay server answers at {address}: its table {found.name} has "
                 f"{name} {getattr(found, name):g}, {value:g} was asked for"

@@ -97,23 +97,34 @@ def _read_run(record: MatrixRecord, run: MatrixRun) -> None:
         record.unfinished.append(Unfinished(run.name, progress(run_dir)))
         return
     summary = json.loads((run_dir / "summary.json").read_text())
-    started = json.loads((run_dir / "status.json").read_text())["started"]
+    status = json.loads((run_dir / "status.json").read_text())
     record.provenance.append(yaml.safe_load((run_dir / "config.yaml").read_text())["provenance"])
     record.episode_lengths[run.experiment.env] = summary["plan"]["window_length"]
     evaluations = read_metrics(run_dir, EVALUATOR)
     for name in summary["learners"]:
         updates = read_metrics(run_dir, learner_role(name))
         rows = [row for row in evaluations if row["learner"] == name]
-        record.trials.append(_trial(run, name, summary, rows, updates, started))
+        record.trials.append(_trial(run, name, summary, rows, updates, status))
     if not run.fed:
         record.explorations.append(_exploration(run, run_dir, summary))
 
 
+def _seconds(status: Row, time: float) -> float:
+    """Wall clock at `time`, without what lay between the run's lives."""
+    begun, behind = status["started"], 0.0
+    for life in status.get("resumed", []):
+        if life["time"] <= time:
+            begun, behind = life["time"], life["seconds"]
+    return behind + time - begun
+
+
 def _trial(
-    run: MatrixRun, name: str, summary: dict[str, Any], evaluations: list[Row], updates: list[Row], started: float
+    run: MatrixRun, name: str, summary: dict[str, Any], evaluations: list[Row], updates: list[Row], status: Row
 ) -> Trial:
     plan, learner = summary["plan"], summary["learners"][name]
-    made = {row["updates"]: row["time"] - started for row in updates} | {0: 0.0}
+    # A learner that died may have taken a row along; evaluations are at most one row apart from others.
+    counts = [0, *(row["updates"] for row in updates)]
+    seconds = [0.0, *(_seconds(status, row["time"]) for row in updates)]
     # The limiter holds each learner within E samples of what is due, to either side.
     apart = 2 * plan["error_buffer"] / plan["samples_per_insert"] / plan["environments"] * plan["unroll_length"]
     return Trial(
@@ -125,7 +136,7 @@ def _trial(
         active=name == ACTIVE,
         fed=run.fed,
         steps=_column(evaluations, "env_steps"),
-        seconds=np.array([made[row["updates"]] for row in evaluations], np.float64),
+        seconds=np.interp(_column(evaluations, "updates"), counts, seconds),
         time_at_goal=_column(evaluations, "time_at_goal"),
         success_rate=_column(evaluations, "success_rate"),
         gradient_steps=learner["gradient_steps"],

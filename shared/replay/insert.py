@@ -90,9 +90,10 @@ class Inserter:
         timeout_s: float = 60.0,
         should_stop: ShouldStop = None,
         audit: Callable[[Sequence[int]], object] | None = None,
+        paused: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`audit` gets the keys that the server confirms. Raises `ValueError`, `ReplayUnavailable`,
-        `ReplayMismatch` (a table is missing at `address`).
+        """`audit` gets the keys that the server confirms; while `paused()` says so, no wait is too long. Raises
+        `ValueError`, `ReplayUnavailable`, `ReplayMismatch` (a table is missing at `address`).
         """
         if not tables or len(set(tables)) != len(tables):
             raise ValueError(f"tables: one or more different names are needed, not {list(tables)}")
@@ -119,6 +120,7 @@ class Inserter:
                     for environment in range(start, min(start + ENVIRONMENTS_PER_STREAM, environments))
                 ],
                 audit,
+                paused,
             )
             for start in starts
         ]
@@ -146,6 +148,11 @@ class Inserter:
     def flush(self, timeout_s: float) -> float:
         """Waits until every window is confirmed; `timeout_s` as in the constructor. Returns the wait (s)."""
         return sum(stream.wait(0, timeout_s, self._should_stop) for stream in self._streams)
+
+    @property
+    def in_flight(self) -> int:
+        """Messages, one for each unroll and 64 environments, that the server owes a confirmation of."""
+        return sum(stream.in_flight for stream in self._streams)
 
     @property
     def confirmed(self) -> dict[str, int]:
@@ -192,9 +199,10 @@ class _Stream:
         chunks: int,
         keys: Sequence[Keys],
         audit: Callable[[Sequence[int]], object] | None,
+        paused: Callable[[], bool],
     ) -> None:
         self._address = address
-        self._audit = audit
+        self._audit, self._paused = audit, paused
         self._tables = tables
         self._keys = keys
         self._episode_ids = [secrets.randbits(64) for _ in keys]
@@ -240,7 +248,7 @@ class _Stream:
 
     def wait(self, most: int, timeout_s: float, should_stop: ShouldStop) -> float:
         """Until at most `most` messages are in flight. Returns the seconds waited."""
-        started = time.monotonic()
+        started = since = time.monotonic()
         with self._changed:
             while True:
                 if self._error is not None:
@@ -251,7 +259,9 @@ class _Stream:
                     return time.monotonic() - started
                 if stop_requested(should_stop):
                     raise ReplayStopped("asked to stop while waiting for the replay server's confirmations")
-                left_s = max(started, self._last_confirmation) + timeout_s - time.monotonic()
+                if self._paused():
+                    since = time.monotonic()
+                left_s = max(since, self._last_confirmation) + timeout_s - time.monotonic()
                 if left_s <= 0:
                     raise ReplayTimeout(self._timeout_text(timeout_s))
                 self._changed.wait(min(WAIT_SLICE_S, left_s))
@@ -262,6 +272,10 @@ class _Stream:
             for table, keys in message.unconfirmed.items():
                 self._owners.update(dict.fromkeys(keys, (message, table)))
         self._requests.put((request, message))
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._in_flight)
 
     def confirmed(self) -> dict[str, int]:
         with self._changed:

@@ -94,8 +94,8 @@ class Behind(NamedTuple):
 class LastingInserter:
     """Inserts a source's unrolls, each of which must be in its stream already, and fills new servers from there.
 
-    `past(first)`: the stream's unrolls from number `first` up to the newest, `(number, columns)`. Used by one
-    thread, which works; `connect` and `disconnect` are another's.
+    `past(first)`: the stream's unrolls from number `first` up to the newest, `(number, columns)`; `paused`: see
+    `Inserter`. Used by one thread, which works; `connect` and `disconnect` are another's.
     """
 
     def __init__(
@@ -108,7 +108,9 @@ class LastingInserter:
         stop: threading.Event,
         timeout_s: float,
         audit: AuditLog | None = None,
+        paused: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._paused = paused
         self._plan, self._source, self._environments, self._audit = plan, source, environments, audit
         self._past, self._reporter, self._stop, self._timeout_s = past, reporter, stop, timeout_s
         self._announced = _Announced(reporter, stop)
@@ -117,6 +119,7 @@ class LastingInserter:
         self._made: deque[tuple[int, int]] = deque([(-1, 0)], maxlen=plan.stored_unrolls + 2)
         """Unroll numbers and the windows made up to each."""
         self._refill_from: int | None = None
+        self._servers_lost = 0
 
     def connect(self, life: Life) -> None:
         """The server to work with from now on. After `disconnect` it is filled with what the last one held."""
@@ -126,6 +129,7 @@ class LastingInserter:
         """The server is gone, or about to be. What is said here is what the next one will be filled with."""
         self._announced.let_go()
         with self._lock:
+            self._servers_lost += 1
             newest, made = self._made[-1]
             self._refill_from = max(newest - self._plan.stored_unrolls + 1, 0)
             first_whole = self._refill_from + self._plan.chunks_per_window - 1
@@ -168,6 +172,11 @@ class LastingInserter:
             self._fill()
             self.flush()
 
+    @property
+    def in_flight(self) -> int:
+        """Messages that are not confirmed; none while there is no server."""
+        return self._inserter.in_flight if self._inserter is not None else 0
+
     def close(self) -> None:
         if self._inserter is not None:
             self._inserter.close()
@@ -177,13 +186,16 @@ class LastingInserter:
         while True:
             life = self._announced.next()
             self.close()
+            with self._lock:
+                servers_lost = self._servers_lost
             try:
                 self._inserter = self._filled(life)
             except ReplayError as error:
                 self._announced.lost(error)
                 continue
             with self._lock:
-                self._refill_from = None
+                if self._servers_lost == servers_lost:  # or the next one needs it
+                    self._refill_from = None
             self._reporter.life = life.number
             return
 
@@ -197,6 +209,7 @@ class LastingInserter:
             timeout_s=self._timeout_s,
             should_stop=self._stop,
             audit=partial(self._audit.write, life.number) if self._audit else None,
+            paused=self._paused,
         )
         self._announced.use(inserter)
         with self._lock:
@@ -211,7 +224,7 @@ class LastingInserter:
 
 
 class LastingSampler(Generic[X]):
-    """Batches for one learner, over all lives of the server; see `Sampler` for `transfer`.
+    """Batches for one learner, over all lives of the server; see `Sampler` for `transfer` and `paused`.
 
     Whole batches that arrived count as taken, whether they were trained on yet or not; what was on its way
     when a server died is sampled again from the next one.
@@ -225,7 +238,9 @@ class LastingSampler(Generic[X]):
         reporter: Reporter,
         stop: threading.Event,
         timeout_s: float,
+        paused: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._paused = paused
         self._plan, self._learner, self._transfer = plan, learner, transfer
         self._reporter, self._stop, self._timeout_s = reporter, stop, timeout_s
         self._announced = _Announced(reporter, stop)
@@ -265,6 +280,11 @@ class LastingSampler(Generic[X]):
                 self._announced.lost(error)
             self._reconnect()
 
+    @property
+    def batches_ready(self) -> int:
+        """Batches in memory that were not handed out yet."""
+        return self._sampler.batches_ready if self._sampler is not None else 0
+
     def windows_inserted(self) -> int:
         """Into this learner's table, in all lives; a little old when the server missed a poll."""
         try:
@@ -297,6 +317,7 @@ class LastingSampler(Generic[X]):
                     self._transfer,
                     timeout_s=self._timeout_s,
                     max_windows=self._plan.updates * self._plan.windows_per_update - taken,
+                    paused=self._paused,
                 )
             except ReplayError as error:
                 self._announced.lost(error)

@@ -58,8 +58,12 @@ class Sampler(Generic[X]):
         *,
         timeout_s: float = 60.0,
         max_windows: int | None = None,
+        paused: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Raises `ValueError`, `ReplayUnavailable`, `ReplayMismatch` (no such table at `address`)."""
+        """While `paused()` says so, no wait is too long.
+
+        Raises `ValueError`, `ReplayUnavailable`, `ReplayMismatch` (no such table at `address`).
+        """
         if min(num_windows, window_rows, num_floats) < 1:
             raise ValueError("num_windows, window_rows and num_floats must be positive")
         if max_windows is not None and max_windows % num_windows:
@@ -69,7 +73,7 @@ class Sampler(Generic[X]):
         self._num_windows = num_windows
         self._batches_left = None if max_windows is None else max_windows // num_windows
         self._transfer = transfer
-        self._timeout_s = timeout_s
+        self._timeout_s, self._paused = timeout_s, paused
         self._floats = np.empty((num_windows, window_rows, num_floats), np.float32)
         self._ints = np.empty((num_windows, window_rows, INT_COLUMNS), np.int32)
         self._filled = 0  # windows in the buffers
@@ -93,7 +97,7 @@ class Sampler(Generic[X]):
         Raises `ReplayTimeout` (no window arrived for `timeout_s` seconds), `ReplayUnavailable`,
         `ReplayStopped`, `ReplayExhausted` (all of `max_windows` were handed out), or what `transfer` raised.
         """
-        started = time.monotonic()
+        started = since = time.monotonic()
         with self._changed:
             while not self._ready:
                 if self._error is not None:
@@ -104,7 +108,9 @@ class Sampler(Generic[X]):
                     raise ReplayExhausted(f"all windows that {self._table} was to give were handed out")
                 if stop_requested(should_stop):
                     raise ReplayStopped(f"asked to stop while waiting for windows from {self._table}")
-                left_s = max(started, self._last_arrival) + self._timeout_s - time.monotonic()
+                if self._paused():
+                    since = time.monotonic()
+                left_s = max(since, self._last_arrival) + self._timeout_s - time.monotonic()
                 if left_s <= 0:
                     raise ReplayTimeout(
                         f"no window arrived from table {self._table} at {self._address} for"
@@ -121,6 +127,11 @@ class Sampler(Generic[X]):
         """Windows that arrived so far; up to two batches of them were not handed out yet."""
         with self._changed:
             return self._received
+
+    @property
+    def batches_ready(self) -> int:
+        """Decoded and not handed out yet."""
+        return len(self._ready)
 
     def close(self) -> None:
         """Ends the stream and the thread. Bounded; may be called twice."""

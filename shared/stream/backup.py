@@ -22,6 +22,8 @@ def link_shard(summary: ShardSummary, source: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for part in summary.parts:
         _link(source / part.name, target / part.name)
+        with open(target / part.name, "rb") as file:
+            os.fsync(file.fileno())  # a tail's parts are only with the operating system
     write_index(target, summary)  # and all names in the folder
     sync_folder(target.parent)
 
@@ -33,8 +35,6 @@ def _link(source: Path, target: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         shutil.copyfile(source, target)
-        with open(target, "rb") as file:
-            os.fsync(file.fileno())
 
 
 def restore_shard(source: Path, target: Path, wait_s: float = LOCK_SECONDS) -> None:

@@ -14,15 +14,20 @@ LOCK = "lock"
 LOCK_SECONDS = 5.0
 
 
-def replace_file(path: Path, text: str) -> None:
-    """`path` is what it was or all of `text`, whatever happens meanwhile. Raises OSError."""
+def replace_file(path: Path, text: str, sync: bool = True) -> None:
+    """`path` is what it was or all of `text`, whatever happens meanwhile; without `sync`, but for a power cut.
+
+    Raises OSError.
+    """
     beside = path.with_name(path.name + ".new")
     with open(beside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
     beside.replace(path)
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

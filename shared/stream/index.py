@@ -10,10 +10,10 @@ from shared.stream.files import reading, replace_file
 from shared.stream.format import FORMAT_VERSION, INDEX, ShardIndex, ShardSummary
 
 
-def write_index(folder: Path, shard: ShardSummary) -> None:
-    """All at once, in place of the one before. Raises OSError."""
+def write_index(folder: Path, shard: ShardSummary, sync: bool = True) -> None:
+    """All at once, in place of the one before; see `replace_file`. Raises OSError."""
     index = ShardIndex(format_version=FORMAT_VERSION, sha256=_digest(shard), shard=shard)
-    replace_file(folder / INDEX, index.model_dump_json(indent=2) + "\n")
+    replace_file(folder / INDEX, index.model_dump_json(indent=2) + "\n", sync)
 
 
 def read_index(folder: Path, remedy: str) -> ShardSummary:

@@ -28,9 +28,19 @@ class PartWriter:
     """A part from its first unroll on. What was written is readable up to the last whole unroll at any time."""
 
     def __init__(
-        self, folder: Path, first: int, description: StreamDescription, compression: str, suffix: str = PARTIAL
+        self,
+        folder: Path,
+        first: int,
+        description: StreamDescription,
+        compression: str,
+        suffix: str = PARTIAL,
+        sync: bool = True,
     ) -> None:
-        """`compression`: "zstd", at Arrow's level 1, or "lz4". `suffix`: of the name until the part is finished."""
+        """`compression`: "zstd", at Arrow's level 1, or "lz4". `suffix`: of the name until the part is finished.
+
+        `sync`: a finished part outlives a power cut; without, it only outlives its writer.
+        """
+        self._sync = sync
         self.first, self.unrolls = first, 0
         self._path, self._environments = folder / part_name(first), description.environments
         self._unfinished = folder / (part_name(first) + suffix)
@@ -45,15 +55,17 @@ class PartWriter:
         self.unrolls += 1
 
     def finish(self) -> PartSummary:
-        """The name of a whole part is given last, when its bytes are on the disk."""
+        """The name of a whole part is given last, when its bytes are on the disk, or with the operating system."""
         self._batches.close()
         self._file.close()
         with open(self._unfinished, "rb") as file:
-            os.fsync(file.fileno())
+            if self._sync:
+                os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
         self._unfinished.rename(self._path)
-        sync_folder(self._path.parent)
+        if self._sync:
+            sync_folder(self._path.parent)
         return PartSummary(
             name=self._path.name,
             first=self.first,

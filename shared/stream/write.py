@@ -48,7 +48,8 @@ class StreamWriter:
     ) -> None:
         """Goes on in the shard of collector `index` in the stream `directory`, or begins it.
 
-        `keep_unrolls`: the newest so many are kept, in finished parts, and a few more; none: all, a recording.
+        `keep_unrolls`: the newest so many are kept, in finished parts, and a few more, for as long as the machine
+        runs; none: all, a recording, whose finished parts outlive a power cut.
         `wait_s`: seconds to wait for another writer of the shard to end. Raises ConfigError, one line, when it
         does not, or where the shard is damaged or of another run; ValueError; OSError.
         """
@@ -57,6 +58,7 @@ class StreamWriter:
         self._folder, self._description, self._keep = shard_folder(directory, index), description, keep_unrolls
         self._part_unrolls = -(-part_bytes // description.unroll_bytes)
         self._compression = "zstd"
+        self._recorded = keep_unrolls is None
         if keep_unrolls is not None:
             self._part_unrolls = min(self._part_unrolls, max(1, keep_unrolls // PARTS_OF_A_TAIL))
             self._compression = "lz4"  # 1.7 times as fast; what is soon deleted need not be small
@@ -87,7 +89,7 @@ class StreamWriter:
             if number > self.next_number:
                 self._finish_part()
             if self._part is None:
-                self._part = PartWriter(self._folder, number, self._description, self._compression)
+                self._part = PartWriter(self._folder, number, self._description, self._compression, sync=self._recorded)
             self._part.write(batch)
             if self._part.unrolls >= self._part_unrolls:
                 self._finish_part()
@@ -143,7 +145,7 @@ class StreamWriter:
             gone += 1
         if parts[gone:] != self._shard.parts:
             self._shard = self._shard.model_copy(update={"parts": parts[gone:]})
-            write_index(self._folder, self._shard)  # before the deletions: what it lists is there
+            write_index(self._folder, self._shard, self._recorded)  # before the deletions: what it lists is there
         for part in parts[:gone]:
             (self._folder / part.name).unlink(missing_ok=True)
 

@@ -166,9 +166,10 @@ def test_a_full_queue_drops_the_oldest_but_no_last_one() -> None:
     queue = SnapshotQueue(length=3)
     for version, last in ((1, False), (2, True), (3, False), (4, False), (5, True), (6, True)):
         queue.put(Snapshot("a", Policy(version, {}), last))
-    assert queue.dropped == 3
+    assert (queue.dropped, len(queue)) == (3, 3)
     left = [queue.get(timeout_s=0.0) for _ in range(4)]
     assert [snapshot.policy.version if snapshot else None for snapshot in left] == [2, 5, 6, None]
+    assert len(queue) == 0
 
 
 def test_an_evaluator_ends_with_every_learners_last_snapshot() -> None:

@@ -23,7 +23,7 @@ EXPERIMENT = Experiment.model_validate(
 PLAN = make_plan(EXPERIMENT, make_envs(EXPERIMENT).training.spec)
 UNROLL = {"seconds": 0.5, "env_steps": 400, "unrolls": 2, "coverage": 0.25}
 ROWS = {
-    "collector-0": {**UNROLL, "policy_lag": 3, "wait/weights": 0.1},
+    "collector-0": {**UNROLL, "policy_lag": 3, "wait/weights": 0.1, "queue/unconfirmed": 2},
     "stream-0": UNROLL,
     "learner-deep": {"seconds": 2.0, "env_steps": 400, "samples_per_insert": 0.5, "sample_age": 70.0},
     EVALUATOR: {"seconds": 1.0, "env_steps": 0, "learner": "deep", "time_at_goal": 12.5, "success_rate": 0.75},
@@ -38,6 +38,7 @@ ROWS = {
             "collector-0",
             {
                 ("wait_share", 0.1, "collector-0", "weights"),
+                ("queue", 2, "collector-0", "unconfirmed"),
                 ("env_steps_per_second", 400, "collector-0"),  # 200 steps in half a second
                 ("coverage", 0.25),
                 ("policy_lag", 3, "collector-0"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 from shared.config import load_experiment
 from shared.envs.registry import make_env
 from shared.metrics import read_metrics
-from shared.plan import make_plan
+from shared.plan import Plan, make_plan
+from shared.replay.audit import account, read_audit
+from shared.stream.read import open_stream
 
 DEADLINE_S = 200
 EXPERIMENT = """
@@ -30,17 +33,53 @@ supervision: {heartbeat_seconds: 6}
 budget: {env_steps: 80_000}
 """
 WANDB = ("--wandb.project", "fathom")  # whose processes have to go, too
+HANGING = """
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shared.config import EnvOptions
+from shared.envs.registry import make_env
+
+ASKED = Path(__file__).with_name("hang")
+
+
+def hang_if_asked(zero: np.ndarray) -> np.ndarray:
+    if ASKED.exists():
+        ASKED.unlink()
+        time.sleep(10_000)
+    return zero
+
+
+class HangingMaze:
+    def __init__(self, options: EnvOptions) -> None:
+        maze = make_env("point_u_maze", options)
+        self.maze, self.spec, self.step, self.cell, self.distance = maze, maze.spec, maze.step, maze.cell, maze.distance
+
+    def reset(self, key: jax.Array):
+        state = self.maze.reset(key)
+        zero = jax.pure_callback(hang_if_asked, jax.ShapeDtypeStruct((), jnp.float32), 0 * state.state[0],
+                                 vmap_method="expand_dims")
+        return state._replace(state=state.state + zero)
+"""
 
 
 class Run:
     """`fathom run` in a process of its own, and every process that it starts."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, module: tuple[str, str] | None = None) -> None:
+        """`module`: a file that the run may import, and what is in it."""
         folder.mkdir()
+        if module is not None:
+            (folder / module[0]).write_text(module[1])
         self.experiment = folder / "experiment.yaml"
         self.experiment.write_text(EXPERIMENT)
         self.run_dir = folder / "run"
         self.started: set[psutil.Process] = set()
+        self.said = ""
         command = [sys.executable, "-m", "deploy.cli", "run", str(self.experiment), "--run-dir", str(self.run_dir)]
         self.process = subprocess.Popen(
             [*command, *options],
@@ -48,7 +87,7 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env=os.environ | {"WANDB_MODE": "offline"},
+            env=os.environ | {"WANDB_MODE": "offline", "PYTHONPATH": str(folder)},
         )
 
     def wait_for_updates(self) -> None:
@@ -58,15 +97,43 @@ class Run:
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.5)
-        self.started = set(psutil.Process(self.process.pid).children(recursive=True))
+        self.look()
+
+    def look(self) -> None:
+        """Remembers every process that lives."""
+        self.started.update(psutil.Process(self.process.pid).children(recursive=True))
 
     def find(self, what: str) -> psutil.Process:
         """The run's process whose command line contains `what`."""
-        return next(p for p in self.started if any(what in part for part in p.cmdline()))
+        return self.all(what)[0]
+
+    def all(self, what: str) -> list[psutil.Process]:
+        self.look()
+        return [p for p in self.started if any(what in part for part in _of(p, p.cmdline))]
+
+    def find_role(self, role: str) -> psutil.Process:
+        """The process that keeps the role's log open."""
+        self.look()
+        log = str(self.run_dir / "logs" / f"stacks-{role}.log")
+        return next(p for p in self.started if log in [file.path for file in _of(p, p.open_files)])
+
+    def wait_for_recovery(self, role: str) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while role not in [row["role"] for row in read_metrics(self.run_dir, "recovery")]:
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        self.look()
+
+    @property
+    def plan(self) -> Plan:
+        experiment = load_experiment(self.run_dir / "config.yaml")
+        return make_plan(experiment, make_env(experiment.env).spec)
 
     def end(self) -> tuple[int, str]:
         """Waits for the end; exit status and standard error."""
-        _, errors = self.process.communicate(timeout=DEADLINE_S)
+        said, errors = self.process.communicate(timeout=DEADLINE_S)
+        self.said = " ".join(said.split())
         return self.process.returncode, errors
 
     def left_over(self, seconds: float = 20) -> list[str]:
@@ -79,6 +146,14 @@ class Run:
 
     def status(self) -> dict:
         return json.loads((self.run_dir / "status.json").read_text())
+
+
+def _of(process: psutil.Process, what: Callable[[], list]) -> list:
+    """Nothing of a process that is gone."""
+    try:
+        return what()
+    except psutil.NoSuchProcess:
+        return []
 
 
 @pytest.mark.timeout(2 * DEADLINE_S)
@@ -161,6 +236,73 @@ def test_a_death_ends_the_run_with_its_name(
     assert str(victim.pid) in errors
     assert run.status()["state"] == "failed"
     assert run.status()["reason"] in errors
+    assert run.left_over() == []
+
+
+@pytest.mark.timeout(3 * DEADLINE_S)
+def test_a_run_outlives_its_collector_a_learner_and_the_replay_server(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", "--record", "true", "--replay.audit", "true", "--budget.env-steps", "120_000")
+    run.wait_for_updates()
+    killed: dict[str, int] = {}
+    for role in ("collector-0", "learner-deep", "replay server"):
+        victim = run.find("serve.py") if role == "replay server" else run.find_role(role)
+        victim.kill()
+        run.wait_for_recovery(role)
+        killed[role] = victim.pid
+    assert run.end() == (0, "")
+    for role, pid in killed.items():
+        assert re.search(rf"{role} \(pid {pid}\) [^;]*; starting it again", run.said), run.said
+        assert re.search(rf"{role} works again after [\d.]+ s", run.said), run.said
+    assert run.left_over() == []
+    assert [row["role"] for row in read_metrics(run.run_dir, "recovery")] == list(killed)
+    _check_windows(run)
+
+
+@pytest.mark.timeout(3 * DEADLINE_S)
+def test_a_collector_may_die_while_the_next_server_starts(tmp_path: Path) -> None:
+    """Its next process puts in what the one before had promised."""
+    run = Run(tmp_path / "run", "--record", "true", "--replay.audit", "true", "--budget.env-steps", "120_000")
+    run.wait_for_updates()
+    server = run.find("serve.py")
+    server.kill()
+    while (there := run.all("serve.py")) in ([], [server]):
+        time.sleep(0.1)
+    assert server not in there
+    run.find_role("collector-0").kill()
+    run.wait_for_recovery("collector-0")
+    run.wait_for_recovery("replay server")
+    assert run.end() == (0, "")
+    assert run.left_over() == []
+    _check_windows(run)
+
+
+def _check_windows(run: Run) -> None:
+    """Against the stream: what the last server counts and all of them confirmed, and what was trained on."""
+    plan, replay = run.plan, read_metrics(run.run_dir, "replay")[-1]
+    counted = sum(replay[f"{name}/inserted"] - replay["behind"] for name in ("active", "deep"))
+    ints = ((number, columns.ints) for number, columns in open_stream(run.run_dir / "stream").shard(0))
+    confirmed = read_audit(run.run_dir / "audit")
+    result = account([ints], plan.environments, 2, plan.chunks_per_window, confirmed, {replay["life"]: counted})
+    assert (result.lost, result.twice) == (0, 0)
+    for name in ("active", "deep"):
+        assert replay[f"{name}/inserted"] == result.windows
+        assert read_metrics(run.run_dir, f"learner-{name}")[-1]["updates"] == plan.updates
+
+
+@pytest.mark.timeout(2 * DEADLINE_S)
+def test_a_role_that_hangs_leaves_its_stacks_and_starts_again(tmp_path: Path) -> None:
+    """An environment whose host code never returns, once."""
+    envs = ("--env", "hanging:HangingMaze", "--evaluation.env", "point_u_maze")
+    folder = tmp_path / "run"
+    run = Run(folder, *envs, "--supervision.progress-seconds", "10", module=("hanging.py", HANGING))
+    run.wait_for_updates()
+    (folder / "hang").touch()
+    run.wait_for_recovery("collector-0")
+    assert not (folder / "hang").exists()
+    assert run.end() == (0, "")
+    assert re.search(r"collector-0 has made no progress for \d+ s; starting it again", run.said), run.said
+    assert "in hang_if_asked" in (run.run_dir / "logs" / "stacks-collector-0.log").read_text()
+    assert set(run.status()["updates"].values()) == {run.status()["updates_planned"]}
     assert run.left_over() == []
 
 

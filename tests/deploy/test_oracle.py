@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from collector.collector import Collector
-from deploy.actors import to_device
+from deploy.actors.learner import to_device
 from deploy.replay_service import table_spec
 from learner.learner import Learner
 from shared.config import ACTIVE, load_experiment

@@ -30,3 +30,19 @@ def test_a_deadlock_names_everyone_and_what_they_wait_for() -> None:
 def test_compiling_filling_and_finished_roles_do_not_hang() -> None:
     idle = {"compiling": report(99, calls=0), "filling": report(99, filling=True), "done": report(99, done=True)}
     assert find_stall(idle, LIMIT) == ("", "")
+
+
+def test_who_waits_for_room_on_the_disk_is_paused_and_so_are_those_who_wait_for_it() -> None:
+    paused = {"learner-deep": report(99, "replay starved"), "collector-0": report(99, "disk space")}
+    assert find_stall(paused, LIMIT) == ("", "")
+    assert find_stall({**paused, "collector-1": report(99)}, LIMIT).role == "collector-1"
+    after = {"learner-deep": report(99, "replay starved"), "collector-0": report(0.1, "replay full")}
+    assert find_stall(after, LIMIT) == ("", "")
+    deadlock = {"learner-deep": report(99, "replay starved"), "collector-0": report(11, "replay full")}
+    assert find_stall(deadlock, LIMIT).reason.startswith("no progress for 10 s")
+
+
+def test_work_after_a_long_wait_is_no_hang() -> None:
+    at_work = report(99)._replace(working_seconds=3.0)
+    assert find_stall({"evaluator": at_work}, LIMIT) == ("", "")
+    assert find_stall({"evaluator": at_work._replace(working_seconds=11.0)}, LIMIT).role == "evaluator"

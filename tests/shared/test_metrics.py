@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from shared.metrics import MetricsWriter, Reporter, read_metrics
+from shared.metrics import ROWS_UNTOLD, MetricsWriter, Reporter, read_metrics
 
 
 def test_waits_are_shares_of_the_time_between_rows() -> None:
@@ -60,6 +60,54 @@ def test_a_report_drains_rows_and_counts_calls() -> None:
     again = reporter.drain(done=True, error="gone")
     assert (again.rows, again.calls, again.done, again.error) == ([], 2, True, "gone")
     assert 0 <= report.idle_seconds <= again.idle_seconds
+
+
+def test_a_wait_within_another_is_no_part_of_it() -> None:
+    reporter = Reporter()
+    with reporter.waiting("replay full"):
+        time.sleep(0.02)
+        with reporter.waiting("disk space"):
+            assert reporter.drain().waiting_for == "disk space"
+            time.sleep(0.05)
+        assert reporter.drain().waiting_for == "replay full"
+    reporter.row({})
+    (row,) = reporter.drain().rows
+    assert 0.02 <= row["wait/replay full"] * row["seconds"] < 0.05 <= row["wait/disk space"] * row["seconds"]
+    assert row["wait/replay full"] + row["wait/disk space"] <= 1
+
+
+def test_a_report_says_how_long_a_role_works_and_that_a_pause_is_over() -> None:
+    reporter = Reporter()
+    time.sleep(0.03)
+    with reporter.waiting("snapshots"):
+        pass
+    report = reporter.drain()
+    assert report.working_seconds < 0.02 < report.idle_seconds
+    reporter.progressed()
+    assert reporter.drain().idle_seconds < 0.02
+    assert reporter.drain().calls == 0
+
+
+def test_rows_that_nobody_takes_are_bounded_and_counted() -> None:
+    reporter = Reporter()
+    for number in range(ROWS_UNTOLD + 3):
+        reporter.row({"number": number})
+    rows = reporter.drain().rows
+    assert len(rows) == ROWS_UNTOLD
+    assert [row["number"] for row in rows] == list(range(3, ROWS_UNTOLD + 3))
+    assert "dropped_rows" not in rows[0]
+    assert [row["dropped_rows"] for row in rows[-3:]] == [1, 2, 3]
+    reporter.row({})
+    assert reporter.drain().rows[0]["dropped_rows"] == 3
+
+
+def test_rows_tell_sizes_as_they_are_then() -> None:
+    reporter, queue = Reporter(), [1]
+    reporter.sizes["queue/snapshots"] = lambda: len(queue)
+    reporter.row({})
+    queue.append(2)
+    reporter.row({})
+    assert [row["queue/snapshots"] for row in reporter.drain().rows] == [1, 2]
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -1,20 +1,30 @@
 """Ports, parents and the ends of the server process."""
 
+import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from deploy.replay_server.server import PortTakenError, ReplayServer, ReplayServerError, TableSpec
+from deploy.replay_server.server import PortTakenError, ReplayServer, ReplayServerError, TableSpec, _check_limits
+from shared.replay.codec import Columns
+from shared.replay.errors import ReplayMismatch
 from shared.replay.info import server_info
+from shared.replay.insert import Inserter
+from shared.replay.sample import Sampler
 
 TABLE = TableSpec("run/learner", 10, min_size_to_sample=1)
+LIMITED = TableSpec("run/limited", 40, min_size_to_sample=10, samples_per_insert=2.0, error_buffer=16.0)
+LIMITS = ("samples_per_insert", "min_size_to_sample", "min_diff", "max_diff")
 
 
 def test_two_servers_do_not_meet(start_server: Callable[..., Any]) -> None:
@@ -119,3 +129,84 @@ def test_table_specs_are_checked() -> None:
     }.items():
         with pytest.raises(ValueError, match=text):
             TableSpec("t", *numbers)  # type: ignore[arg-type]
+
+
+def served(spec: TableSpec) -> tuple[float, ...]:
+    table = spec.as_served()
+    return tuple(table[name] for name in LIMITS)
+
+
+def test_a_fresh_table_is_limited_as_reverb_itself_would(reverb_python: Path) -> None:
+    script = f"""
+import json, reverb
+limiter = reverb.rate_limiters.SampleToInsertRatio(2.0, min_size_to_sample=10, error_buffer=16.0)
+print(json.dumps([getattr(limiter, "_" + name) for name in {LIMITS}]))
+"""
+    told = subprocess.run([reverb_python, "-I", "-c", script], capture_output=True, check=True).stdout
+    assert served(LIMITED) == tuple(json.loads(told)) == (2.0, 10, 4.0, 36.0)
+
+
+def test_a_continued_table_counts_on() -> None:
+    """The limits move by what lies behind, in samples: `inserted * 2 - sampled`."""
+    assert served(replace(LIMITED, inserted=25, sampled=60)) == (2.0, 1, 4.0 - 50 + 60, 36.0 - 50 + 60)
+    assert served(replace(LIMITED, inserted=25, sampled=60, refilled=12)) == (2.0, 12, 14.0, 46.0)
+    assert served(replace(LIMITED, inserted=4, sampled=0, refilled=3)) == (2.0, 6, -4.0, 28.0)
+    # No more than fits, than the limiter lets in, and one at least: sampling starts always.
+    assert served(replace(LIMITED, inserted=25, sampled=99, refilled=41)) == (2.0, 40, 53.0, 85.0)
+    assert served(replace(LIMITED, inserted=25, sampled=30, refilled=12)) == (2.0, 8, -16.0, 16.0)
+    assert served(replace(LIMITED, inserted=100, sampled=10, refilled=40)) == (2.0, 1, -186.0, 2.0)
+
+
+def test_a_table_without_a_ratio_waits_for_its_refill() -> None:
+    free = TableSpec("run/free", 40, min_size_to_sample=10)
+    for numbers, least in {(0, 0): 10, (4, 3): 6, (100, 40): 40, (100, 41): 40, (100, 0): 1}.items():
+        table = replace(free, inserted=numbers[0], refilled=numbers[1]).as_served()
+        assert (table["min_size_to_sample"], table["samples_per_insert"]) == (least, None)
+
+
+def test_more_may_be_refilled_than_the_limiter_lets_in(start_server: Callable[..., Any]) -> None:
+    """Samples were lost on their way: they are owed before the last of the refill fits."""
+    spec = replace(LIMITED, inserted=25, sampled=30, refilled=12)
+    _, address = start_server(spec)
+    inserter = Inserter(address, [spec.name], 1, 1, timeout_s=20)
+    rows = Columns(np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 3), np.int32))
+    refill = threading.Thread(target=lambda: [inserter.insert(rows) for _ in range(12)])
+    refill.start()
+    wait_for(lambda: server_info(address).tables[spec.name].inserted == 8)
+    time.sleep(0.3)
+    assert server_info(address).tables[spec.name].inserted == 8
+    sampler = Sampler(address, spec.name, 8, 2, 2, lambda columns: None, timeout_s=20, max_windows=8)
+    sampler.sample()
+    sampler.close()
+    refill.join(20)
+    inserter.flush(timeout_s=20)
+    inserter.close()
+    assert server_info(address).tables[spec.name].inserted == 12
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_table_with_another_limiter_is_refused(start_server: Callable[..., Any]) -> None:
+    """Tables of the same names that are not as they were asked for: a server that was there before ours."""
+    free = replace(LIMITED, name="run/free", samples_per_insert=None, error_buffer=None)
+    _, address = start_server(LIMITED, free)
+    tables = server_info(address).tables
+    for spec in (LIMITED, free):
+        _check_limits(tables[spec.name], spec.as_served(), address)
+    others = {
+        "max_size 40, 41 was": replace(LIMITED, max_size=41),
+        "min_size_to_sample 10, 11 was": replace(LIMITED, min_size_to_sample=11),
+        "samples_per_insert 2, 3 was": replace(LIMITED, samples_per_insert=3.0),
+        "min_diff 4, 5 was": replace(LIMITED, error_buffer=15.0),
+        "min_diff 4, 9 was": replace(LIMITED, sampled=5),
+        "samples_per_insert 2, 1 was": replace(free, name=LIMITED.name),
+        "samples_per_insert 1, 2 was": replace(LIMITED, name=free.name),
+    }
+    for text, spec in others.items():
+        with pytest.raises(ReplayMismatch, match=f"{address}: its table {spec.name} has {text} asked for"):
+            _check_limits(tables[spec.name], spec.as_served(), address)

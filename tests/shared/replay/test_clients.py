@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deploy.replay_server.server import TableSpec
 from shared.replay.codec import Columns
 from shared.replay.errors import ReplayExhausted, ReplayMismatch, ReplayStopped, ReplayTimeout
 from shared.replay.info import server_info
@@ -129,6 +130,72 @@ def test_limiter_accounts_for_every_window(address: str) -> None:
     assert (table.samples_per_insert, table.min_size_to_sample) == (2.0, 8)
     assert (table.min_diff, table.max_diff) == (0.0, 32.0)
     sampler.close()
+
+
+def test_windows_sent_again_count_once(start_server: Callable[..., Any]) -> None:
+    """By another process of the same source; another source's are windows of their own."""
+    environments, unrolls, names = 70, 5, ["a", "b"]
+    _, address = start_server(*(TableSpec(name, 1000, min_size_to_sample=1) for name in names))
+    windows = environments * (unrolls - K + 1)
+    for source, counted in ((0, windows), (0, windows), (3, 2 * windows), (0, 2 * windows)):
+        inserter = Inserter(address, names, K, environments, source=source, timeout_s=5)
+        for number in range(unrolls):
+            inserter.insert(unroll(number, environments), number)
+        inserter.flush(timeout_s=5)
+        assert inserter.confirmed == dict.fromkeys(names, windows)
+        inserter.close()
+        for table in server_info(address).tables.values():
+            assert (table.size, table.inserted) == (counted, counted)
+
+
+def test_windows_that_the_limiter_blocked_count_once(start_server: Callable[..., Any]) -> None:
+    """Their first sender ended while the table had no room for them."""
+    environments, unrolls = 4, 12
+    spec = TableSpec("table", 1000, min_size_to_sample=8, samples_per_insert=1.0, error_buffer=8.0)
+    _, address = start_server(spec)
+    first = Inserter(address, ["table"], K, environments, timeout_s=1)
+    with pytest.raises(ReplayTimeout):
+        insert_all(first, environments, unrolls)
+    blocked = server_info(address).tables["table"].inserted
+    assert 16 <= blocked < environments * (unrolls - K + 1)
+    first.close()
+    again = Inserter(address, ["table"], K, environments, timeout_s=20)
+    inserting = threading.Thread(target=insert_all, args=(again, environments, unrolls))
+    inserting.start()
+    windows = environments * (unrolls - K + 1)
+    sampler = make_sampler(address, "table", 4, max_windows=windows - 8)
+    for _ in range((windows - 8) // 4):
+        sampler.sample()
+    inserting.join(20)
+    again.flush(timeout_s=5)
+    table = server_info(address).tables["table"]
+    assert (table.size, table.inserted, table.sampled) == (windows, windows, windows - 8)
+    again.close()
+    sampler.close()
+
+
+def insert_all(inserter: Inserter, environments: int, unrolls: int) -> None:
+    for number in range(unrolls):
+        inserter.insert(unroll(number, environments), number)
+
+
+def test_unrolls_may_come_without_windows(start_server: Callable[..., Any]) -> None:
+    """They are there for the windows of the next one, which reach back to them."""
+    _, address = start_server(TableSpec("table", 1000, min_size_to_sample=1))
+    inserter = Inserter(address, ["table"], K, 2, timeout_s=5)
+    for number in range(5):
+        inserter.insert(unroll(number, 2), number, windows=False)
+    inserter.flush(timeout_s=5)
+    time.sleep(0.2)
+    assert server_info(address).tables["table"].inserted == inserter.confirmed["table"] == 0
+    inserter.insert(unroll(5, 2), 5)
+    inserter.flush(timeout_s=5)
+    assert server_info(address).tables["table"].inserted == inserter.confirmed["table"] == 2
+    sampler = make_sampler(address, "table", 4)
+    batch, _ = sampler.sample()
+    assert (batch.ints[:, :, 1] == np.arange(3 * T, 6 * T)).all()
+    sampler.close()
+    inserter.close()
 
 
 def test_max_windows_is_never_exceeded(address: str) -> None:

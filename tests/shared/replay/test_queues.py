@@ -1,0 +1,82 @@
+"""What the clients hold in memory is bounded and counted; and a wait that has its cause elsewhere is not too long."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.replay_server.server import TableSpec
+from shared.replay.codec import Columns
+from shared.replay.errors import ReplayTimeout
+from shared.replay.insert import MESSAGES_IN_FLIGHT, Inserter
+from shared.replay.sample import REQUESTS_OUTSTANDING, Sampler
+
+T, F, K = 4, 3, 1
+
+
+def unroll(environments: int) -> Columns:
+    return Columns(np.zeros((environments, T, F), np.float32), np.zeros((environments, T, 3), np.int32))
+
+
+def copied(columns: Columns) -> Columns:
+    return Columns(np.copy(columns.floats), np.copy(columns.ints))
+
+
+def until(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return holds()
+
+
+def test_messages_in_flight_and_batches_ready_go_up_and_down(start_server: Callable[..., Any]) -> None:
+    """A table that takes 16 windows before the first sample, from 70 environments in two streams."""
+    _, address = start_server(TableSpec("table", 1000, 8, samples_per_insert=1.0, error_buffer=8.0))
+    inserter = Inserter(address, ["table"], K, 70, timeout_s=20)
+    assert inserter.in_flight == 0
+    for _ in range(MESSAGES_IN_FLIGHT):
+        inserter.insert(unroll(70))
+    assert inserter.in_flight == 2 * MESSAGES_IN_FLIGHT
+    blocked = threading.Thread(target=inserter.insert, args=(unroll(70),))
+    blocked.start()
+    assert not until(lambda: inserter.in_flight != 2 * MESSAGES_IN_FLIGHT, seconds=0.5)
+
+    sampler = Sampler(address, "table", 10, K * T, F, copied, max_windows=200)
+    assert until(lambda: sampler.batches_ready == REQUESTS_OUTSTANDING)
+    assert not until(lambda: sampler.batches_ready > REQUESTS_OUTSTANDING, seconds=0.5)
+    for _ in range(20):
+        sampler.sample()
+    assert sampler.batches_ready == 0
+    blocked.join(10)
+    assert not blocked.is_alive()
+    inserter.flush(timeout_s=10)
+    assert inserter.in_flight == 0
+    inserter.close()
+    sampler.close()
+
+
+def test_while_a_wait_is_excused_it_is_not_too_long(start_server: Callable[..., Any]) -> None:
+    _, address = start_server(TableSpec("empty", 1000, 1), TableSpec("full", 1000, 1, 1.0, 1.0))
+    paused = threading.Event()
+
+    def waits_for(call: Callable[[], object]) -> float:
+        """Seconds until `call` timed out, where it was excused for the first two."""
+        paused.set()
+        timer = threading.Timer(2.0, paused.clear)
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(ReplayTimeout):
+            call()
+        timer.join()
+        return time.monotonic() - started
+
+    sampler = Sampler(address, "empty", 4, K * T, F, copied, timeout_s=1.0, paused=paused.is_set)
+    assert 2.5 <= waits_for(sampler.sample) < 5
+    sampler.close()
+    inserter = Inserter(address, ["full"], K, 4, timeout_s=1.0, paused=paused.is_set)
+    inserter.insert(unroll(4))
+    assert 2.5 <= waits_for(lambda: inserter.flush(1.0)) < 5
+    inserter.close()
