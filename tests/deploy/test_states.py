@@ -59,6 +59,7 @@ def test_keys_survive(tmp_path: Path) -> None:
     assert jax.random.normal(held["key"]) == jax.random.normal(jax.random.key(3))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a restore cut short, in Orbax
 @pytest.mark.parametrize("damage", ["emptied", "cut", "altered", "half removed"])
 def test_a_damaged_one_gives_way_to_the_one_before(damage: str, tmp_path: Path) -> None:
     states = own_states(tmp_path)
