@@ -246,6 +246,7 @@ class LastingSampler(Generic[X]):
         self._announced = _Announced(reporter, stop)
         self._num_floats: int | None = None
         self._taken_before = 0
+        self._left: list[X] = []  # decoded while their server was being left
         self._sampler: Sampler[X] | None = None
         self._monitor: ReplayMonitor | None = None
         self._table = ""
@@ -273,17 +274,23 @@ class LastingSampler(Generic[X]):
     def sample(self) -> X:
         """The next batch; waits while replay is starved, and while there is none."""
         while True:
-            try:
-                if self._sampler is not None:
+            if self._left:
+                return self._left.pop(0)
+            if self._sampler is not None:
+                try:
                     return self._sampler.sample(self._stop)[0]
-            except ReplayError as error:
-                self._announced.lost(error)
+                except ReplayError as error:
+                    self._announced.lost(error)
+                    self._sampler.close()
+                    self._left = self._sampler.leave()
+                    if self._left:
+                        continue
             self._reconnect()
 
     @property
     def batches_ready(self) -> int:
         """Batches in memory that were not handed out yet."""
-        return self._sampler.batches_ready if self._sampler is not None else 0
+        return len(self._left) + (self._sampler.batches_ready if self._sampler is not None else 0)
 
     def windows_inserted(self) -> int:
         """Into this learner's table, in all lives; a little old when the server missed a poll."""

@@ -133,6 +133,12 @@ class Sampler(Generic[X]):
         """Decoded and not handed out yet."""
         return len(self._ready)
 
+    def leave(self) -> list[X]:
+        """After `close`: batches that arrived and were not handed out."""
+        with self._changed:
+            left, self._ready = self._ready, []
+            return left
+
     def close(self) -> None:
         """Ends the stream and the thread. Bounded; may be called twice."""
         with self._changed:

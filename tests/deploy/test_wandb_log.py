@@ -94,7 +94,7 @@ def test_every_roles_metrics_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             name = f"evaluator/{row['learner']}" if path.stem == "evaluator" else path.stem
             wanted[name].append(named(name, row))
     learners = {"learner-active", "learner-passive", "evaluator/active", "evaluator/passive"}
-    assert set(wanted) == learners | {"collector-0", "collector-1", "replay"}
+    assert set(wanted) == learners | {"collector-0", "collector-1", "replay", "snapshots"}
     records = read_back(run_dir)
     rows = logged(records)
     for name, own in wanted.items():
