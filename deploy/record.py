@@ -225,6 +225,11 @@ class RunRecord:
         """Environment steps of all collectors, or shards of a stream, so far."""
         return sum(self.newest(role).get("env_steps", 0) for role in source_roles(self.experiment))
 
+    @property
+    def windows(self) -> int:
+        """Windows made of them so far, each of which every learner's table gets."""
+        return sum(self.newest(role).get("windows", 0) for role in source_roles(self.experiment))
+
     def status(self, state: str, reason: str = "") -> None:
         """Writes status.json; `state` is one of running, done, failed, interrupted.
 

@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from collector.collector import coverage
-from deploy.record import REPLAY, RunRecord, learner_role, source_roles
+from deploy.record import RunRecord, learner_role, source_roles
 from shared.config import ACTIVE
 from shared.envs.base import EnvSpec
 from shared.metrics import Row, read_metrics
@@ -39,7 +39,7 @@ def _learner_summary(record: RunRecord, spec: EnvSpec, name: str) -> dict[str, A
     plan, config = record.plan, record.experiment.learner(name)
     rows = read_metrics(record.run_dir, learner_role(name))
     newest = record.evaluations(name)[-1]
-    eligible = record.newest(REPLAY)[f"{name}/inserted"] - plan.prefill_windows
+    eligible = record.windows - plan.prefill_windows
     return {
         "role": "active" if name == ACTIVE else "passive",
         "depth": config.depth,

@@ -128,6 +128,9 @@ class Supervisor:
     def finish(self) -> None:
         """The last reports and the tables' final counts, once all roles are done."""
         self._poll_roles(0)
+        if not self._replay.up:
+            self._say("the last counts of replay are missing: its server was being replaced")
+            return
         try:
             self._replay.poll(LAST_COUNTS_S)
         except ReplayError as error:
