@@ -27,9 +27,16 @@ class RoleActor(Process, ABC):
     """A role's process. Subclasses say what the work is."""
 
     def __init__(self, stacks_path: str) -> None:
-        """`stacks_path`: where SIGUSR1 leaves the stacks of all threads, however stuck they are."""
-        self._stacks = open(stacks_path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
-        faulthandler.register(signal.SIGUSR1, file=self._stacks)
+        """`stacks_path`: where SIGUSR1 leaves the stacks of all threads, however stuck they are.
+
+        A node that does not see the run's folder has them in Ray's own log of this process.
+        """
+        try:
+            self._stacks = open(stacks_path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
+        except FileNotFoundError:
+            faulthandler.register(signal.SIGUSR1)
+        else:
+            faulthandler.register(signal.SIGUSR1, file=self._stacks)
         self._reporter = Reporter()
         self._stop = threading.Event()
         self._done = False
