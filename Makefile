@@ -67,12 +67,12 @@ $(VENV)/.dev-ready: $(VENV)/.run-ready requirements/dev.txt
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/dev.txt
 	@touch $@
 
-# What tests need beside Python: a browser that opens the report, and OpenGL that draws bodies.
+# What tests need beside Python: a browser that opens the report, OpenGL that draws bodies, networks of their own.
 $(VENV)/.system-ready: $(VENV)/.uv
-	@{ command -v chromium && command -v chromedriver && ldconfig -p | grep -E 'libOSMesa|libEGL'; } >/dev/null \
+	@{ command -v chromium && command -v chromedriver && command -v ip && command -v iptables && ldconfig -p | grep -E 'libOSMesa|libEGL'; } >/dev/null \
 	  || { $(SUDO) apt-get update --quiet && \
-	       $(SUDO) apt-get install --yes --quiet chromium chromium-driver libosmesa6; } \
-	  || { echo "Tests of pages and pictures need chromium, chromedriver and libOSMesa: install them" >&2; exit 1; }
+	       $(SUDO) apt-get install --yes --quiet chromium chromium-driver libosmesa6 iproute2 iptables; } \
+	  || { echo "Tests of pages and pictures need chromium, chromedriver, libOSMesa, ip and iptables: install them" >&2; exit 1; }
 	@touch $@
 
 lock: $(VENV)/.uv
