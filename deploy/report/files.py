@@ -21,6 +21,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 
 def write_files(report: Report, folder: Path) -> list[Path]:
@@ -199,6 +200,7 @@ def _curves(report: EnvironmentReport) -> Figure:
             if curve.by_seconds is not None:
                 _line(below, curve, curve.seconds / 60, curve.by_seconds, colours[curve])
         above.set(title=title, xlabel="environment steps")
+        above.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k: whole numbers run into each other
         below.set(xlabel="wall clock in minutes")
         above.title.set_fontsize(10)
         above.legend(frameon=False, fontsize=8)
@@ -223,6 +225,7 @@ def _bars(report: EnvironmentReport) -> Figure:
         style = {"color": colours[each.collector_depth], "label": f"collector depth {each.collector_depth}"}
         axes[0].plot(each.steps, 100 * each.by_steps.centre, **style)
     axes[0].set(xlabel="environment steps", ylabel="cells visited, %", ylim=(0, 105))
+    axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
     axes[0].legend(frameon=False, fontsize=8)
     depths = [str(cost.learner_depth) for cost in report.costs]
     axes[1].bar(depths, [cost.parameters for cost in report.costs], width=0.6)
