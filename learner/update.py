@@ -19,9 +19,9 @@ from learner.relabel import Transitions, crop, relabel
 from learner.state import LearnerState, Optimisers, OptimiserStates
 from shared.config import AlgorithmConfig
 from shared.envs.base import EnvSpec
-from shared.networks import CriticParams, Networks
+from shared.networks import CriticParams, NetworkParams, Networks, Pass, side_by_side
 from shared.plan import Plan
-from shared.policy import sample_action
+from shared.policy import tanh_gaussian
 from shared.replay.codec import Columns, unpack
 from shared.types import Array, Metrics, Params
 
@@ -50,31 +50,31 @@ def make_gradients(
     contrastive = CONTRASTIVE_LOSSES[algorithm.contrastive_loss]
     target_entropy = algorithm.target_entropy_per_action * spec.action_size
 
-    def represent(critic: CriticParams, state: Array, action: Array) -> jax.Array:
-        return networks.state_action.apply(critic.state_action, jnp.concatenate([state, action], axis=-1))
-
-    def actor_objective(
-        actor: Params, state: LearnerState, minibatch: Transitions, key: Array
+    def objective(
+        trained: NetworkParams, log_alpha: Array, minibatch: Transitions, key: Array
     ) -> tuple[jax.Array, tuple[Array, Metrics]]:
-        action, log_prob = sample_action(networks.actor, actor, minibatch.state, minibatch.goal, key)
-        phi = represent(state.critic, minibatch.state, action)
-        psi = networks.goal.apply(state.critic.goal, minibatch.goal)
-        loss, metrics = actor_loss(log_prob, pair_energy(phi, psi), state.log_alpha)
-        return loss, (log_prob, metrics)
-
-    def critic_objective(critic: CriticParams, minibatch: Transitions) -> tuple[jax.Array, Metrics]:
-        phi = represent(critic, minibatch.state, minibatch.action)
-        psi = networks.goal.apply(critic.goal, minibatch.goal)
+        """Both losses at once, each without a gradient for the other's networks."""
+        actor, critic = trained
+        state, action, goal = minibatch
+        (mean, log_std), psi = side_by_side(
+            Pass(networks.actor, actor, (state, goal)), Pass(networks.goal, critic.goal, (goal,))
+        )
+        own_action, log_prob = tanh_gaussian(mean, log_std, key)
+        fixed = jax.lax.stop_gradient(critic.state_action)
+        phi, own_phi = side_by_side(
+            Pass(networks.state_action, critic.state_action, (jnp.concatenate([state, action], axis=-1),)),
+            Pass(networks.state_action, fixed, (jnp.concatenate([state, own_action], axis=-1),)),
+        )
+        of_actor, actor_metrics = actor_loss(log_prob, pair_energy(own_phi, jax.lax.stop_gradient(psi)), log_alpha)
         energy = energy_matrix(algorithm.energy, phi, psi)
-        return critic_loss(energy, contrastive, algorithm.logsumexp_penalty)
+        of_critic, critic_metrics = critic_loss(energy, contrastive, algorithm.logsumexp_penalty)
+        return of_actor + of_critic, (log_prob, actor_metrics | critic_metrics)
 
     def gradients(state: LearnerState, minibatch: Transitions, key: Array) -> tuple[_Gradients, Metrics]:
-        actor_grads, (log_prob, actor_metrics) = jax.grad(actor_objective, has_aux=True)(
-            state.actor, state, minibatch, key
+        (actor_grads, critic_grads), (log_prob, metrics) = jax.grad(objective, has_aux=True)(
+            NetworkParams(state.actor, state.critic), state.log_alpha, minibatch, key
         )
         alpha_value, alpha_grad = jax.value_and_grad(alpha_loss)(state.log_alpha, log_prob, target_entropy)
-        critic_grads, critic_metrics = jax.grad(critic_objective, has_aux=True)(state.critic, minibatch)
-        metrics = actor_metrics | critic_metrics
         metrics |= {"alpha/loss": alpha_value, "alpha/log_alpha": state.log_alpha}
         metrics |= {
             "actor/gradient_norm": optax.tree.norm(actor_grads),

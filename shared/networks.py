@@ -4,8 +4,8 @@ Wang et al., "1000 Layer Networks for Self-Supervised RL" (2025), section 3: res
 [Dense, LayerNorm, swish], which together make depth trainable.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -36,29 +36,8 @@ class _Layer(nn.Module):
 
 
 class _Block(nn.Module):
-    """`[..., width]` to the same: four layers and the way around them. The body of a scan."""
+    """`[..., width]` to the same: four layers and the way around them."""
 
-    width: int
-    layer_norm: bool
-    residual: bool
-    activation: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-        y = x
-        for _layer in range(BLOCK_DEPTH):
-            y = _Layer(self.width, self.layer_norm, self.activation)(y)
-        return (x + y if self.residual else y), None
-
-
-class Trunk(nn.Module):
-    """`[..., *]` to `[..., width]`: a stem layer, then `depth / 4` blocks.
-
-    The blocks' parameters are stacked and run by a scan, so that tracing and compiling cost the same at
-    any depth.
-    """
-
-    depth: int
     width: int
     layer_norm: bool
     residual: bool
@@ -66,14 +45,59 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = _Layer(self.width, self.layer_norm, self.activation, name="stem")(x)
-        blocks = nn.scan(
-            _Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=self.depth // BLOCK_DEPTH,
-        )(self.width, self.layer_norm, self.residual, self.activation, name="blocks")
-        return blocks(x, None)[0]
+        y = x
+        for _layer in range(BLOCK_DEPTH):
+            y = _Layer(self.width, self.layer_norm, self.activation)(y)
+        return x + y if self.residual else y
+
+
+class Trunk(nn.Module):
+    """`[..., *]` to `[..., width]`: a stem layer, then `depth / 4` blocks, their parameters stacked."""
+
+    depth: int
+    width: int
+    layer_norm: bool
+    residual: bool
+    activation: str
+
+    def setup(self) -> None:
+        self.stem = _Layer(self.width, self.layer_norm, self.activation)
+        self.blocks = self.param("blocks", self._init_blocks)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return run_blocks([self.block], [self.blocks], [self.stem(x)])[0]
+
+    @property
+    def block(self) -> _Block:
+        return _Block(self.width, self.layer_norm, self.residual, self.activation, parent=None)
+
+    def _init_blocks(self, key: Array) -> Params:
+        keys = jax.random.split(key, self.depth // BLOCK_DEPTH)
+        return jax.vmap(lambda key: self.block.init(key, jnp.zeros(self.width))["params"])(keys)
+
+
+def run_blocks(blocks: Sequence[_Block], stacked: Sequence[Params], xs: Sequence[jax.Array]) -> list[jax.Array]:
+    """Each of `xs` `[..., width]` through its own blocks, whose parameters are `stacked` `[depth / 4, ...]`.
+
+    One scan for all, so that tracing and compiling cost the same at any depth, and so that what one network
+    computes alone fills the other's pauses. Of each layer only the product with its kernel is kept for the
+    gradient: on its way through memory the rest costs more than computing it again.
+    """
+    lengths = [len(jax.tree.leaves(params)[0]) for params in stacked]
+    shortest = min(lengths)
+
+    def body(xs: list[jax.Array], params: list[Params]) -> tuple[list[jax.Array], None]:
+        return [block.apply({"params": each}, x) for block, each, x in zip(blocks, params, xs, strict=True)], None
+
+    body = jax.checkpoint(body, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+    first = [jax.tree.map(lambda x: x[:shortest], params) for params in stacked]
+    done, _ = jax.lax.scan(body, list(xs), first)
+    deeper = [i for i, length in enumerate(lengths) if length > shortest]
+    if deeper:
+        rest = [jax.tree.map(lambda x: x[shortest:], stacked[i]) for i in deeper]
+        for i, x in zip(deeper, run_blocks([blocks[i] for i in deeper], rest, [done[i] for i in deeper]), strict=True):
+            done[i] = x
+    return done
 
 
 class Encoder(nn.Module):
@@ -82,9 +106,17 @@ class Encoder(nn.Module):
     trunk: Trunk
     representation_size: int
 
-    @nn.compact
+    def setup(self) -> None:
+        self.head = nn.Dense(self.representation_size, kernel_init=_kernel_init)
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Dense(self.representation_size, kernel_init=_kernel_init, name="head")(self.trunk(x))
+        return self.after_blocks(self.trunk(x))
+
+    def before_blocks(self, x: jax.Array) -> jax.Array:
+        return self.trunk.stem(x)
+
+    def after_blocks(self, x: jax.Array) -> jax.Array:
+        return self.head(x)
 
 
 class Actor(nn.Module):
@@ -93,12 +125,34 @@ class Actor(nn.Module):
     trunk: Trunk
     action_size: int
 
-    @nn.compact
+    def setup(self) -> None:
+        self.mean = nn.Dense(self.action_size, kernel_init=_kernel_init)
+        self.log_std = nn.Dense(self.action_size, kernel_init=_kernel_init)
+
     def __call__(self, state: Array, goal: Array) -> tuple[jax.Array, jax.Array]:
-        x = self.trunk(jnp.concatenate([state, goal], axis=-1))
-        mean = nn.Dense(self.action_size, kernel_init=_kernel_init, name="mean")(x)
-        log_std = nn.tanh(nn.Dense(self.action_size, kernel_init=_kernel_init, name="log_std")(x))
-        return mean, LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std + 1)
+        return self.after_blocks(self.trunk(jnp.concatenate([state, goal], axis=-1)))
+
+    def before_blocks(self, state: Array, goal: Array) -> jax.Array:
+        return self.trunk.stem(jnp.concatenate([state, goal], axis=-1))
+
+    def after_blocks(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.mean(x), LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (nn.tanh(self.log_std(x)) + 1)
+
+
+class Pass(NamedTuple):
+    """`network.apply(params, *inputs)`, still to be made."""
+
+    network: Actor | Encoder
+    params: Params
+    inputs: tuple[Array, ...]
+
+
+def side_by_side(*passes: Pass) -> list[Any]:
+    """What each pass gives, all of them run in one scan over their blocks; equal to one after the other."""
+    xs = [each.network.apply(each.params, *each.inputs, method="before_blocks") for each in passes]
+    blocks = [each.network.trunk.block for each in passes]
+    xs = run_blocks(blocks, [each.params["params"]["trunk"]["blocks"] for each in passes], xs)
+    return [each.network.apply(each.params, x, method="after_blocks") for each, x in zip(passes, xs, strict=True)]
 
 
 class Networks(NamedTuple):

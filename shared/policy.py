@@ -17,6 +17,11 @@ def sample_action(actor: Actor, params: Params, state: Array, goal: Array, key: 
     A tanh-squashed Gaussian (Haarnoja et al., 2018, appendix C).
     """
     mean, log_std = actor.apply(params, state, goal)
+    return tanh_gaussian(mean, log_std, key)
+
+
+def tanh_gaussian(mean: Array, log_std: Array, key: Array) -> tuple[jax.Array, jax.Array]:
+    """The same of an actor's outputs `[..., A]`. `key` is consumed."""
     noise = jax.random.normal(key, mean.shape)
     action = jnp.tanh(mean + jnp.exp(log_std) * noise)
     gaussian = -0.5 * (noise**2 + jnp.log(2 * jnp.pi)) - log_std

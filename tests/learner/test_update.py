@@ -1,7 +1,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,13 +19,14 @@ from learner.update import (
     make_update_step,
 )
 from shared.config import AlgorithmConfig, NetworkConfig
-from shared.networks import Actor, Encoder, Networks, make_networks
+from shared.networks import Actor, Encoder, Networks, Trunk, make_networks
 from shared.plan import Plan, make_plan
 from shared.policy import sample_action
 from shared.replay.codec import Columns
 from shared.types import Metrics
 
-LINEAR = Networks(Actor(nn.Dense(4), 2), Encoder(nn.Dense(4), 3), Encoder(nn.Dense(4), 3))  # compile in no time
+STEM = Trunk(depth=0, width=4, layer_norm=False, residual=True, activation="swish")  # compiles in no time
+SMALL = Networks(Actor(STEM, 2), Encoder(STEM, 3), Encoder(STEM, 3))
 SGD = Optimisers(optax.sgd(0.1), optax.sgd(0.2), optax.sgd(0.3))  # steps are gradients, so they can be compared
 ADAM = Optimisers(optax.adam(0.1), optax.adam(0.2), optax.adam(0.3))
 FROZEN = Optimisers(optax.sgd(0.0), optax.sgd(0.0), optax.sgd(0.0))
@@ -72,8 +72,8 @@ def make_linear(line: Any, optimisers: Optimisers, **algorithm: Any) -> Linear:
         algorithm={"batch_size": 14, "windows_per_update": 6, "minibatches_per_update": 3} | algorithm,
     )
     plan = make_plan(experiment, line.spec)
-    state = init_state(LINEAR, optimisers, line.spec, jax.random.key(0))
-    update_step = make_update_step(LINEAR, optimisers, experiment.algorithm, plan, line.spec)
+    state = init_state(SMALL, optimisers, line.spec, jax.random.key(0))
+    update_step = make_update_step(SMALL, optimisers, experiment.algorithm, plan, line.spec)
     traces = []
 
     @jax.jit
@@ -124,7 +124,7 @@ def test_an_update_uses_distinct_rows_in_a_new_order(line: Any) -> None:
     floats[:, :, 3:] = np.random.default_rng(0).uniform(-1, 1, floats[:, :, 3:].shape)
     rows = floats[:, :-1].reshape(-1, 5)
     critic = linear.state.critic
-    phi, psi = LINEAR.state_action.apply(critic.state_action, rows), LINEAR.goal.apply(critic.goal, rows[:, 1:3])
+    phi, psi = SMALL.state_action.apply(critic.state_action, rows), SMALL.goal.apply(critic.goal, rows[:, 1:3])
     each_once = -np.linalg.norm(phi - psi, axis=1).mean()
     negatives = []
     state = linear.state
@@ -160,10 +160,10 @@ def by_hand(state: LearnerState, minibatch: Transitions, key: jax.Array) -> Lear
 
     def encode(critic: Any, action: Any) -> tuple[jax.Array, jax.Array]:
         pair = jnp.concatenate([minibatch.state, action], axis=1)
-        return LINEAR.state_action.apply(critic.state_action, pair), LINEAR.goal.apply(critic.goal, minibatch.goal)
+        return SMALL.state_action.apply(critic.state_action, pair), SMALL.goal.apply(critic.goal, minibatch.goal)
 
     def actor(params: Any) -> jax.Array:
-        action, log_prob = sample_action(LINEAR.actor, params, minibatch.state, minibatch.goal, key)
+        action, log_prob = sample_action(SMALL.actor, params, minibatch.state, minibatch.goal, key)
         phi, psi = encode(state.critic, action)
         return jnp.mean(jnp.exp(state.log_alpha) * log_prob + jnp.linalg.norm(phi - psi, axis=1))
 
@@ -173,7 +173,7 @@ def by_hand(state: LearnerState, minibatch: Transitions, key: jax.Array) -> Lear
         log_partition = jnp.log(jnp.sum(jnp.exp(energy), axis=1))
         return jnp.mean(log_partition - jnp.diagonal(energy)) + 0.1 * jnp.mean(log_partition**2)
 
-    _, log_prob = sample_action(LINEAR.actor, state.actor, minibatch.state, minibatch.goal, key)
+    _, log_prob = sample_action(SMALL.actor, state.actor, minibatch.state, minibatch.goal, key)
     alpha_gradient = jnp.exp(state.log_alpha) * jnp.mean(-log_prob + 0.5 * 2)  # target entropy -0.5 for each action
     return state._replace(
         actor=jax.tree.map(lambda x, g: x - 0.1 * g, state.actor, jax.grad(actor)(state.actor)),
@@ -183,8 +183,8 @@ def by_hand(state: LearnerState, minibatch: Transitions, key: jax.Array) -> Lear
 
 
 def test_gradient_steps_by_hand(line: Any, minibatch: Transitions) -> None:
-    step = jax.jit(make_gradient_step(LINEAR, SGD, AlgorithmConfig(), line.spec))
-    state = init_state(LINEAR, SGD, line.spec, jax.random.key(0))._replace(log_alpha=jnp.float32(0.3))
+    step = jax.jit(make_gradient_step(SMALL, SGD, AlgorithmConfig(), line.spec))
+    state = init_state(SMALL, SGD, line.spec, jax.random.key(0))._replace(log_alpha=jnp.float32(0.3))
     expected = state
     for seed in range(2):
         key = jax.random.key(seed)
@@ -204,17 +204,17 @@ def test_gradient_steps_by_hand(line: Any, minibatch: Transitions) -> None:
 )
 def test_options_reach_the_losses(line: Any, minibatch: Transitions, options: dict[str, Any]) -> None:
     algorithm = AlgorithmConfig.model_validate(options)
-    state = init_state(LINEAR, SGD, line.spec, jax.random.key(0))
-    _, metrics = jax.jit(make_gradients(LINEAR, algorithm, line.spec))(state, minibatch, jax.random.key(1))
+    state = init_state(SMALL, SGD, line.spec, jax.random.key(0))
+    _, metrics = jax.jit(make_gradients(SMALL, algorithm, line.spec))(state, minibatch, jax.random.key(1))
 
     def energies(action: Any) -> jax.Array:
-        phi = LINEAR.state_action.apply(state.critic.state_action, jnp.concatenate([minibatch.state, action], axis=1))
-        return energy_matrix(algorithm.energy, phi, LINEAR.goal.apply(state.critic.goal, minibatch.goal))
+        phi = SMALL.state_action.apply(state.critic.state_action, jnp.concatenate([minibatch.state, action], axis=1))
+        return energy_matrix(algorithm.energy, phi, SMALL.goal.apply(state.critic.goal, minibatch.goal))
 
     contrastive = CONTRASTIVE_LOSSES[algorithm.contrastive_loss]
     expected, _ = critic_loss(energies(minibatch.action), contrastive, algorithm.logsumexp_penalty)
     assert metrics["critic/loss"] == pytest.approx(float(expected), rel=1e-4)
-    own, log_prob = sample_action(LINEAR.actor, state.actor, minibatch.state, minibatch.goal, jax.random.key(1))
+    own, log_prob = sample_action(SMALL.actor, state.actor, minibatch.state, minibatch.goal, jax.random.key(1))
     assert metrics["actor/energy"] == pytest.approx(float(jnp.diagonal(energies(own)).mean()), rel=1e-4)
     target = 2 * algorithm.target_entropy_per_action
     assert metrics["alpha/loss"] == pytest.approx(float(jnp.mean(-log_prob - target)), rel=1e-4)
@@ -259,8 +259,8 @@ def test_without_clipping_the_optimisers_states_are_adams() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 def test_a_gradient_step_that_is_not_finite_changes_nothing(line: Any, minibatch: Transitions, value: float) -> None:
-    step = jax.jit(make_gradient_step(LINEAR, ADAM, AlgorithmConfig(), line.spec))
-    state = step(init_state(LINEAR, ADAM, line.spec, jax.random.key(0)), minibatch, jax.random.key(1))[0]
+    step = jax.jit(make_gradient_step(SMALL, ADAM, AlgorithmConfig(), line.spec))
+    state = step(init_state(SMALL, ADAM, line.spec, jax.random.key(0)), minibatch, jax.random.key(1))[0]
     for name in ("state", "action", "goal"):
         poisoned = minibatch._replace(**{name: getattr(minibatch, name).at[2, 1].set(value)})
         after, metrics = step(state, poisoned, jax.random.key(2))
@@ -283,7 +283,7 @@ def test_an_update_leaves_out_the_poisoned_minibatch_alone(line: Any, linear: Li
     poisoned = np.isnan(steps.transitions.state[steps.order]).any(axis=(1, 2))
     assert poisoned.sum() == metrics["guard/skipped"] == 1
     assert metrics["guard/first"] == poisoned.argmax()
-    step = jax.jit(make_gradient_step(LINEAR, SGD, algorithm, spec))
+    step = jax.jit(make_gradient_step(SMALL, SGD, algorithm, spec))
     expected, losses = linear.state, []
     for index in np.flatnonzero(~poisoned):
         expected, of_step = step(expected, steps.minibatch(steps.order[index]), steps.keys[index])

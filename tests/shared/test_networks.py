@@ -4,20 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shared.config import NetworkConfig
 from shared.envs.base import EnvSpec
 from shared.networks import (
     LOG_STD_MAX,
     LOG_STD_MIN,
+    Actor,
     Encoder,
     NetworkParams,
     Networks,
+    Pass,
     Trunk,
     init_params,
     make_networks,
     network_size,
     parameter_count,
+    side_by_side,
 )
 
 SPEC = EnvSpec(
@@ -36,6 +41,11 @@ def build(**config: Any) -> tuple[Networks, NetworkParams]:
 def stacked(params: Any) -> set[int]:
     """How many blocks each array of the trunk's blocks holds."""
     return {leaf.shape[0] for leaf in jax.tree.leaves(params["params"]["trunk"]["blocks"])}
+
+
+def kernels(params: Any) -> list[jax.Array]:
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return [leaf for path, leaf in leaves if path[-1].key == "kernel"]
 
 
 def expected_count(inputs: int, depth: int, width: int, outputs: int) -> int:
@@ -98,7 +108,9 @@ def test_every_switch_changes_the_output() -> None:
     before = base.apply(params, STATE)
     for change in changes:
         network = Encoder(Trunk(depth=4, width=8, **(switches | change)), 4)
-        after = network.apply(params, STATE)
+        own = network.init(jax.random.key(0), STATE)  # without layer norms there are fewer arrays
+        assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), kernels(own), kernels(params)))
+        after = network.apply(own, STATE)
         assert abs(before - after).max() > 1e-3, change
     without = jax.eval_shape(Encoder(Trunk(4, 8, False, True, "swish"), 4).init, jax.random.key(0), STATE)
     assert parameter_count(params) - parameter_count(without) == 2 * 8 * 5  # scales and biases of 5 layer norms
@@ -117,12 +129,8 @@ def test_initial_parameters() -> None:
     init = jax.jit(lambda key: init_params(networks, SPEC, key))
     params, again, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
     assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), params, again))
-    kernels = [
-        np.asarray(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0] if path[-1].key == "kernel"
-    ]
-    others = [leaf for path, leaf in jax.tree_util.tree_flatten_with_path(other)[0] if path[-1].key == "kernel"]
-    assert all((kernel != y).any() for kernel, y in zip(kernels, others, strict=True))
-    for kernel in kernels:
+    assert all((x != y).any() for x, y in zip(kernels(params), kernels(other), strict=True))
+    for kernel in map(np.asarray, kernels(params)):
         bound = 1 / np.sqrt(kernel.shape[-2])  # uniform of variance 1 / (3 fan in)
         assert abs(kernel).max() <= bound
         assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.35 if kernel.size < 300 else 0.05)
@@ -153,3 +161,45 @@ def test_the_actor_sees_state_and_goal() -> None:
     mean = networks.actor.apply(params, STATE, GOAL)[0]
     assert (networks.actor.apply(params, STATE + 1, GOAL)[0] != mean).all()
     assert (networks.actor.apply(params, STATE, GOAL + 1)[0] != mean).all()
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    blocks=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    widths=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    batch=st.integers(1, 5),
+    layer_norm=st.booleans(),
+    residual=st.booleans(),
+    activation=st.sampled_from(["swish", "relu"]),
+)
+def test_side_by_side_equals_one_after_the_other(
+    blocks: tuple[int, int], widths: tuple[int, int], batch: int, **switches: Any
+) -> None:
+    """Outputs and gradients, against a plain loop over the blocks."""
+    actor = Actor(Trunk(4 * blocks[0], widths[0], **switches), 2)
+    encoder = Encoder(Trunk(4 * blocks[1], widths[1], **switches), 3)
+    inputs = STATE[:batch], GOAL[:batch]
+    params = actor.init(jax.random.key(0), *inputs), encoder.init(jax.random.key(1), STATE)
+
+    def plain(network: Actor | Encoder, params: Any, inputs: tuple) -> Any:
+        x = network.apply(params, *inputs, method="before_blocks")
+        stacked = params["params"]["trunk"]["blocks"]
+        for i in range(network.trunk.depth // 4):
+            x = network.trunk.block.apply({"params": jax.tree.map(lambda leaf: leaf[i], stacked)}, x)  # noqa: B023
+        return network.apply(params, x, method="after_blocks")
+
+    def loss(params: Any, together: bool) -> tuple[jax.Array, Any]:
+        if together:
+            outputs = side_by_side(Pass(actor, params[0], inputs), Pass(encoder, params[1], inputs[:1]))
+        else:
+            outputs = [plain(actor, params[0], inputs), plain(encoder, params[1], inputs[:1])]
+        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs)), outputs
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), step(params, True), step(params, False)
+    )
+    whole = actor.apply(params[0], *inputs), encoder.apply(params[1], *inputs[:1])
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), step(params, True)[0][1], list(whole)
+    )
