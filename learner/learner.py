@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from learner.devices import Layout, check_divides, make_layout
 from learner.guard import Guard
 from learner.state import LearnerState, init_state, make_optimisers
 from learner.update import UpdateStep, make_update_step
@@ -25,10 +26,15 @@ _KEY_STREAM = 3  # apart from the collectors' and the evaluator's keys
 
 
 @lru_cache
-def _jitted_update(networks: Networks, algorithm: AlgorithmConfig, plan: Plan, spec: EnvSpec) -> UpdateStep:
+def _jitted_update(
+    networks: Networks, algorithm: AlgorithmConfig, plan: Plan, spec: EnvSpec, layout: Layout
+) -> UpdateStep:
     """Learners of equal networks in one process are compiled once."""
-    update_step = make_update_step(networks, make_optimisers(algorithm), algorithm, plan, spec)
-    return jax.jit(update_step, donate_argnums=0)
+    update_step = make_update_step(networks, make_optimisers(algorithm), algorithm, plan, spec, layout.split)
+    replicated, split = layout
+    return jax.jit(
+        update_step, donate_argnums=0, in_shardings=(replicated, split), out_shardings=(replicated, replicated)
+    )
 
 
 @lru_cache
@@ -40,13 +46,26 @@ class Learner:
     """Trains one network. Knows neither Ray nor Reverb. All learners, active or passive, are this class."""
 
     def __init__(
-        self, experiment: Experiment, plan: Plan, spec: EnvSpec, name: str, reports: Path | None = None
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        spec: EnvSpec,
+        name: str,
+        reports: Path | None = None,
+        devices: tuple[jax.Device, ...] | None = None,
     ) -> None:
-        """`reports`: the folder for what is kept of gradient steps that are not finite; none: nothing is."""
+        """`reports`: the folder for what is kept of gradient steps that are not finite; none: nothing is.
+
+        `devices`: on which it trains; none: on all of this process. Raises ValueError where minibatches cannot be
+        shared out among them.
+        """
         self.name = name
         self._plan = plan
-        self.state = self.initial_state(experiment, spec, name)
-        self._update = _jitted_update(make_networks(experiment.learner(name), spec), experiment.algorithm, plan, spec)
+        self._layout = make_layout(devices)
+        check_divides(self._layout, plan)
+        self.state = jax.device_put(self.initial_state(experiment, spec, name), self._layout.replicated)
+        networks = make_networks(experiment.learner(name), spec)
+        self._update = _jitted_update(networks, experiment.algorithm, plan, spec, self._layout)
         self._guard = Guard(experiment.algorithm, plan, spec, name, reports)
         self.updates = 0
 
@@ -75,7 +94,7 @@ class Learner:
 
     def go_on(self, state: LearnerState) -> None:
         """From a state that was kept."""
-        self.state, self.updates = state, int(state.updates)
+        self.state, self.updates = jax.device_put(state, self._layout.replicated), int(state.updates)
 
     def policy(self) -> Policy:
         """The actor as it stands, on the host: the next update takes the device's buffers."""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 
 from learner.losses import (
     CONTRASTIVE_LOSSES,
@@ -151,13 +152,19 @@ def make_steps(windows: Columns, plan: Plan, spec: EnvSpec, discount: float, key
 
 
 def make_update_step(
-    networks: Networks, optimisers: Optimisers, algorithm: AlgorithmConfig, plan: Plan, spec: EnvSpec
+    networks: Networks,
+    optimisers: Optimisers,
+    algorithm: AlgorithmConfig,
+    plan: Plan,
+    spec: EnvSpec,
+    split: NamedSharding | None = None,
 ) -> UpdateStep:
     """`update_step(state, windows) -> (state, metrics)`; jit and donation are the caller's.
 
     `windows`: Columns `[windows_per_update, K * T, ...]`. Relabels, shuffles all rows and makes
     `minibatches_per_update` gradient steps on distinct rows, leaving out those that are not finite; metrics
-    are means over the others (see `over_steps`).
+    are means over the others (see `over_steps`). `split`: how a minibatch's rows are shared out among devices;
+    every row's negatives are those of the whole minibatch all the same.
     """
     gradient_step = make_gradient_step(networks, optimisers, algorithm, spec)
 
@@ -166,7 +173,10 @@ def make_update_step(
 
         def one_step(state: LearnerState, step: tuple[Array, Array]) -> tuple[LearnerState, Metrics]:
             indices, key = step
-            return gradient_step(state, steps.minibatch(indices), key)
+            minibatch = steps.minibatch(indices)
+            if split is not None:
+                minibatch = jax.lax.with_sharding_constraint(minibatch, split)
+            return gradient_step(state, minibatch, key)
 
         state, metrics = jax.lax.scan(one_step, state, (steps.order, steps.keys))
         metrics = over_steps(metrics)

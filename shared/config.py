@@ -117,6 +117,8 @@ class NetworkConfig(Frozen):
     layer_norm: bool = True
     residual: bool = True
     activation: Literal["swish", "relu"] = "swish"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation in the hidden layers; parameters, the way around the blocks and all losses are float32."""
 
     @field_validator("depth", "actor_depth", "critic_depth")
     @classmethod
@@ -282,6 +284,18 @@ class Experiment(Frozen):
         for name in self.learners:
             if options[name.replace("-", "_")] > 1:
                 raise ValueError(f"learners.{name}: another name differs in '-' and '_' alone; choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> "Experiment":
+        for name, learner in self.all_learners.items():
+            gpus = int(learner.resources.gpus or 0)
+            for count in ("batch_size", "windows_per_update"):
+                if gpus > 1 and getattr(self.algorithm, count) % gpus:
+                    raise ValueError(
+                        f"algorithm.{count}: {getattr(self.algorithm, count)} cannot be shared out among the {gpus} "
+                        f"GPUs of learner {name}; use a multiple of {gpus}"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -22,33 +22,35 @@ _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class _Layer(nn.Module):
-    """`[..., *]` to `[..., width]`: Dense, LayerNorm, activation."""
+    """`[..., *]` to `[..., width]`: Dense, LayerNorm, activation; computed in `precision`, parameters in float32."""
 
     width: int
     layer_norm: bool
     activation: str
+    precision: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Dense(self.width, kernel_init=_kernel_init)(x)
-        x = nn.LayerNorm()(x) if self.layer_norm else x
+        x = nn.Dense(self.width, kernel_init=_kernel_init, dtype=self.precision)(x)
+        x = nn.LayerNorm(dtype=self.precision)(x) if self.layer_norm else x
         return ACTIVATIONS[self.activation](x)
 
 
 class _Block(nn.Module):
-    """`[..., width]` to the same: four layers and the way around them."""
+    """`[..., width]` to the same: four layers and the way around them, which is float32 at any precision."""
 
     width: int
     layer_norm: bool
     residual: bool
     activation: str
+    precision: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x
         for _layer in range(BLOCK_DEPTH):
-            y = _Layer(self.width, self.layer_norm, self.activation)(y)
-        return x + y if self.residual else y
+            y = _Layer(self.width, self.layer_norm, self.activation, self.precision)(y)
+        return x + y if self.residual else y.astype(x.dtype)
 
 
 class Trunk(nn.Module):
@@ -59,17 +61,21 @@ class Trunk(nn.Module):
     layer_norm: bool
     residual: bool
     activation: str
+    precision: str = "float32"
 
     def setup(self) -> None:
-        self.stem = _Layer(self.width, self.layer_norm, self.activation)
+        self._stem = _Layer(self.width, self.layer_norm, self.activation, self.precision, name="stem")
         self.blocks = self.param("blocks", self._init_blocks)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return run_blocks([self.block], [self.blocks], [self.stem(x)])[0]
 
+    def stem(self, x: jax.Array) -> jax.Array:
+        return self._stem(x).astype(jnp.float32)
+
     @property
     def block(self) -> _Block:
-        return _Block(self.width, self.layer_norm, self.residual, self.activation, parent=None)
+        return _Block(self.width, self.layer_norm, self.residual, self.activation, self.precision, parent=None)
 
     def _init_blocks(self, key: Array) -> Params:
         keys = jax.random.split(key, self.depth // BLOCK_DEPTH)
@@ -185,6 +191,7 @@ def make_networks(config: NetworkConfig, spec: EnvSpec) -> Networks:
             config.layer_norm,
             config.residual,
             config.activation,
+            config.precision,
         )
 
     critic = trunk(config.critic_depth, config.critic_width)

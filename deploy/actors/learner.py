@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ray
 
 from collector.evaluator import Snapshot
@@ -12,13 +11,13 @@ from deploy import snapshots
 from deploy.actors.role import WritingActor
 from deploy.record import STATE, learner_role
 from deploy.states import OwnStates, on_host
+from learner.devices import share_out
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE, Experiment
 from shared.envs.registry import make_envs
 from shared.params import Policy
 from shared.plan import Plan
-from shared.replay.codec import Columns
 from shared.replay.lives import LastingSampler, Life
 
 REMOTE_TIMEOUT_S = 60.0  # for weights and snapshots on their way; they are there or their owner is gone
@@ -43,7 +42,7 @@ class LearnerActor(WritingActor):
         self._sampler = LastingSampler(
             plan,
             name,
-            to_device,
+            share_out,
             self._reporter,
             self._stop,
             experiment.replay.timeout_seconds,
@@ -127,8 +126,3 @@ class LearnerActor(WritingActor):
             ray.wait([self._submitted], timeout=REMOTE_TIMEOUT_S)
         self._snapshot = Snapshot(self._name, policy, last=policy.version == self._plan.updates)
         self._submitted = self._evaluator.submit.remote(self._snapshot)
-
-
-def to_device(columns: Columns) -> Columns:
-    """A copy on the learner's device, finished when this returns: the sampler reuses its buffers."""
-    return jax.block_until_ready(Columns(*(jnp.array(column, copy=True) for column in columns)))

@@ -149,7 +149,8 @@ class Unrolled:
         alpha_loss, alpha_grad = jax.value_and_grad(self.alpha_loss)(params.log_alpha, log_prob)
         (critic_loss, accuracy), critic_grads = jax.value_and_grad(self.critic_loss, has_aux=True)(critic, minibatch)
         metrics = {"actor/loss": actor_loss, "alpha/loss": alpha_loss, "critic/loss": critic_loss}
-        return UnrolledParams(actor_grads, critic_grads[0], critic_grads[1], alpha_grad), metrics | {"critic/accuracy": accuracy}
+        metrics |= {"critic/accuracy": accuracy}
+        return UnrolledParams(actor_grads, critic_grads[0], critic_grads[1], alpha_grad), metrics
 
     def gradient_step(self, state: UnrolledState, minibatch: Transitions, key: Array) -> tuple[UnrolledState, Metrics]:
         """`key` is consumed."""

@@ -44,6 +44,15 @@ def test_depths_are_whole_blocks(field: str, depth: int, use: str) -> None:
     )
 
 
+def test_what_gpus_cannot_share_out_evenly_is_refused() -> None:
+    wide = {"env": "a", "learners": {"wide": {"resources": {"gpus": 3}}}}
+    assert mistake(wide) == (
+        "x.yaml: algorithm.batch_size: 512 cannot be shared out among the 3 GPUs of learner wide; use a multiple of 3"
+    )
+    assert "windows_per_update: 512" in mistake(wide | {"algorithm": {"batch_size": 513}})
+    parse_experiment(wide | {"algorithm": {"batch_size": 513, "windows_per_update": 513}})
+
+
 @pytest.mark.parametrize(
     ("values", "line"),
     [

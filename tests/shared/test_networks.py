@@ -203,3 +203,17 @@ def test_side_by_side_equals_one_after_the_other(
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), step(params, True)[0][1], list(whole)
     )
+
+
+def test_bfloat16_is_the_hidden_layers_alone() -> None:
+    networks, _ = build(width=32, precision="bfloat16")
+    plain, _ = build(width=32)
+    params = jax.jit(lambda key: init_params(networks, SPEC, key))(jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    inputs = {"actor": (STATE, GOAL), "goal": (GOAL,)}
+    for name, of in (("actor", params.actor), ("goal", params.critic.goal)):
+        half, full = (getattr(each, name).apply(of, *inputs[name]) for each in (networks, plain))
+        for x, y in zip(jax.tree.leaves(half), jax.tree.leaves(full), strict=True):
+            assert x.dtype == jnp.float32
+            assert (x != y).any()
+            np.testing.assert_allclose(x, y, atol=0.05 * abs(y).max())

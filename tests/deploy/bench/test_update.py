@@ -1,0 +1,58 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.bench.update import _experiment, bench_update, differences, model_flops
+from shared.config import ConfigError
+from shared.networks import CriticParams, NetworkParams
+
+KEYS = {
+    *("depth", "batch", "width", "precision", "init_seconds", "trace_seconds", "compile_seconds"),
+    *("first_step_seconds", "step_seconds", "gradient_steps_per_second", "flops_per_second", "peak_share"),
+    "memory_bytes",
+}
+TIMED = {
+    *("init_seconds", "trace_seconds", "compile_seconds", "first_step_seconds", "step_seconds"),
+    *("gradient_steps_per_second", "memory_bytes"),
+}
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(depth=st.sampled_from([4, 8, 16]), batch=st.integers(2, 40), width=st.integers(3, 40))
+def test_losses_and_gradients_are_the_textbooks(depth: int, batch: int, width: int) -> None:
+    found = differences(*_experiment(depth, batch, width, "float32"))
+    assert found["loss_difference"] < 1e-5
+    assert found["gradient_difference"] < 1e-4
+
+
+def test_another_computation_is_noticed() -> None:
+    assert differences(*_experiment(4, 16, 32, "bfloat16"))["gradient_difference"] > 1e-3
+
+
+def test_rows_hold_the_same_figures_each_time() -> None:
+    result = bench_update([4], batch=8, width=8, against="unrolled", repeats=1, seconds=0.0)
+    assert set(result) == {"matmul_flops_per_second", "rows"}
+    (row,) = result["rows"]
+    compared = {"step_speedup", "first_step_speedup", "loss_difference", "gradient_difference"}
+    assert set(row) == KEYS | compared | {f"unrolled_{name}" for name in TIMED}
+    assert all(np.isfinite(value) for value in row.values() if not isinstance(value, str))
+    assert row["first_step_seconds"] == pytest.approx(
+        row["init_seconds"] + row["trace_seconds"] + row["compile_seconds"], abs=0.05
+    )
+    assert set(bench_update([4], batch=8, width=8, repeats=1, seconds=0.0)["rows"][0]) == KEYS
+
+
+def test_depths_that_compile_for_hours_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--depths: 1024 layers one by one compile for hours"):
+        bench_update([4, 1024], batch=8, width=8, against="unrolled")
+
+
+def test_model_flops_by_hand() -> None:
+    def network(entries: int) -> dict:
+        return {"params": {"kernel": jnp.zeros(entries), "bias": jnp.zeros(7)}}
+
+    params = NetworkParams(network(2), CriticParams(network(3), network(5)))
+    # 2 B for each entry: forwards, inputs' gradients, kernels' gradients; 3 as often for three products.
+    assert model_flops(params, batch=10, representation_size=4) == 20 * (3 * 2 + 5 * 3 + 3 * 5) + 3 * 2 * 10 * 10 * 4

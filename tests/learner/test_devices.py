@@ -1,0 +1,73 @@
+"""One learner on several devices: what it learns is what it learns on one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+DEVICES = 4
+# In a process of its own: how many devices a CPU makes is settled when JAX starts.
+SCRIPT = """
+import sys
+sys.path.insert(0, {folder!r})
+import jax
+import numpy as np
+from conftest import Line
+from learner.devices import make_layout, share_out
+from learner.learner import Learner
+from learner.state import init_state, make_optimisers
+from learner.update import make_gradients, make_steps
+from shared.networks import make_networks
+from shared.plan import make_plan
+
+assert len(jax.local_devices()) == {devices}
+experiment = Line.experiment(algorithm={{"batch_size": 16, "windows_per_update": 32, "minibatches_per_update": 2}})
+plan = make_plan(experiment, Line.spec)
+windows = Line.windows(0, rows=plan.window_rows)
+
+def close(one, other):
+    for x, y in zip(jax.tree.leaves(jax.device_get(one)), jax.tree.leaves(jax.device_get(other)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
+
+networks = make_networks(experiment.collector, Line.spec)
+state = init_state(networks, make_optimisers(experiment.algorithm), Line.spec, jax.random.key(0))
+steps = make_steps(windows, plan, Line.spec, experiment.algorithm.discount, jax.random.key(1))
+minibatch, key = steps.minibatch(steps.order[0]), steps.keys[0]
+gradients = make_gradients(networks, experiment.algorithm, Line.spec)
+layout = make_layout()
+shared_out = jax.device_put(minibatch, layout.split)
+assert len(shared_out.state.sharding.device_set) == {devices}
+on_all = jax.jit(gradients, in_shardings=(layout.replicated, layout.split, layout.replicated))
+close(on_all(jax.device_put(state, layout.replicated), shared_out, key), jax.jit(gradients)(state, minibatch, key))
+compiled = on_all.lower(state, shared_out, key).compile().as_text()
+assert "all-gather" in compiled and "all-reduce" in compiled  # negatives of the whole minibatch, one gradient
+
+whole = Learner(experiment, plan, Line.spec, "active")
+alone = Learner(experiment, plan, Line.spec, "active", devices=tuple(jax.local_devices()[:1]))
+metrics, expected = whole.update(share_out(windows)), alone.update(windows)
+assert len(jax.tree.leaves(whole.state.actor)[0].sharding.device_set) == {devices}
+for name, value in expected.items():
+    if name != "update_seconds":
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+whole.go_on(alone.state)
+whole.update(share_out(windows))
+assert whole.updates == 2
+
+try:
+    Learner(experiment, plan, Line.spec, "active", devices=tuple(jax.local_devices()[:3]))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_four_devices_learn_what_one_learns() -> None:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+    }
+    script = SCRIPT.format(folder=str(Path(__file__).parent), devices=DEVICES)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == (
+        "algorithm.batch_size: 16 cannot be shared out among a learner's 3 devices; use 18, or give the learner fewer"
+    )
