@@ -25,7 +25,7 @@ CollectFunction = Callable[[Params, Any, RolloutState, Array], tuple[RolloutStat
 
 
 class Collected(NamedTuple):
-    """Unroll `number`: `columns` `[N, T, ...]` on the host, ready to insert."""
+    """Unroll `number`: `columns` `[N, T, ...]`, ready to insert."""
 
     number: int
     columns: Columns
@@ -71,6 +71,16 @@ class CollectorState(NamedTuple):
     key: Array
 
 
+class _Begun(NamedTuple):
+    """An unroll that the device works at, by the policy of `version`; `state`: the collector's after it."""
+
+    version: int
+    state: CollectorState
+    columns: Columns
+    visits: jax.Array
+    metrics: Metrics
+
+
 @lru_cache  # by the environment's identity, which its type says nothing of
 def _jitted_collect(env: GoalEnv, actor: Actor, length: int, fixed_goals: bool) -> CollectFunction:
     """Collectors of one process are compiled once."""
@@ -105,6 +115,7 @@ class Collector:
         # As many steps as windows tell of: sample ages count from there.
         begun = self.position.windows.made // config.environments * plan.unroll_length
         self.state = CollectorState(rollout._replace(step=rollout.step + begun), key)
+        self._begun: _Begun | None = None
 
     @property
     def done(self) -> bool:
@@ -115,41 +126,72 @@ class Collector:
         """From a snapshot: the same environments, in the same life."""
         self.state, self.position, self.next_number = state, position, position.windows.number + 1
 
-    def collect(self, policy: Policy) -> Collected:
-        """One unroll with `policy`."""
+    def begin(self, policy: Policy) -> None:
+        """Starts an unroll with `policy`, and returns while the device works at it."""
         key, unroll_key = jax.random.split(self.state.key)
         rollout, columns, visits, metrics = self._collect(policy.params, policy.version, self.state.rollout, unroll_key)
-        columns = Columns(*jax.device_get(columns))
-        number, self.state = self.next_number, CollectorState(rollout, key)
-        self.position = self.position.after(number, columns.ints, visits, self._plan.chunks_per_window)
+        for column in columns:
+            column.copy_to_host_async()  # type: ignore[union-attr]
+        self._begun = _Begun(policy.version, CollectorState(rollout, key), columns, visits, metrics)
+
+    def finish_on_device(self) -> Collected:
+        """The unroll that was begun; its columns stay where they were made."""
+        assert self._begun is not None, "finish follows begin"
+        begun, self._begun = self._begun, None
+        number, self.state = self.next_number, begun.state
+        self.position = self.position.after(
+            number, np.asarray(begun.columns.ints), begun.visits, self._plan.chunks_per_window
+        )
         self.next_number = number + 1
-        metrics = {name: float(value) for name, value in metrics.items()} | self.position.metrics(self._steps)
-        return Collected(number, columns, metrics)
+        metrics = {name: float(value) for name, value in begun.metrics.items()} | self.position.metrics(self._steps)
+        return Collected(number, begun.columns, metrics | {"policy_version": begun.version})
+
+    def finish(self) -> Collected:
+        """The unroll that was begun, on the host."""
+        collected = self.finish_on_device()
+        return collected._replace(columns=Columns(*jax.device_get(collected.columns)))
+
+    def collect(self, policy: Policy) -> Collected:
+        """One unroll with `policy`, on the host."""
+        self.begin(policy)
+        return self.finish()
+
+    def collect_on_device(self, policy: Policy) -> Collected:
+        """One unroll with `policy`; its columns stay where they were made."""
+        self.begin(policy)
+        return self.finish_on_device()
 
     def run(
         self,
         pull: Callable[[int], Policy | None],
         insert: Callable[[int, Columns], object],
+        room: Callable[[], bool],
         reporter: Reporter,
         should_stop: Callable[[], bool],
     ) -> None:
         """Collects until every window is made or `should_stop()`.
 
         `pull(version)` gives the newest policy if it is newer than `version`; `insert(number, columns)` blocks
-        while replay is full.
+        while replay is full. While `room()` says that it will not, the device works at the next unroll meanwhile;
+        else that one waits for the policy that will be the newest by then.
         """
         reporter.filling = True
         policy = None if self.done else self._first_policy(pull, reporter, should_stop)
-        while policy is not None and not self.done and not should_stop():
-            collected = self.collect(policy)
+        if policy is not None:
+            self.begin(policy)
+        while policy is not None and self._begun is not None and not should_stop():
+            collected = self.finish()
+            if not self.done and room():
+                self.begin(policy)
             with reporter.waiting("replay full"):
                 insert(collected.number, collected.columns)
             with reporter.waiting("weights"):
                 newest = pull(policy.version)
-            lag = newest.version - policy.version if newest else 0
-            reporter.filling = not self.position.windows.made
-            reporter.row(collected.metrics | {"policy_lag": lag, "policy_version": policy.version})
             policy = newest or policy
+            if not self.done and self._begun is None:
+                self.begin(policy)
+            reporter.filling = not self.position.windows.made
+            reporter.row(collected.metrics | {"policy_lag": policy.version - collected.metrics["policy_version"]})
 
     @staticmethod
     def _first_policy(

@@ -183,7 +183,7 @@ class CollectorActor(SourceActor):
                 pause_s = time.monotonic() - began
                 self._background.write(snapshots.write_source, part, collector.position, state, pause_s)
 
-        collector.run(self._pull, insert, self._reporter, self._stop.is_set)
+        collector.run(self._pull, insert, lambda: self._inserter.room, self._reporter, self._stop.is_set)
         self._shard = self._writer.close()
 
     def _pull(self, version: int) -> Policy | None:

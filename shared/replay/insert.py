@@ -150,6 +150,11 @@ class Inserter:
         return sum(stream.wait(0, timeout_s, self._should_stop) for stream in self._streams)
 
     @property
+    def room(self) -> bool:
+        """Whether an unroll would go through without a wait."""
+        return all(stream.in_flight < MESSAGES_IN_FLIGHT for stream in self._streams)
+
+    @property
     def in_flight(self) -> int:
         """Messages, one for each unroll and 64 environments, that the server owes a confirmation of."""
         return sum(stream.in_flight for stream in self._streams)

@@ -173,6 +173,11 @@ class LastingInserter:
             self.flush()
 
     @property
+    def room(self) -> bool:
+        """Whether an unroll would go through without a wait."""
+        return self._inserter is not None and self._inserter.room
+
+    @property
     def in_flight(self) -> int:
         """Messages that are not confirmed; none while there is no server."""
         return self._inserter.in_flight if self._inserter is not None else 0

@@ -27,8 +27,7 @@ class Ran(NamedTuple):
     other: Columns
 
 
-@pytest.fixture(scope="module")
-def ran(counting: Any) -> Ran:
+def run(counting: Any, room: bool) -> Ran:
     """A collector's whole run; every second insert a new policy is published. And another collector's first unroll."""
     experiment = Experiment.model_validate(
         {
@@ -51,9 +50,14 @@ def ran(counting: Any) -> Ran:
             store.publish(Policy(len(inserted), params))
 
     collector = Collector(experiment, plan, env, index=0)
-    collector.run(store.newest, insert, reporter, should_stop=lambda: False)
+    collector.run(store.newest, insert, lambda: room, reporter, should_stop=lambda: False)
     other = Collector(experiment, plan, env, index=1).collect(Policy(0, params)).columns
     return Ran(plan, inserted, reporter.drain().rows, collector.position.visits, other)
+
+
+@pytest.fixture(scope="module")
+def ran(counting: Any) -> Ran:
+    return run(counting, room=False)
 
 
 def test_a_collector_spends_its_budget_in_chunks(ran: Ran) -> None:
@@ -71,6 +75,18 @@ def test_a_collector_acts_with_the_newest_policy(ran: Ran) -> None:
     assert versions == [{0}, {0}, {2}, {2}, {4}, {4}, {6}, {6}, {8}, {8}]
     assert [row["policy_version"] for row in ran.rows] == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8]
     assert [row["policy_lag"] for row in ran.rows] == [0, 2] * 5
+
+
+def test_where_there_is_room_the_next_unroll_is_begun_before_the_insert(counting: Any, ran: Ran) -> None:
+    """With the policy that was the newest then; steps and environments go on as ever."""
+    ahead = run(counting, room=True)
+    versions = [set(columns.ints[..., 2].ravel()) for columns in ahead.inserted]
+    assert versions == [{0}, {0}, {0}, {2}, {2}, {4}, {4}, {6}, {6}, {8}]
+    assert [row["policy_lag"] for row in ahead.rows] == [0] + [2] * 9
+    for ours, theirs in zip(ahead.inserted, ran.inserted, strict=True):  # all policies are the same
+        np.testing.assert_array_equal(ours.floats, theirs.floats)
+        np.testing.assert_array_equal(ours.ints[..., :2], theirs.ints[..., :2])
+    np.testing.assert_array_equal(ahead.visits, ran.visits)
 
 
 def test_visits_count_the_states_cells(ran: Ran) -> None:

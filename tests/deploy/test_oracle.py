@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from collector.collector import Collector
-from deploy.actors.learner import to_device
 from deploy.replay_service import table_spec
+from learner.devices import share_out
 from learner.learner import Learner
 from shared.config import ACTIVE, load_experiment
 from shared.envs.registry import make_env
@@ -47,7 +47,7 @@ def test_windows_through_the_server_make_the_oracle_s_updates(start_server: Any,
         plan.windows_per_update,
         plan.window_rows,
         env.spec.state_size + env.spec.action_size,
-        to_device,
+        share_out,
         timeout_s=20,
         max_windows=plan.updates * plan.windows_per_update,
     )
@@ -68,7 +68,7 @@ def test_windows_through_the_server_make_the_oracle_s_updates(start_server: Any,
     first = Policy(0, jax.tree.map(np.array, distributed.state.actor))
     collecting = threading.Thread(
         target=collector.run,
-        args=(lambda above: first if above < 0 else None, insert, Reporter(), lambda: False),
+        args=(lambda above: first if above < 0 else None, insert, lambda: inserter.room, Reporter(), lambda: False),
         daemon=True,
     )
     collecting.start()
