@@ -46,10 +46,24 @@ format: $(VENV)/.dev-ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Figures stay in runs/bench/, for `fathom bench ... --compare FILE`. QUICK=1: whether all of it works.
+BENCH := $(BIN)/fathom bench
+SAVED := runs/bench$(if $(QUICK),/quick)
 bench: $(VENV)/.run-ready
-	$(BIN)/fathom bench update --depths 4 64 256 1024 --batch 64 --width 256
-	$(BIN)/fathom bench rollout
-	$(BIN)/fathom bench replay --against-stock
+ifdef QUICK
+	$(BENCH) update --quick --save $(SAVED)/update.json
+	$(BENCH) rollout --quick --with-replay --save $(SAVED)/rollout.json
+	$(BENCH) replay --quick --save $(SAVED)/replay.json
+	$(BENCH) weights --quick --save $(SAVED)/weights.json
+	$(BENCH) end-to-end --quick --save $(SAVED)/end-to-end.json
+else
+	$(BENCH) update --depths 4 64 256 1024 --batch 64 --width 256 --save $(SAVED)/update.json
+	$(BENCH) update --depths 4 16 64 --batch 64 --width 256 --against unrolled --save $(SAVED)/update-unrolled.json
+	$(BENCH) rollout --with-replay --save $(SAVED)/rollout.json
+	$(BENCH) replay --against-stock --save $(SAVED)/replay.json
+	$(BENCH) weights --save $(SAVED)/weights.json
+	$(BENCH) end-to-end --save $(SAVED)/end-to-end.json
+endif
 
 $(VENV)/.uv: 
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \

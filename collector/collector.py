@@ -176,7 +176,7 @@ class Collector:
         else that one waits for the policy that will be the newest by then.
         """
         reporter.filling = True
-        policy = None if self.done else self._first_policy(pull, reporter, should_stop)
+        policy = None if self.done else _on_device(self._first_policy(pull, reporter, should_stop))
         if policy is not None:
             self.begin(policy)
         while policy is not None and self._begun is not None and not should_stop():
@@ -186,8 +186,7 @@ class Collector:
             with reporter.waiting("replay full"):
                 insert(collected.number, collected.columns)
             with reporter.waiting("weights"):
-                newest = pull(policy.version)
-            policy = newest or policy
+                policy = _on_device(pull(policy.version)) or policy
             if not self.done and self._begun is None:
                 self.begin(policy)
             reporter.filling = not self.position.windows.made
@@ -201,6 +200,11 @@ class Collector:
             while (policy := pull(-1)) is None and not should_stop():
                 time.sleep(0.05)
         return policy
+
+
+def _on_device(policy: Policy | None) -> Policy | None:
+    """Once for each version: every unroll would bring host arrays there again."""
+    return policy and Policy(policy.version, jax.device_put(policy.params))
 
 
 def make_count(env: GoalEnv) -> Callable[[Array, Array], jax.Array]:

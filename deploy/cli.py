@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from deploy import commands, trained
 from deploy.access import folder_mode
+from deploy.bench.options import Bench, run_bench
 from shared.config import ConfigError
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -118,53 +119,8 @@ class Envs:
 
 
 @dataclass(frozen=True)
-class BenchUpdate:
-    """Speed of a learner's update by depth."""
-
-    depths: tuple[int, ...] = (4, 16, 64)
-    batch: int = 256
-    width: int = 256
-    json: bool = False
-    """Print one JSON object."""
-
-
-@dataclass(frozen=True)
-class BenchRollout:
-    """Environment steps per second: bare, with a policy, and of a whole collector."""
-
-    env: str = "point_u_maze"
-    num_envs: int = 512
-    depth: int = 4
-    """Depth of the policy's network."""
-    width: int = 256
-    repeats: int = 9
-    """Turns that each of the loops takes."""
-    with_replay: bool = False
-    """Also measure a whole collector, inserting into a replay server."""
-    json: bool = False
-    """Print one JSON object."""
-
-
-@dataclass(frozen=True)
-class BenchReplay:
-    """Replay in and out: 290-float rows, 64 environments, windows of 18 chunks, two tables."""
-
-    against_stock: bool = False
-    """Also measure Reverb's own client."""
-    json: bool = False
-    """Print one JSON object."""
-
-
-Bench = (
-    Annotated[BenchUpdate, subcommand("update")]
-    | Annotated[BenchRollout, subcommand("rollout")]
-    | Annotated[BenchReplay, subcommand("replay")]
-)
-
-
-@dataclass(frozen=True)
 class BenchCommand:
-    """Measure the speed of one part."""
+    """Measure the speed of one part, or of a whole run."""
 
     what: Annotated[Bench, arg(name="")]
 
@@ -218,12 +174,8 @@ def _dispatch(arguments: list[str]) -> int:
             return trained.render(run_dir, learner, env, random, picture, out, seed, steps)
         case Envs(json, markdown):
             return commands.envs(as_json=json, as_markdown=markdown)
-        case BenchCommand(BenchUpdate(depths, batch, width, json)):
-            return commands.bench_update(depths, batch, width, as_json=json)
-        case BenchCommand(BenchRollout(env, num_envs, depth, width, repeats, with_replay, json)):
-            return commands.bench_rollout(env, num_envs, depth, width, repeats, with_replay, as_json=json)
-        case BenchCommand(BenchReplay(against_stock, json)):
-            return commands.bench_replay(against_stock, as_json=json)
+        case BenchCommand(what):
+            return run_bench(what.sized())
     raise AssertionError(f"no such command: {command}")
 
 

@@ -1,9 +1,8 @@
-"""What `fathom run`, `envs` and `bench` do. Heavy imports come late: `fathom envs` needs neither Ray nor Reverb."""
+"""What `fathom run`, `matrix`, `report` and `envs` do. Heavy imports come late: `envs` needs neither Ray nor Reverb."""
 
 import json
 import os
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.access import OWNER_ONLY
-from deploy.output import complain, make_console, print_rows, show
+from deploy.output import complain, make_console, print_rows
 from deploy.overrides import override
 from shared.config import ConfigError, Experiment, load_experiment
 from shared.envs.base import GoalEnv
@@ -194,36 +193,6 @@ def envs(as_json: bool, as_markdown: bool) -> int:
         print(json.dumps(rows))
         return 0
     print_rows([{**row, "paper": "yes" if row["paper"] else ""} for row in rows])
-    return 0
-
-
-def bench_update(depths: Sequence[int], batch: int, width: int, as_json: bool) -> int:
-    from deploy.bench.update import bench_update as measure
-
-    show(measure(list(depths), batch, width), as_json)
-    return 0
-
-
-def bench_rollout(
-    env_id: str, num_envs: int, depth: int, width: int, repeats: int, with_replay: bool, as_json: bool
-) -> int:
-    from deploy.bench.rollout import bench_rollout as measure
-
-    env = named_env(env_id)
-    if repeats < 1:
-        raise ConfigError(f"--repeats: {repeats} is not positive")
-    show(measure(env_id, env, num_envs, depth, width, with_replay, repeats), as_json)
-    return 0
-
-
-def bench_replay(against_stock: bool, as_json: bool) -> int:
-    from deploy.bench.replay import bench_replay as measure
-
-    try:
-        show(measure(against_stock=against_stock, say=lambda text: print(text, file=sys.stderr)), as_json)
-    except RuntimeError as error:  # of the replay path: one line each, with cause and remedy
-        complain(str(error))
-        return EXIT_FAILED
     return 0
 
 

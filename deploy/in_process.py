@@ -5,7 +5,9 @@ The oracle that the distributed path is tested against, and all that a small mac
 
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from collector.feeder import Feeder
 from deploy import snapshots
 from deploy.record import EVALUATOR, REPLAY, RunRecord, learner_role, source_roles
 from deploy.resume import SnapshotTaker
-from deploy.states import on_host
+from deploy.states import Background, on_host
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE
@@ -32,6 +34,7 @@ from shared.stream.format import describe, shard_folder
 from shared.stream.read import open_stream
 from shared.stream.shard import read_shard
 from shared.stream.write import StreamWriter, write_manifest
+from shared.types import Metrics
 
 
 class _Collectors:
@@ -69,19 +72,21 @@ class _Collectors:
     def unroll(self, learners: Mapping[str, Learner]) -> Iterator[tuple[int, str, Collected]]:
         """One unroll of each that is not done, with the collector learner's policy: index, role, unroll."""
         policy = learners[ACTIVE].policy()
-        acted = {"policy_lag": learners[ACTIVE].updates - policy.version, "policy_version": policy.version}
+        lag = {"policy_lag": learners[ACTIVE].updates - policy.version}
         for index, (role, collector) in enumerate(zip(self.roles, self._collectors, strict=True)):
             if collector.done:
                 continue
-            collected = collector.collect(policy)
-            self._writers[index].write(collected.columns, collected.number)
-            yield index, role, collected._replace(metrics=collected.metrics | acted)
+            collected = collector.collect_on_device(policy)
+            self._writers[index].write(Columns(*jax.device_get(collected.columns)), collected.number)
+            yield index, role, collected._replace(metrics=collected.metrics | lag)
 
-    def write_part(self, index: int, part: snapshots.Part) -> None:
+    def begin_part(self, index: int, part: snapshots.Part) -> Callable[[], None]:
+        """Takes it as it is now; the rest of the writing is what is returned."""
         began, collector = time.monotonic(), self._collectors[index]
         part.begin()
         snapshots.link_stream(part, self._writers[index].cut(), shard_folder(self._directory, index))
-        snapshots.write_source(part, collector.position, on_host(collector.state), time.monotonic() - began)
+        position, state = collector.position, on_host(collector.state)
+        return partial(snapshots.write_source, part, position, state, time.monotonic() - began)
 
     def finish(self) -> None:
         shards = [writer.close() for writer in self._writers]
@@ -122,15 +127,29 @@ class _Stream:
             if not feeder.done:
                 yield index, role, feeder.feed()
 
-    def write_part(self, index: int, part: snapshots.Part) -> None:
+    def begin_part(self, index: int, part: snapshots.Part) -> Callable[[], None]:
+        """Takes it as it is now; the rest of the writing is what is returned."""
         part.begin()
-        snapshots.write_source(part, self._feeders[index].position, None, 0.0)
+        return partial(snapshots.write_source, part, self._feeders[index].position, None, 0.0)
 
     def finish(self) -> None:
         pass  # nothing was written
 
     def _from(self, index: int, first: int) -> Iterator[tuple[int, Columns]]:
         return self._stream.shard(index, first)
+
+
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
+
+def _at_once(learners: int) -> int:
+    """How many of them train at the same time. On two cores three take two thirds of the time of one after the other.
+
+    An accelerator runs one after the other anyway, and learners that span several devices would wait for each other.
+    """
+    return learners if jax.default_backend() == "cpu" and jax.local_device_count() == 1 else 1
 
 
 class InProcessRun:
@@ -144,36 +163,46 @@ class InProcessRun:
         self._teller = DiskTeller(self._disk, say)
         training = envs.training
         self._source = _Stream(record, training) if experiment.stream else _Collectors(record, training)
-        self.learners = {
-            name: Learner(experiment, plan, training.spec, name, record.run_dir / "reports")
-            for name in experiment.all_learners
-        }
-        self.ring = WindowRing(plan, experiment.collector.actors)
+        names, reports = list(experiment.all_learners), record.run_dir / "reports"
+        self._threads = ThreadPoolExecutor(_at_once(len(names)), thread_name_prefix="learner")
+        made = self._threads.map(lambda name: Learner(experiment, plan, training.spec, name, reports), names)
+        self.learners = dict(zip(names, made, strict=True))
+        row_size = training.spec.state_size + training.spec.action_size
+        self._ring = WindowRing(plan, experiment.collector.actors, row_size)
         self._evaluator = Evaluator(experiment, plan, envs.evaluation)
         self._reporters: dict[str, Reporter] = {}
         self._rngs = {
             name: np.random.default_rng([experiment.seed, zlib.crc32(name.encode())]) for name in self.learners
         }
+        self._background = Background()
+        self._being_written: int | None = None  # updates of a snapshot
         self._taker = SnapshotTaker(record, in_process=True)
         if record.snapshot:
             self._go_on(record.snapshot.folder)
 
     def run(self, on_progress: Callable[[], None] = lambda: None) -> None:
         """Spends the budget, then writes every learner's checkpoint."""
-        if not self.record.snapshot:
-            for name in self.learners:
-                self._evaluate(name)
-        while not self._source.done:
-            self._insert()
-            for name in self.learners:
-                self._train(name, on_progress)
-            self._take_snapshot()
-            on_progress()
-        self._source.finish()
+        try:
+            self._spend_budget(on_progress)
+            self._finish_snapshot()
+        finally:
+            self._threads.shutdown(cancel_futures=True)
+            self._background.wait()  # who goes on in this folder must not meet its writer
         self._wait_for_room()
         for name, learner in self.learners.items():
             checkpoint.save(self.record.run_dir / "checkpoints" / name, learner.state)
         self.record.remove_backups()
+
+    def _spend_budget(self, on_progress: Callable[[], None]) -> None:
+        untrained = self._threads.map(self._evaluate, () if self.record.snapshot else self.learners)
+        while not self._source.done:
+            self._insert()
+            for evaluation in untrained:  # by the first turn, which inserts while this is compiled
+                self._report(EVALUATOR, evaluation)
+            self._train(on_progress)
+            self._take_snapshot()
+            on_progress()
+        self._source.finish()
 
     @property
     def windows(self) -> int:
@@ -183,39 +212,60 @@ class InProcessRun:
     def _insert(self) -> None:
         self._wait_for_room()
         for index, role, collected in self._source.unroll(self.learners):
-            self.ring.insert(index, collected.number, collected.columns)
+            self._ring.insert(index, collected.number, collected.columns)
             self._report(role, collected.metrics)
         counts = {f"{name}/inserted": self.windows for name in self.learners}
         self._report(REPLAY, {"env_steps": self.record.env_steps} | counts)
 
-    def _train(self, name: str, on_progress: Callable[[], None]) -> None:
-        learner, plan = self.learners[name], self.record.plan
-        while learner.updates < plan.updates_after(self.windows):
-            windows = self.ring.sample(plan.windows_per_update, self._rngs[name])
-            metrics = learner.update(windows)
-            self._report(learner_role(name), learner.describe(metrics, self.windows))
-            if learner.updates in plan.evaluation_updates:
-                self._evaluate(name)
-            on_progress()
+    def _train(self, on_progress: Callable[[], None]) -> None:
+        """The updates owed by now, of all learners at once. What they tell is written in the learners' order."""
+        owed = self.record.plan.updates_after(self.windows)
+        while min(learner.updates for learner in self.learners.values()) < owed:
+            updated = self._threads.map(self._update, self.learners)
+            for name, (row, evaluation) in zip(self.learners, updated, strict=True):
+                self._report(learner_role(name), row)
+                if evaluation:
+                    self._report(EVALUATOR, evaluation)
+                on_progress()
 
-    def _evaluate(self, name: str) -> None:
-        self._report(EVALUATOR, self._evaluator.evaluate(name, self.learners[name].policy()))
+    def _update(self, name: str) -> tuple[Metrics, Metrics | None]:
+        """One update of a learner, and its evaluation where one is planned after it."""
+        learner, plan = self.learners[name], self.record.plan
+        metrics = learner.update(self._ring.sample(plan.windows_per_update, self._rngs[name]))
+        evaluation = self._evaluate(name) if learner.updates in plan.evaluation_updates else None
+        return learner.describe(metrics, self.windows), evaluation
+
+    def _evaluate(self, name: str) -> Metrics:
+        return self._evaluator.evaluate(name, self.learners[name].policy())
 
     def _take_snapshot(self) -> None:
         """After an unroll, once a planned count of updates is reached; all learners have made equally many."""
+        if not self._background.busy:
+            self._finish_snapshot()
         updates = min(learner.updates for learner in self.learners.values())
         if not self._taker.due(updates):
             return
         self._wait_for_room()
+        self._finish_snapshot()
         run_dir = self.record.run_dir
+        rest: list[Callable[[], None]] = []
         for name, learner in self.learners.items():
+            began, state = time.monotonic(), on_host(learner.state)
             part = snapshots.Part(run_dir, updates, learner_role(name))
-            snapshots.write_learner(part, on_host(learner.state), 0.0)
+            rest.append(partial(snapshots.write_learner, part, state, time.monotonic() - began))
         for index, role in enumerate(self._source.roles):
-            self._source.write_part(index, snapshots.Part(run_dir, updates, role))
+            rest.append(self._source.begin_part(index, snapshots.Part(run_dir, updates, role)))
         rngs = {name: rng.bit_generator.state for name, rng in self._rngs.items()}
-        snapshots.write_driver(snapshots.Part(run_dir, updates, snapshots.DRIVER), rngs)
-        self._taker.finish(updates)
+        rest.append(partial(snapshots.write_driver, snapshots.Part(run_dir, updates, snapshots.DRIVER), rngs))
+        self._background.write(_call_all, rest)
+        self._being_written = updates
+
+    def _finish_snapshot(self) -> None:
+        """The one being written, if any; waits for it. Raises what went wrong with it."""
+        updates, self._being_written = self._being_written, None
+        self._background.wait()
+        if updates is not None:
+            self._taker.finish(updates)
 
     def _go_on(self, folder: Path) -> None:
         """Everything as it was after the snapshot in `folder`, equal to the bit."""
@@ -227,7 +277,7 @@ class InProcessRun:
         for index, position in enumerate(self._source.positions):
             first = max(position.windows.number - 2 * self.record.plan.stored_unrolls, 0)
             for number, columns in self._source.past(index, first):
-                self.ring.insert(index, number, columns)
+                self._ring.insert(index, number, columns)
 
     def _wait_for_room(self) -> None:
         """All roles wait; the first source's rows tell how long."""

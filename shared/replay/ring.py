@@ -1,60 +1,78 @@
-"""The replay of in-process runs: plain rings of chunks, sampled as the Reverb tables are. Needs no server."""
+"""The replay of in-process runs: rings of chunks on the device, sampled as the Reverb tables are. Needs no server."""
 
-from collections import deque
-from typing import NamedTuple
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from shared.plan import Plan
-from shared.replay.codec import Columns
+from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.windows import no_windows
-
-
-class _Unroll(NamedTuple):
-    """`complete` `[N]` bool: environments whose chunk here ends a window."""
-
-    columns: Columns
-    complete: np.ndarray
+from shared.types import Array
 
 
 class WindowRing:
     """The newest unrolls of every source; windows are K consecutive chunks of one environment.
 
     Holds as many windows as a Reverb table of the same plan, drops the oldest first, and draws uniformly
-    with replacement.
+    with replacement. Its arrays are allocated once; which windows are whole is known on the host.
     """
 
-    def __init__(self, plan: Plan, sources: int) -> None:
-        """`sources`: collectors, or shards of a stream, of equally many environments each."""
+    def __init__(self, plan: Plan, sources: int, row_size: int) -> None:
+        """`sources`: collectors, or shards of a stream, of equally many environments each. `row_size`: S + A."""
+        environments, unrolls = plan.environments // sources, plan.stored_unrolls
+        held = (sources, unrolls, environments, plan.unroll_length)
+        self._columns = Columns(jnp.zeros((*held, row_size)), jnp.zeros((*held, INT_COLUMNS), jnp.int32))
         self._chunks_per_window = plan.chunks_per_window
-        capacity = plan.stored_unrolls
-        self._unrolls: list[deque[_Unroll]] = [deque(maxlen=capacity) for _ in range(sources)]
-        self._counts = [no_windows(plan.environments // sources) for _ in range(sources)]
+        self._counts = [no_windows(environments) for _ in range(sources)]
+        self._inserted = np.zeros(sources, np.int64)  # unrolls; the next one's place is this, modulo those held
+        self._complete = np.zeros((sources, unrolls, environments), bool)  # a chunk ends a window; oldest unroll first
+
+    @property
+    def nbytes(self) -> int:
+        """On the device: `stored_unrolls` of every source, however many were inserted."""
+        return sum(column.nbytes for column in self._columns)
 
     def insert(self, source: int, number: int, columns: Columns) -> None:
-        """Unroll `number` of `source`'s environments: `[N, T, ...]`."""
+        """Unroll `number` of `source`'s environments: `[N, T, ...]`, on the host or, better, on the device.
+
+        Raises ValueError unless numbers count upwards.
+        """
         count = self._counts[source].after(number, columns.ints, self._chunks_per_window)
         self._counts[source] = count
-        self._unrolls[source].append(_Unroll(columns, count.complete(self._chunks_per_window)))
+        self._columns = _insert(self._columns, columns, source, self._inserted[source] % self._complete.shape[1])
+        self._inserted[source] += 1
+        complete = self._complete[source]
+        complete[:-1] = complete[1:]
+        complete[-1] = count.complete(self._chunks_per_window)
 
     def sample(self, windows: int, rng: np.random.Generator) -> Columns:
-        """`[windows, K * T, ...]`. Raises ValueError before the first window is full."""
-        there = [
-            (source, last, environment)
-            for source, unrolls in enumerate(self._unrolls)
-            for last in range(self._chunks_per_window - 1, len(unrolls))
-            for environment in np.flatnonzero(unrolls[last].complete)
-        ]
-        if not there:
-            held = max(map(len, self._unrolls))
-            raise ValueError(
-                f"replay holds {held} unrolls, a window needs {self._chunks_per_window}; insert more first"
-            )
-        drawn = [self._window(*there[choice]) for choice in rng.integers(len(there), size=windows)]
-        return Columns(*(np.stack(column) for column in zip(*drawn, strict=True)))
+        """`[windows, K * T, ...]` on the device. Raises ValueError before the first window is full."""
+        chunks, held = self._chunks_per_window, self._complete.shape[1]
+        complete = self._complete[:, chunks - 1 :]  # those before end windows whose first chunk is gone
+        there = np.flatnonzero(complete)
+        if not there.size:
+            stored = min(max(self._inserted), held)
+            raise ValueError(f"replay holds {stored} unrolls, a window needs {chunks}; insert more first")
+        drawn = there[rng.integers(there.size, size=windows)]
+        source, first, environment = np.unravel_index(drawn, complete.shape)
+        places = (self._inserted[source] + first)[:, None] + np.arange(chunks)
+        return _gather(self._columns, source, places % held, environment)
 
-    def _window(self, source: int, last: int, environment: int) -> Columns:
-        unrolls = self._unrolls[source]
-        chunks = [unrolls[last - back].columns for back in reversed(range(self._chunks_per_window))]
-        floats, ints = (np.concatenate([part[environment] for part in column]) for column in zip(*chunks, strict=True))
-        return Columns(floats, ints)
+
+@partial(jax.jit, donate_argnums=0)
+def _insert(held: Columns, unroll: Columns, source: Array, place: Array) -> Columns:
+    """`held` `[sources, unrolls, N, T, ...]` with `unroll` `[N, T, ...]` in its place."""
+    return jax.tree.map(
+        lambda all_of, new: jax.lax.dynamic_update_slice(all_of, new[None, None], (source, place, 0, 0, 0)),
+        held,
+        unroll,
+    )
+
+
+@jax.jit
+def _gather(held: Columns, source: Array, places: Array, environment: Array) -> Columns:
+    """Windows `[B, K * T, ...]` of `held` `[sources, unrolls, N, T, ...]`; `places` `[B, K]`, the others `[B]`."""
+    chunks = jax.tree.map(lambda column: column[source[:, None], places, environment[:, None]], held)
+    return jax.tree.map(lambda column: column.reshape(len(column), -1, column.shape[-1]), chunks)

@@ -104,18 +104,3 @@ def test_envs_as_a_table_has_a_line_for_each(capsys: pytest.CaptureFixture[str])
 
 def test_the_environments_page_is_made_from_the_registry() -> None:
     assert (ROOT / "docs" / "environments.md").read_text() == page(), "docs/environments.md is stale; run make docs"
-
-
-def test_bench_update_prints_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["bench", "update", "--depths", "4", "8", "--batch", "8", "--width", "8", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [row["depth"] for row in rows] == [4, 8]
-    wanted = {"depth", "batch", "width", "init_seconds", "trace_seconds", "compile_seconds", "step_seconds"}
-    assert all(row.keys() == wanted and all(value > 0 for value in row.values()) for row in rows)
-
-
-def test_bench_rollout_prints_json_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["bench", "rollout", "--num-envs", "8", "--width", "8", "--with-replay", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["env"] == "point_u_maze"
-    assert all(result[f"{part}_steps_per_second"] > 0 for part in ("bare", "policy", "collector"))

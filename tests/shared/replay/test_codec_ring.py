@@ -1,8 +1,11 @@
 from collections import deque
+from typing import NamedTuple
 
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from shared.config import Experiment
 from shared.envs.base import EnvSpec
@@ -13,6 +16,7 @@ from shared.replay.windows import VOID_EPISODE
 from shared.types import Rows
 
 N, T, K = 4, 5, 3  # environments, unroll length, chunks of a window
+ROW = 5  # floats of a step
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +34,8 @@ def plan() -> Plan:
         state_size=3, goal_size=2, action_size=2, goal_indices=(0, 1), episode_length=10, goal_radius=0.5, num_cells=1
     )
     plan = make_plan(experiment, spec)
-    assert (plan.chunks_per_window, plan.max_windows) == (K, N * 6)  # 43 steps hold 8 chunks: windows start at 6
+    # 43 steps hold 8 chunks: windows start at 6
+    assert (plan.chunks_per_window, plan.stored_unrolls, plan.max_windows) == (K, 8, N * 6)
     return plan
 
 
@@ -43,7 +48,7 @@ def unroll(index: int) -> Columns:
 
 
 def filled(plan: Plan, unrolls: int) -> WindowRing:
-    ring = WindowRing(plan, sources=1)
+    ring = WindowRing(plan, sources=1, row_size=ROW)
     for number in range(unrolls):
         ring.insert(0, number, unroll(number))
     return ring
@@ -51,8 +56,8 @@ def filled(plan: Plan, unrolls: int) -> WindowRing:
 
 def starts(ring: WindowRing, samples: int = 2000) -> np.ndarray:
     """`[samples, 2]`: environment and first step of sampled windows, each checked to be consecutive steps."""
-    windows = ring.sample(samples, np.random.default_rng(0))
-    assert windows.floats.shape == (samples, K * T, 5)
+    windows = jax.device_get(ring.sample(samples, np.random.default_rng(0)))
+    assert windows.floats.shape == (samples, K * T, ROW)
     assert windows.ints.shape == (samples, K * T, INT_COLUMNS)
     environment, step = windows.floats[..., 0], windows.ints[..., 1]
     assert (environment == environment[:, :1]).all()  # of one environment
@@ -105,7 +110,7 @@ def test_the_generator_decides(plan: Plan) -> None:
 
 
 def test_no_window_spans_a_gap_or_a_void_chunk(plan: Plan) -> None:
-    ring = WindowRing(plan, sources=1)
+    ring = WindowRing(plan, sources=1, row_size=ROW)
     for number in (0, 1, 2, 4, 5, 6, 7):  # 3 is left out: another life
         columns = unroll(number)
         if number == 5:
@@ -116,7 +121,7 @@ def test_no_window_spans_a_gap_or_a_void_chunk(plan: Plan) -> None:
 
 
 def test_sources_are_drawn_from_alike(plan: Plan) -> None:
-    ring = WindowRing(plan, sources=2)
+    ring = WindowRing(plan, sources=2, row_size=ROW)
     half = N // 2
     for number in range(5):
         columns = unroll(number)
@@ -125,3 +130,88 @@ def test_sources_are_drawn_from_alike(plan: Plan) -> None:
             ring.insert(1, number, Columns(columns.floats[half:], columns.ints[half:]))
     seen = {(int(environment), int(step) // T) for environment, step in starts(ring)}
     assert seen == {(e, first) for e in range(N) for first in range(3 if e < half else 2)}
+
+
+def test_its_memory_follows_from_the_plan_and_does_not_grow(plan: Plan) -> None:
+    before = sum(array.nbytes for array in jax.live_arrays())
+    ring = WindowRing(plan, sources=2, row_size=ROW)
+    size = 4 * (ROW + INT_COLUMNS) * N * T * plan.stored_unrolls
+    half = N // 2
+    for number in range(3 * plan.stored_unrolls):
+        columns = unroll(number)
+        ring.insert(number % 2, number, Columns(columns.floats[:half], columns.ints[:half]))
+        assert ring.nbytes == size
+        assert sum(array.nbytes for array in jax.live_arrays()) <= before + size
+
+
+class PlainRing:
+    """The reference: unrolls in lists, windows stacked one after the other."""
+
+    def __init__(self, stored_unrolls: int, chunks_per_window: int, sources: int) -> None:
+        self._chunks = chunks_per_window
+        self._unrolls: list[deque[tuple[int, Columns]]] = [deque(maxlen=stored_unrolls) for _ in range(sources)]
+
+    def insert(self, source: int, number: int, columns: Columns) -> None:
+        self._unrolls[source].append((number, columns))
+
+    def windows(self) -> list[Columns]:
+        """Every whole one: by source, then from the oldest unroll on, then by environment."""
+        found = []
+        for unrolls in self._unrolls:
+            for last in range(self._chunks - 1, len(unrolls)):
+                numbers, columns = zip(*list(unrolls)[last - self._chunks + 1 : last + 1], strict=True)
+                if numbers[-1] - numbers[0] != self._chunks - 1:
+                    continue
+                for environment in range(len(columns[0].ints)):
+                    chunks = [Columns(each.floats[environment], each.ints[environment]) for each in columns]
+                    if all((chunk.ints[:, 0] != VOID_EPISODE).all() for chunk in chunks):
+                        found.append(Columns(*map(np.concatenate, zip(*chunks, strict=True))))
+        return found
+
+
+class Shape(NamedTuple):
+    sources: int
+    environments: int
+    unroll_length: int
+    chunks_per_window: int
+    spare_unrolls: int
+    row_size: int
+
+
+SHAPES = st.builds(Shape, *(st.integers(1, most) for most in (3, 4, 3, 4, 5, 3)))
+
+
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 2**32 - 1))
+def test_it_equals_a_plain_ring(plan: Plan, shape: Shape, seed: int) -> None:
+    """Of any shape, with numbers left out, with void chunks, past its end, its sources unequally far."""
+    sources, environments, steps, chunks, spare, row_size = shape
+    changes = {
+        "environments": sources * environments,
+        "unroll_length": steps,
+        "chunks_per_window": chunks,
+        "max_windows": sources * environments * spare,
+    }
+    plan = plan.model_copy(update=changes)
+    ring = WindowRing(plan, sources, row_size)
+    plain = PlainRing(chunks - 1 + spare, chunks, sources)
+    rng = np.random.default_rng(seed)
+    numbers = np.full(sources, -1)
+    for _ in range(sources * 3 * plan.stored_unrolls):
+        source = rng.integers(sources)
+        numbers[source] += 1 + (rng.random() < 0.1)
+        floats = rng.normal(size=(environments, steps, row_size)).astype(np.float32)
+        ints = rng.integers(2**31, size=(environments, steps, INT_COLUMNS), dtype=np.int32)
+        ints[rng.random(environments) < 0.05, :, 0] = VOID_EPISODE
+        columns = Columns(floats, ints)
+        ring.insert(source, int(numbers[source]), columns)
+        plain.insert(source, int(numbers[source]), columns)
+        whole = plain.windows()
+        if not whole:
+            with pytest.raises(ValueError, match="insert more first"):
+                ring.sample(1, np.random.default_rng(seed))
+            continue
+        sampled = ring.sample(7, np.random.default_rng(seed))
+        drawn = [whole[choice] for choice in np.random.default_rng(seed).integers(len(whole), size=7)]
+        for ours, theirs in zip(sampled, zip(*drawn, strict=True), strict=True):
+            np.testing.assert_array_equal(ours, np.stack(theirs))

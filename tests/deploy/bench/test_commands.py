@@ -1,0 +1,109 @@
+"""What each benchmark prints has the same keys each time, so that figures of two calls can be laid side by side."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.bench.options import BenchUpdate, BenchWeights
+from deploy.cli import run_command
+
+ROLLOUT = {
+    "env",
+    "num_envs",
+    "depth",
+    "width",
+    "compile_seconds",
+    "bare_steps_per_second",
+    "rollout_steps_per_second",
+    "policy_steps_per_second",
+    "collector_steps_per_second",
+    "overhead_ratio",
+    "collector_ratio",
+}
+REPLAY = {
+    "insert_steps_per_second",
+    "ahead_steps_per_second",
+    "ahead_ratio",
+    "sample_megabytes_per_second",
+    "stock_sample_megabytes_per_second",
+    "sample_ratio",
+}
+WEIGHTS = {
+    "depth",
+    "width",
+    "device",
+    "bytes",
+    "to_host_seconds",
+    "put_seconds",
+    "get_seconds",
+    "to_device_seconds",
+    "total_seconds",
+    "first_total_seconds",
+}
+
+
+def bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert run_command(["bench", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def all_positive(row: dict[str, Any]) -> bool:
+    numbers = [value for value in row.values() if not isinstance(value, (str, list, bool))]
+    return all(math.isfinite(number) and number > 0 for number in numbers)
+
+
+def test_update(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--depths", "4", "--batch", "8", "--width", "8", "--repeats", "1", "--seconds", "0.01")
+    result = bench(capsys, "update", *small)
+    assert [row["depth"] for row in result["rows"]] == [4]
+    assert all(row["precision"] == "float32" for row in result["rows"])
+    assert all(map(all_positive, (result, *result["rows"])))  # keys: test_update.py
+
+
+def test_rollout_without_and_with_replay(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("rollout", "--num-envs", "8", "--width", "8", "--repeats", "1")
+    with_replay = bench(capsys, *small, "--with-replay")
+    assert with_replay.keys() == ROLLOUT
+    assert all_positive(with_replay)
+    without = bench(capsys, *small)
+    assert without.keys() == ROLLOUT
+    missing = {"collector_steps_per_second", "collector_ratio"}
+    assert {name for name, value in without.items() if value is None} == missing
+    assert all_positive({name: value for name, value in without.items() if name not in missing})
+
+
+def test_replay(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--repeats", "1", "--unrolls", "2", "--batches", "1")
+    result = bench(capsys, "replay", *small)
+    assert result.keys() == REPLAY
+    ours = {name: value for name, value in result.items() if value is not None}
+    assert REPLAY - ours.keys() == {"stock_sample_megabytes_per_second", "sample_ratio"}
+    assert all_positive(ours)
+
+
+def test_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "new" / "weights.json"
+    result = bench(capsys, "weights", "--depth", "4", "--width", "8", "--repeats", "2", "--save", str(file))
+    assert result.keys() == WEIGHTS
+    assert all_positive(result)
+    assert 4 * 4 * 8 * 8 < result["bytes"] < 2 * 4 * 4 * 8 * 8  # the actor's kernels and little besides
+    saved = json.loads(file.read_text())
+    assert saved["benchmark"] == "weights"
+    assert saved["machine"].keys() == {"cpu", "cores", "jax", "device", "git_revision"}
+    assert saved["machine"]["device"] == result["device"]
+    assert saved["result"] == result
+
+
+def test_quick_leaves_alone_what_options_say() -> None:
+    quick = BenchUpdate(quick=True, depths=(4, 16)).sized()
+    assert (quick.depths, quick.batch < BenchUpdate().batch) == ((4, 16), True)
+    assert BenchWeights(quick=True).sized().depth < BenchWeights().sized().depth == 1024
+
+
+@pytest.mark.parametrize("what", ["update", "rollout", "replay", "weights", "end-to-end"])
+def test_repeats_are_positive(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["bench", what, "--repeats", "0"]) == 2
+    assert "--repeats: 0 is not positive; use at least 1" in capsys.readouterr().err

@@ -1,0 +1,207 @@
+"""A small simulation for real: what it counts, what it refuses, and that nothing of it stays."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from deploy.bench.entries import bench_entries, item_bytes
+from deploy.bench.row_bytes import bench_row_bytes
+from deploy.bench.scaling import DETAILS, FIGURES, bench_scaling, saturated
+from shared.config import ConfigError
+
+ROOT = Path(__file__).parents[3]
+SMALL: dict[str, Any] = {"quick": True, "seconds": 0.5, "episode_length": 100, "unroll_length": 25}
+GONE_S = 20.0
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether they all end; a zombie has, and is only waited for by nobody."""
+    deadline = time.monotonic() + GONE_S
+    while time.monotonic() < deadline:
+        if not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def left() -> list[psutil.Process]:
+    """What we started, and what that started."""
+    return psutil.Process().children(recursive=True)
+
+
+def test_a_small_simulation_counts_what_it_says(reverb_python: Path) -> None:
+    before, said = left(), []
+    result = bench_scaling([1, 2], [2], **SMALL, state_size=5, action_size=2, say=said.append)
+    assert left() == before
+    json.dumps(result)
+    assert result["row_bytes"] == 4 * (5 + 2) + 12
+    assert result["window_rows"] == 125  # ceil((100 + 24) / 25) = 5 chunks
+    assert result["window_bytes"] == 125 * 40
+    assert [row["roles"] for row in result["rows"]] == ["1 x 2", "2 x 2"]
+    assert [(row["collectors"], row["learners"]) for row in result["rows"]] == [(1, 2), (2, 2)]
+    for row, detail in zip(result["rows"], result["details"], strict=True):
+        assert list(row) == ["roles", "collectors", "learners", *FIGURES, "error"]
+        assert list(detail) == ["roles", "collectors", "learners", *DETAILS, "load_average"]
+        assert (detail["collectors"], detail["learners"]) == (row["collectors"], row["learners"])
+        assert row["error"] == ""
+        for name in ("env_steps_per_second", "windows_per_second", "server_megabytes"):
+            assert row[name] > 0, name
+        assert row["megabytes_in"] == pytest.approx(row["env_steps_per_second"] * 40 / 1e6)
+        assert row["megabytes_out"] == pytest.approx(row["windows_per_second"] * 5000 / 1e6)
+        assert row["saturated"] in ("server CPU", "client CPU", "limiter", "nothing")
+        assert detail["environments"] == 8 * row["collectors"]
+        assert detail["seconds"] >= 0.5
+        assert detail["clients_megabytes"] > 0
+        assert detail["received_windows"] >= 2 * 64  # every learner's first batch
+        assert detail["received_bytes"] == detail["received_windows"] * 5000  # of the arrays that were decoded
+        assert detail["error_buffer"] == 2 * detail["environments"] + 2 * 64
+        least, most = detail["samples_ahead"]
+        assert -detail["error_buffer"] <= least <= most <= detail["error_buffer"]
+    assert [text.partition(":")[0] for text in said if " steps/s " in text] == [
+        "1 collectors, 2 learners",
+        "2 collectors, 2 learners",
+    ]
+
+
+def test_more_samples_per_insert_are_more_samples(reverb_python: Path) -> None:
+    result = bench_scaling([1], [1], **SMALL, samples_per_insert=4.0, say=lambda _: None)
+    (row,), (detail,) = result["rows"], result["details"]
+    assert row["error"] == ""
+    assert detail["error_buffer"] == 2 * 8 * 4 + 2 * 64
+    assert max(map(abs, detail["samples_ahead"])) <= detail["error_buffer"]
+
+
+def test_an_exception_leaves_nothing(reverb_python: Path) -> None:
+    before, seen = left(), []
+
+    def fail(text: str) -> None:
+        seen.extend(left())
+        raise RuntimeError(text)
+
+    with pytest.raises(RuntimeError, match="measuring 2 collectors, 1 learners"):
+        bench_scaling([2], [1], **SMALL, say=fail)
+    assert len(seen) - len(before) == 5  # the server, the roles' parent, three roles
+    assert left() == before
+
+
+@pytest.mark.parametrize("victim", ["a role", "the roles' parent", "the server"])
+def test_what_dies_is_named_and_the_next_row_is_measured(reverb_python: Path, victim: str) -> None:
+    before, killed = left(), []
+
+    def kill_once(text: str) -> None:
+        if not text.startswith("measuring") or killed:
+            return
+        new = [process for process in left() if process not in before]
+        parents = [process for process in new if process.children()]
+        servers = [p for p in new if p not in parents and p.parent() == psutil.Process()]
+        roles = [p for p in new if p not in parents and p not in servers]
+        killed.append({"a role": roles, "the roles' parent": parents, "the server": servers}[victim][0])
+        killed[0].kill()
+
+    failed, *others = bench_scaling([1, 1] if victim == "a role" else [1], [1], **SMALL, say=kill_once)["rows"]
+    assert left() == before
+    assert "\n" not in failed["error"]
+    assert failed["error"]
+    if victim == "a role":
+        assert failed["error"] == f"a simulated role failed: process {killed[0].pid} died"
+    if victim == "the server":
+        assert "SIGKILL" in failed["error"]
+    assert {failed[name] for name in FIGURES} == {None}
+    for row in others:
+        assert row["error"] == ""
+        assert row["windows_per_second"] > 0
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_whoever_ends_it_nothing_stays(reverb_python: Path, tmp_path: Path, ending: signal.Signals) -> None:
+    command = [sys.executable, "-m", "deploy.cli", "bench", "scaling", "--quick", "--seconds", "100"]
+    command += ["--collectors", "2", "--learners", "1"]
+    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}  # who is killed leaves a folder with logs
+    with subprocess.Popen(command, cwd=ROOT, env=environ, **pipes) as bench:
+        assert bench.stderr is not None
+        while not (line := bench.stderr.readline()).startswith("measuring"):
+            assert line, "it ended before it measured"
+        started = psutil.Process(bench.pid).children(recursive=True)
+        assert len(started) == 5
+        bench.send_signal(ending)
+        bench.communicate(timeout=GONE_S)
+    assert bench.returncode != 0
+    assert gone(started)
+    if ending is signal.SIGINT:
+        assert not list(tmp_path.glob("fathom-bench-*"))
+
+
+@pytest.mark.parametrize(
+    ("collectors", "learners", "options", "message"),
+    [
+        ([], [1], {}, "collectors: name one or more numbers"),
+        ([1], [], {}, "learners: name one or more numbers"),
+        ([0], [1], {}, r"collectors: 0 is not within 1\.\.64"),
+        ([1], [1, 65], {}, r"learners: 65 is not within 1\.\.64"),
+        ([1], [1], {"seconds": 0.0}, "seconds: 0 is not a positive number"),
+        ([1], [1], {"seconds": float("nan")}, "seconds: nan is not a positive number"),
+        ([1], [1], {"environments": 0}, "environments: 0 is not a positive number"),
+        ([1], [1], {"state_size": 0}, "state_size: 0 is not a positive number"),
+        ([1], [1], {"samples_per_insert": -1.0}, "samples_per_insert: -1 is not a positive number"),
+        (
+            [64],
+            [1],
+            {"environments": 10**6},
+            "collectors: 64 with 1 learners may take .* fewer environments or seconds",
+        ),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    collectors: list[int], learners: list[int], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}") as raised:
+        bench_scaling(collectors, learners, **options)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        # cores, server, clients, busiest client, others, inserts waited, samples waited
+        ((2, 1.2, 0.7, 0.4, 0.0, 0.9, 0.0), "server CPU"),
+        ((2, 0.5, 1.4, 0.2, 0.0, 0.9, 0.0), "client CPU"),
+        ((2, 0.2, 0.6, 0.3, 1.1, 0.9, 0.0), "client CPU"),  # others took the rest
+        ((16, 1.0, 1.5, 0.95, 0.0, 0.9, 0.0), "client CPU"),  # one of them fills a core
+        ((16, 1.0, 1.5, 0.4, 0.0, 0.9, 0.0), "limiter"),
+        ((16, 1.0, 1.5, 0.4, 0.0, 0.0, 0.6), "limiter"),
+        ((16, 1.0, 1.5, 0.4, 0.0, 0.2, 0.2), "nothing"),
+    ],
+)
+def test_what_is_full(figures: tuple[int, float, float, float, float, float, float], expected: str) -> None:
+    assert saturated(*figures) == expected
+
+
+def test_bytes_of_rows_that_an_environment_made() -> None:
+    (row,) = bench_row_bytes(["point_u_maze"], unrolls=6)["rows"]
+    assert (row["state"], row["action"], row["chunks_per_window"]) == (4, 2, 5)
+    assert row["raw"] == 4 * 6 + 12
+    assert row["item"] == item_bytes(5) / 62
+    assert row["sampled"] == pytest.approx(5 * row["wire"] + row["item"])
+    for name in ("wire", "recorded", "tail"):
+        assert 12 < row[name] < row["raw"], name  # integers hardly take any bytes, positions and actions nearly all
+
+
+def test_entries_are_counted_for_each_table(reverb_python: Path) -> None:
+    before = left()
+    (row,) = bench_entries([2], unrolls=4)["rows"]
+    assert left() == before
+    assert row["entries_per_second"] == pytest.approx(2 * row["env_steps_per_second"] / 62)
+    assert row["collector_cpu_us"] > 0
+    assert row["server_cpu_us"] > 0
+    for tables in ([], [0]):
+        with pytest.raises(ConfigError, match=r"^tables: positive numbers are needed, not \["):
+            bench_entries(tables)
