@@ -5,6 +5,7 @@ Wang et al., "1000 Layer Networks for Self-Supervised RL" (2025), section 3: res
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,8 +18,63 @@ from shared.types import Array, Params
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"swish": nn.swish, "relu": nn.relu}
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+_NORM_EPSILON = 1e-6  # flax's
 
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def norm_activation(activation: str, x: jax.Array, scale: Array, bias: Array) -> jax.Array:
+    """The activation of `x` `[..., width]` normalised over its last axis, then scaled and shifted by `[width]`.
+
+    Its gradient is written out: what JAX derives from the mean and the variance passes over the row twice as often.
+    """
+    normal, _ = _normalise(x)
+    return ACTIVATIONS[activation](normal * scale + bias).astype(x.dtype)
+
+
+def _normalise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows of mean 0 and variance 1, and the reciprocal of what they were divided by; in float32, as flax does it."""
+    x = x.astype(jnp.float32)
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.maximum(jnp.mean(x * x, axis=-1, keepdims=True) - mean * mean, 0)
+    reciprocal = jax.lax.rsqrt(variance + _NORM_EPSILON)
+    return (x - mean) * reciprocal, reciprocal
+
+
+def _norm_activation_forwards(
+    activation: str, x: jax.Array, scale: Array, bias: Array
+) -> tuple[jax.Array, tuple[jax.Array, Array, Array]]:
+    return norm_activation(activation, x, scale, bias), (x, scale, bias)
+
+
+def _norm_activation_backwards(
+    activation: str, kept: tuple[jax.Array, Array, Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, scale, bias = kept
+    normal, reciprocal = _normalise(x)
+    shifted, back = jax.vjp(ACTIVATIONS[activation], normal * scale + bias)
+    (of_shifted,) = back(gradient.astype(shifted.dtype))
+    of_normal = of_shifted * scale
+    along = jnp.mean(of_normal * normal, axis=-1, keepdims=True)
+    of_x = reciprocal * (of_normal - jnp.mean(of_normal, axis=-1, keepdims=True) - normal * along)
+    rows = tuple(range(x.ndim - 1))
+    return of_x.astype(x.dtype), jnp.sum(of_shifted * normal, axis=rows), jnp.sum(of_shifted, axis=rows)
+
+
+norm_activation.defvjp(_norm_activation_forwards, _norm_activation_backwards)
+
+
+class _NormActivation(nn.Module):
+    """`norm_activation` with its parameters, named as flax's `LayerNorm` names them."""
+
+    activation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return norm_activation(self.activation, x, scale, bias)
 
 
 class _Layer(nn.Module):
@@ -32,7 +88,8 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nn.Dense(self.width, kernel_init=_kernel_init, dtype=self.precision)(x)
-        x = nn.LayerNorm(dtype=self.precision)(x) if self.layer_norm else x
+        if self.layer_norm:
+            return _NormActivation(self.activation, name="LayerNorm_0")(x)
         return ACTIVATIONS[self.activation](x)
 
 

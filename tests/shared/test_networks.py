@@ -1,5 +1,6 @@
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from shared.config import NetworkConfig
 from shared.envs.base import EnvSpec
 from shared.networks import (
+    ACTIVATIONS,
     LOG_STD_MAX,
     LOG_STD_MIN,
     Actor,
@@ -21,6 +23,7 @@ from shared.networks import (
     init_params,
     make_networks,
     network_size,
+    norm_activation,
     parameter_count,
     side_by_side,
 )
@@ -161,6 +164,24 @@ def test_the_actor_sees_state_and_goal() -> None:
     mean = networks.actor.apply(params, STATE, GOAL)[0]
     assert (networks.actor.apply(params, STATE + 1, GOAL)[0] != mean).all()
     assert (networks.actor.apply(params, STATE, GOAL + 1)[0] != mean).all()
+
+
+@pytest.mark.parametrize("activation", ["swish", "relu"])
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (2, 3, 6)])
+def test_norm_activation_and_its_gradient_are_flaxs(activation: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(2, *shape)).astype(np.float32) * 3 + 1
+    scale, bias = rng.normal(size=(2, shape[-1])).astype(np.float32)
+
+    def ours(x: Any, scale: Any, bias: Any) -> jax.Array:
+        return jnp.sum(weights * norm_activation(activation, x, scale, bias))
+
+    def flaxs(x: Any, scale: Any, bias: Any) -> jax.Array:
+        normal = nn.LayerNorm().apply({"params": {"scale": scale, "bias": bias}}, x)
+        return jnp.sum(weights * ACTIVATIONS[activation](normal))
+
+    of_ours, of_flaxs = (jax.value_and_grad(of, argnums=(0, 1, 2))(x, scale, bias) for of in (ours, flaxs))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), of_ours, of_flaxs)
 
 
 @settings(max_examples=4, deadline=None)
