@@ -41,5 +41,8 @@ def check_divides(layout: Layout, plan: Plan) -> None:
 
 
 def share_out(columns: Columns) -> Columns:
-    """A copy of windows `[B, ...]` on this process's devices, finished when this returns: a part on each."""
-    return jax.block_until_ready(jax.device_put(columns, make_layout().split, may_alias=False))
+    """A copy of windows `[B, ...]` on this process's devices, finished when this returns: a part on each.
+
+    Copied on the host first: what JAX puts on a CPU, it may leave where it is, `may_alias=False` or not.
+    """
+    return jax.block_until_ready(jax.device_put(jax.tree.map(np.array, columns), make_layout().split))

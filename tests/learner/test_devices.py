@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from learner.devices import share_out
+from shared.replay.codec import Columns
+
 DEVICES = 4
 # In a process of its own: how many devices a CPU makes is settled when JAX starts.
 SCRIPT = """
@@ -71,3 +76,12 @@ def test_four_devices_learn_what_one_learns() -> None:
     assert done.stdout.strip() == (
         "algorithm.batch_size: 16 cannot be shared out among a learner's 3 devices; use 18, or give the learner fewer"
     )
+
+
+def test_windows_that_were_shared_out_are_copies() -> None:
+    """The sampler decodes the next batch into the same arrays."""
+    columns = Columns(np.zeros((4, 64, 16), np.float32), np.zeros((4, 64, 3), np.int32))
+    shared_out = share_out(columns)
+    for column in columns:
+        column += 1
+    assert not any(np.asarray(column).any() for column in shared_out)
