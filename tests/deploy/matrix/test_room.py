@@ -115,10 +115,10 @@ def test_runs_share_one_cluster_and_leave_nothing(write_matrix: Callable[..., Pa
     assert printed.count("started") == 2
     assert psutil.wait_procs(started, timeout=20)[1] == []
 
-    large = write_matrix(collector={**sizes, "resources": {"gpus": 1000}})
+    large = write_matrix(collector={**sizes, "actor_resources": {"gpus": 1000}})
     driver = matrix(large, tmp_path / "other")
     printed, errors = driver.communicate(timeout=DEADLINE_S)
     assert (driver.returncode, printed) == (2, "")
-    assert "run point_u_maze-c4-s0: learner-active needs 1000 GPUs, the largest node has" in errors
+    assert "run point_u_maze-c4-s0: collector-0 needs 1000 GPUs, the largest node has" in errors
     assert len(errors.splitlines()) == 1
     assert not (tmp_path / "other").exists()
