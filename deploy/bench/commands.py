@@ -1,6 +1,7 @@
 """What `fathom bench` does. Each part's imports come late: most need neither Ray nor Reverb."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ class Outputs(NamedTuple):
 
 def bench(name: str, measure: Measure, outputs: Outputs) -> int:
     """Measures and shows, saves and compares what came out. Files that cannot serve are refused before, if possible."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell made us ignore Ctrl-C
     if outputs.save:
         check_save(outputs.save)
     before = load(outputs.compare, name) if outputs.compare else None
