@@ -5,7 +5,7 @@ Wang et al., "1000 Layer Networks for Self-Supervised RL" (2025), section 3: res
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -282,6 +282,7 @@ def param_shapes(networks: Networks, spec: EnvSpec) -> NetworkParams:
     return jax.eval_shape(lambda key: init_params(networks, spec, key), jax.random.key(0))
 
 
+@lru_cache  # console, record and summary ask for it
 def network_size(networks: Networks, spec: EnvSpec) -> int:
     """Parameters of actor and critic together."""
     return parameter_count(param_shapes(networks, spec))
