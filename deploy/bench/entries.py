@@ -14,7 +14,6 @@ import psutil
 from deploy.replay_server.provision import reverb_python
 from deploy.replay_server.server import ReplayServer, TableSpec
 from shared.config import ConfigError
-from shared.replay import reverb_pb2 as pb
 from shared.replay import wire
 from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.insert import Inserter
@@ -24,6 +23,7 @@ UNROLL = 62
 CHUNKS_PER_WINDOW = 18
 ROW_FLOATS = 37  # the ant's
 FLUSH_S = 60.0
+LONG_KEY = np.uint64(2**63)  # keys of a run take all of their bytes
 
 
 def bench_entries(
@@ -47,7 +47,7 @@ def _row(python: Path, tables: int, unrolls: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     floats = rng.standard_normal((ENVIRONMENTS, UNROLL, ROW_FLOATS), dtype=np.float32)
     ints = np.zeros((ENVIRONMENTS, UNROLL, INT_COLUMNS), np.int32)
-    chunk, columns = wire.chunk_data(2**63, (floats[0], ints[0]), 2**63, 0).ByteSize(), Columns(floats, ints)
+    chunk, columns = chunk_bytes(Columns(floats, ints), 0) / ENVIRONMENTS, Columns(floats, ints)
     names = [f"entries/{number}" for number in range(tables)]
     with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder:
         server = ReplayServer(python, Path(folder) / "server.log")
@@ -81,11 +81,15 @@ def _row(python: Path, tables: int, unrolls: int) -> dict[str, Any]:
     }
 
 
+def chunk_bytes(columns: Columns, start: int) -> int:
+    """Of the chunks of `columns` `[N, T, ...]` in an insert message; their first steps are `start`."""
+    keys = np.full(len(columns.floats), LONG_KEY)
+    return len(wire.chunks(keys, [np.asarray(column) for column in columns], keys, start))
+
+
 def item_bytes(chunks_per_window: int, table: str = "0123456789abcdef-1/active") -> int:
     """Of a window's entry in an insert message, for a table whose name is as long as a run's."""
-    slices = wire.trajectory(wire.slice_bytes(2**63, UNROLL, columns=2) for _ in range(chunks_per_window))
-    item = pb.PrioritizedItem(key=2**63, table=table, priority=1.0, flat_trajectory=slices)
-    return pb.InsertStreamRequest(items=[item]).ByteSize()
+    return len(wire.items(table, np.full(1, LONG_KEY), np.full((1, chunks_per_window), LONG_KEY), UNROLL, columns=2))
 
 
 def _cpu(process: psutil.Process) -> float:

@@ -10,19 +10,17 @@ from typing import Any
 import jax
 
 from collector.collector import Collector
-from deploy.bench.entries import UNROLL, item_bytes
+from deploy.bench.entries import UNROLL, chunk_bytes, item_bytes
 from shared.config import parse_experiment
 from shared.envs.registry import make_env
 from shared.networks import init_params, make_networks
 from shared.params import Policy
 from shared.plan import make_plan
-from shared.replay import wire
 from shared.replay.codec import INT_COLUMNS
 from shared.stream.format import describe
 from shared.stream.write import StreamWriter
 
 ENVIRONMENTS = 16
-LONG_KEY = 2**63  # keys of a run take all of their bytes
 
 
 def bench_row_bytes(env_ids: Sequence[str], unrolls: int = 20) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def _row(env_id: str, unrolls: int) -> dict[str, Any]:
     actor = init_params(make_networks(experiment.collector, env.spec), env.spec, jax.random.key(0)).actor
     collector = Collector(experiment, plan, env, index=0)
     description = describe(experiment, plan, env.spec)
-    chunk_bytes = 0
+    wire_bytes = 0
     with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder:
         recorded = StreamWriter(Path(folder) / "recorded", 0, description)
         tail = StreamWriter(Path(folder) / "tail", 0, description, keep_unrolls=unrolls)
@@ -57,8 +55,7 @@ def _row(env_id: str, unrolls: int) -> dict[str, Any]:
             columns = collector.collect(Policy(0, actor)).columns
             recorded.write(columns, number)
             tail.write(columns, number)
-            for pair in zip(columns.floats, columns.ints, strict=True):
-                chunk_bytes += wire.chunk_data(LONG_KEY, pair, LONG_KEY, number * UNROLL).ByteSize()
+            wire_bytes += chunk_bytes(columns, number * UNROLL)
         steps = unrolls * ENVIRONMENTS * UNROLL
         files = {"recorded": recorded.close().bytes, "tail": tail.close().bytes}
     spec, item = env.spec, item_bytes(plan.chunks_per_window)
@@ -68,9 +65,9 @@ def _row(env_id: str, unrolls: int) -> dict[str, Any]:
         "action": spec.action_size,
         "chunks_per_window": plan.chunks_per_window,
         "raw": 4 * (spec.state_size + spec.action_size + INT_COLUMNS),
-        "wire": chunk_bytes / steps,
+        "wire": wire_bytes / steps,
         "item": item / UNROLL,
-        "sampled": plan.chunks_per_window * chunk_bytes / steps + item / UNROLL,
+        "sampled": plan.chunks_per_window * wire_bytes / steps + item / UNROLL,
         **{name: size / steps for name, size in files.items()},
     }
 

@@ -63,11 +63,11 @@ def account(
     """
     expected: set[int] = set()
     for source, shard in enumerate(unrolls):
-        windows = no_windows(environments)
+        keys, windows = Keys(source, environments, tables), no_windows(environments)
         for number, ints in shard:
             windows = windows.after(number, ints, chunks_per_window)
-            for environment in np.flatnonzero(windows.complete(chunks_per_window)):
-                expected.update(Keys(source, int(environment), environments, tables).of(number)[1:])
+            complete = windows.complete(chunks_per_window)
+            expected.update(keys.of(number)[complete, 1:].ravel().tolist())
     ever: set[int] = set().union(*confirmed.values())
     twice = sum(max(count - len(confirmed.get(life, ())), 0) for life, count in counted.items())
     return Account(len(expected) // tables, len(expected - ever), twice)

@@ -1,16 +1,19 @@
 """The insert client: unrolls in, windows of all tables confirmed."""
 
+import math
 import queue
 import secrets
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import grpc
 import numpy as np
+from numpy.typing import ArrayLike
 
 from shared.replay import reverb_pb2 as pb
 from shared.replay import wire
@@ -26,10 +29,11 @@ from shared.replay.channel import (
 from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayError, ReplayStopped, ReplayTimeout
 from shared.replay.info import check_tables, server_info
-from shared.replay.windows import is_void
+from shared.replay.windows import no_windows
 
-# A message's cost in the server grows with the square of the chunks it keeps: 12 ms at 512 x 16.
-ENVIRONMENTS_PER_STREAM = 64
+# A message's cost in the server grows with the square of the chunks that its stream keeps: 2 ms at 4,096, 12 ms at
+# 8,192. Fewer streams are fewer messages.
+MOST_KEPT_CHUNKS = 4096
 # One being written into the tables, one on its way. More would let a fast table run ahead of a slow one.
 MESSAGES_IN_FLIGHT = 2
 CLOSE_WAIT_S = 5.0
@@ -45,28 +49,20 @@ class _Message:
 
 
 class Keys(NamedTuple):
-    """Keys of one environment's chunks and items, of which there is one for each table."""
+    """Of the chunks and windows of one source's environments; each window is an item in each table."""
 
     source: int
-    environment: int
     environments: int
     tables: int
 
-    def of(self, number: int) -> range:
-        """For unroll `number`: the chunk's key, then its window's in each table."""
-        start = (number * self.environments + self.environment) * (self.tables + 1)
-        if start + self.tables >= 2**_SOURCE_BITS:
-            raise ValueError(f"unroll {number}: there are no keys left for {self.environments} environments")
-        start += self.source << _SOURCE_BITS
-        return range(start, start + self.tables + 1)
-
-
-@dataclass
-class _Chunk:
-    """One stored chunk as its stream refers to it."""
-
-    key: int
-    slices: list[bytes] = field(repr=False)  # see wire.slice_bytes
+    def of(self, numbers: ArrayLike) -> np.ndarray:
+        """For unrolls `numbers` `[...]`: `[..., N, 1 + tables]` uint64, the chunk's key, then its window's by table."""
+        unrolls, kinds = np.asarray(numbers, np.int64), 1 + self.tables
+        if (int(unrolls.max()) + 1) * self.environments * kinds > 2**_SOURCE_BITS:
+            raise ValueError(f"unroll {unrolls.max()}: there are no keys left for {self.environments} environments")
+        places = np.arange(self.environments * kinds).reshape(self.environments, kinds)
+        keys = unrolls[..., None, None] * places.size + places
+        return keys.astype(np.uint64) + np.uint64(self.source << _SOURCE_BITS)
 
 
 class Inserter:
@@ -101,28 +97,20 @@ class Inserter:
             raise ValueError("chunks_per_window and environments must be positive")
         if not 0 <= source < 2 ** (64 - _SOURCE_BITS):
             raise ValueError(f"source: {source} is not within 0..{2 ** (64 - _SOURCE_BITS) - 1}")
-        self._environments = environments
-        self._number = -1
+        self._keys = Keys(source, environments, len(tables))
+        self._chunks = chunks_per_window
+        self._windows = no_windows(environments)
         self._timeout_s = timeout_s
         self._should_stop = should_stop
         self._shape: tuple[int, int] | None = None  # (T, F), fixed by the first unroll
         check_tables(server_info(address, CONNECT_TIMEOUT_S), tables, address)
         self._channel = open_channel(address)
-        starts = range(0, environments, ENVIRONMENTS_PER_STREAM)
+        streams = math.ceil(environments * (chunks_per_window - 1) / MOST_KEPT_CHUNKS)
+        ends = np.linspace(0, environments, min(max(streams, 1), environments) + 1, dtype=int).tolist()
+        self._shares = [slice(start, end) for start, end in pairwise(ends)]
         self._streams = [
-            _Stream(
-                self._channel,
-                address,
-                tuple(tables),
-                chunks_per_window,
-                [
-                    Keys(source, environment, environments, len(tables))
-                    for environment in range(start, min(start + ENVIRONMENTS_PER_STREAM, environments))
-                ],
-                audit,
-                paused,
-            )
-            for start in starts
+            _Stream(self._channel, address, tuple(tables), share.stop - share.start, audit, paused)
+            for share in self._shares
         ]
 
     def insert(self, columns: Columns, number: int | None = None, *, windows: bool = True) -> float:
@@ -133,14 +121,14 @@ class Inserter:
         the arrays may be reused when it returns.
         """
         floats, ints = self._checked(columns)
-        number = self._number + 1 if number is None else number
-        if number <= self._number:
-            raise ValueError(f"unroll {number} comes after unroll {self._number}; numbers count upwards")
-        fresh, self._number = number != self._number + 1, number
+        number = self._windows.number + 1 if number is None else number
+        self._windows = self._windows.after(number, ints, self._chunks)
+        keys = self._keys.of(np.arange(number - self._chunks, number) + 1)
         waited_s = 0.0
-        for index, stream in enumerate(self._streams):
-            mine = slice(index * ENVIRONMENTS_PER_STREAM, (index + 1) * ENVIRONMENTS_PER_STREAM)
-            request, message = stream.prepare(floats[mine], ints[mine], number, fresh, windows)
+        for mine, stream in zip(self._shares, self._streams, strict=True):
+            request, message = stream.prepare(
+                floats[mine], ints[mine], number, keys[:, mine], self._windows.run[mine], windows
+            )
             waited_s += stream.wait(MESSAGES_IN_FLIGHT - 1, self._timeout_s, self._should_stop)
             stream.send(request, message)
         return waited_s
@@ -156,7 +144,7 @@ class Inserter:
 
     @property
     def in_flight(self) -> int:
-        """Messages, one for each unroll and 64 environments, that the server owes a confirmation of."""
+        """Messages, one for each unroll and stream, that the server owes a confirmation of."""
         return sum(stream.in_flight for stream in self._streams)
 
     @property
@@ -181,8 +169,8 @@ class Inserter:
         for name, array, dtype in (("floats", floats, np.float32), ("ints", ints, np.int32)):
             if array.dtype != dtype:
                 raise ValueError(f"{name}: {np.dtype(dtype)} is needed, not {array.dtype}")
-            if array.ndim != 3 or array.shape[0] != self._environments or 0 in array.shape:
-                raise ValueError(f"{name}: [{self._environments}, T, ...] is needed, not {list(array.shape)}")
+            if array.ndim != 3 or array.shape[0] != self._keys.environments or 0 in array.shape:
+                raise ValueError(f"{name}: [{self._keys.environments}, T, ...] is needed, not {list(array.shape)}")
         if ints.shape != (*floats.shape[:2], INT_COLUMNS):
             wanted = [*floats.shape[:2], INT_COLUMNS]
             raise ValueError(f"ints: {wanted} is needed beside floats, not {list(ints.shape)}")
@@ -194,24 +182,21 @@ class Inserter:
 
 
 class _Stream:
-    """One InsertStream: the chunks of up to 64 environments, with their items for all tables."""
+    """One InsertStream: the chunks of some environments, with their items for all tables."""
 
     def __init__(
         self,
         channel: grpc.Channel,
         address: str,
         tables: tuple[str, ...],
-        chunks: int,
-        keys: Sequence[Keys],
+        environments: int,
         audit: Callable[[Sequence[int]], object] | None,
         paused: Callable[[], bool],
     ) -> None:
         self._address = address
         self._audit, self._paused = audit, paused
         self._tables = tables
-        self._keys = keys
-        self._episode_ids = [secrets.randbits(64) for _ in keys]
-        self._windows: list[deque[_Chunk]] = [deque(maxlen=chunks) for _ in keys]
+        self._episode_ids = np.frombuffer(secrets.token_bytes(8 * environments), np.uint64)
         self._changed = threading.Condition()
         self._in_flight: deque[_Message] = deque()
         self._owners: dict[int, tuple[_Message, str]] = {}  # unconfirmed item key -> its message and table
@@ -225,31 +210,25 @@ class _Stream:
         self._reader.start()
 
     def prepare(
-        self, floats: np.ndarray, ints: np.ndarray, number: int, fresh: bool, windows: bool
+        self, floats: np.ndarray, ints: np.ndarray, number: int, keys: np.ndarray, run: np.ndarray, windows: bool
     ) -> tuple[bytes, _Message]:
         """Unroll `number`, `[n, T, F]` and `[n, T, 3]`, as a serialised request and its account.
 
-        `fresh`: no window begins before it; see `Inserter.insert` for `windows`.
+        `keys` `[K, n, 1 + tables]` of the last K unrolls, `run` `[n]` as `WindowCount` has it after this one; see
+        `Inserter.insert` for `windows`.
         """
-        steps = floats.shape[1]
-        request = pb.InsertStreamRequest()
+        steps, chunks = floats.shape[1], keys[..., 0].T
+        there = np.flatnonzero(run)
+        columns = (floats, ints) if len(there) == len(run) else (floats[there], ints[there])
+        parts = [wire.chunks(chunks[there, -1], columns, self._episode_ids[there], number * steps)]
         message = _Message({table: set() for table in self._tables})
-        for environment, (window, void) in enumerate(zip(self._windows, is_void(ints), strict=True)):
-            if fresh or void:
-                window.clear()
-            if void:
-                continue
-            key, *item_keys = self._keys[environment].of(number)
-            columns = (floats[environment], ints[environment])
-            request.chunks.append(wire.chunk_data(key, columns, self._episode_ids[environment], number * steps))
-            window.append(_Chunk(key, wire.slice_bytes(key, steps, columns=2)))
-            whole = len(window) == window.maxlen
-            if whole and windows:
-                self._add_items(request, message, window, item_keys)
-            # What the next window will refer to; all of it while the first one is still growing.
-            kept = list(window)[1:] if whole else window
-            request.keep_chunk_keys.extend(chunk.key for chunk in kept)
-        return request.SerializeToString(), message
+        whole = np.flatnonzero((run >= len(keys)) & windows)
+        for table, item_keys in zip(self._tables, keys[-1, whole, 1:].T, strict=True):
+            parts.append(wire.items(table, item_keys, chunks[whole], steps, len(columns)))
+            message.unconfirmed[table].update(item_keys.tolist())
+        # What the next window will refer to; all of it while the first one is still growing.
+        kept = np.arange(len(keys)) >= np.maximum(len(keys) - run, 1)[:, None]
+        return b"".join((*parts, wire.keep_chunk_keys(chunks[kept]))), message
 
     def wait(self, most: int, timeout_s: float, should_stop: ShouldStop) -> float:
         """Until at most `most` messages are in flight. Returns the seconds waited."""
@@ -294,14 +273,6 @@ class _Stream:
 
     def join(self, timeout_s: float) -> None:
         self._reader.join(timeout_s)
-
-    def _add_items(
-        self, request: pb.InsertStreamRequest, message: _Message, window: deque[_Chunk], keys: Sequence[int]
-    ) -> None:
-        trajectory = wire.trajectory(chunk.slices for chunk in window)
-        for table, key in zip(self._tables, keys, strict=True):
-            request.items.add(key=key, table=table, priority=1.0, flat_trajectory=trajectory)
-            message.unconfirmed[table].add(key)
 
     def _outgoing(self) -> Iterator[bytes]:
         """Requests for gRPC, whose own thread pulls the next one when the last one was taken."""

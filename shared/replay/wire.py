@@ -1,6 +1,11 @@
-"""Chunks and windows as Reverb's messages, and back. Pure: numpy and protobuf, no connection."""
+"""Chunks and windows as Reverb's messages, and back. Pure: numpy and protobuf, no connection.
 
-from collections.abc import Iterable, Sequence
+What is inserted is encoded here, whole streams at a time: protobuf's objects, made one by one, take four times as long.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import chain, repeat
 from typing import Any
 
 import cramjam
@@ -20,6 +25,9 @@ DTYPES: dict[int, np.dtype[Any]] = {
 }
 MOST_EXPANSION = 22  # 3 bytes of snappy's stand for 64 at most; what claims to hold more is never made room for
 MOST_DIMENSIONS = 8  # that an error shows
+_PRIORITY = pb.PrioritizedItem(priority=1.0).SerializeToString()
+_INTEGER, _LENGTH = 10, 5  # bytes at most
+_OPEN = 1 + _LENGTH
 _DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 
 
@@ -27,35 +35,46 @@ class WireError(ReplayError):
     """A message that does not hold what was expected of it."""
 
 
-def chunk_data(key: int, tensors: Sequence[np.ndarray], episode_id: int, start: int) -> pb.ChunkData:
-    """`tensors` `[T, ...]` each, contiguous, one for each column; steps `start` to `start + T - 1`."""
-    steps = tensors[0].shape[0]
-    return pb.ChunkData(
-        chunk_key=key,
-        sequence_range=pb.SequenceRange(episode_id=episode_id, start=start, end=start + steps - 1),
-        data=pb.ChunkData.Data(tensors=[_tensor(array) for array in tensors]),
-        data_tensors_len=len(tensors),
-        data_uncompressed_size=sum(array.nbytes for array in tensors),
-    )
+def chunks(keys: np.ndarray, columns: Sequence[np.ndarray], episode_ids: np.ndarray, start: int) -> bytes:
+    """A request's `ChunkData`, one for each of `keys` `[n]` and `episode_ids` `[n]`, both uint64.
 
-
-def slice_bytes(key: int, steps: int, columns: int) -> list[bytes]:
-    """The whole of chunk `key` (`steps` long) as one slice of each column, serialised.
-
-    A column that spans several chunks is these bytes joined: that is how protobuf merges repeated fields.
+    `columns`: contiguous, `[n, T, ...]` each; their rows are steps `start` to `start + T - 1`.
     """
-    return [
-        pb.FlatTrajectory.Column(
-            chunk_slices=[pb.FlatTrajectory.ChunkSlice(chunk_key=key, length=steps, index=index)]
-        ).SerializeToString()
-        for index in range(columns)
-    ]
+    if not len(keys):
+        return b""
+    steps = columns[0].shape[1]
+    contents, headers, data_size = [], [], np.zeros(len(keys), np.uint64)
+    for column in columns:
+        compressed = [cramjam.snappy.compress_raw(row) for row in _raw(column, len(keys))]
+        sizes = np.fromiter(map(len, compressed), np.uint64, len(keys))
+        header = _tensor_header(column.dtype, column.shape[1:])
+        headers.append(_join(_open(1, sizes + (len(header) + _OPEN)), header, _open(4, sizes)))
+        contents.append(compressed)
+        data_size += headers[-1].shape[-1] + sizes
+    last = _number(2, start) + _number(3, start + steps - 1)
+    head = _join(_numbers(1, keys), _messages(2, _numbers(1, episode_ids), last), _open(5, data_size))
+    tail = _number(6, len(columns)) + _number(7, sum(column[0].nbytes for column in columns))
+    headers[0] = _join(_open(1, head.shape[-1] + data_size + len(tail)), head, headers[0])
+    parts = (part for pair in zip(headers, contents, strict=True) for part in pair)
+    return b"".join(chain.from_iterable(zip(*parts, repeat(tail))))
 
 
-def trajectory(window: Iterable[list[bytes]]) -> pb.FlatTrajectory:
-    """A window from the `slice_bytes` of its chunks, oldest first."""
-    columns = [pb.FlatTrajectory.Column.FromString(b"".join(slices)) for slices in zip(*window, strict=True)]
-    return pb.FlatTrajectory(columns=columns)
+def items(table: str, keys: np.ndarray, windows: np.ndarray, steps: int, columns: int) -> bytes:
+    """A request's items of `table`, one for each of `keys` `[n]`, of priority 1.
+
+    `windows` `[n, K]`: keys of the chunks that each consists of, oldest first, all of `steps` steps and with one
+    tensor for each column. All keys are uint64.
+    """
+    whole = _join(_numbers(1, windows), _number(3, steps))
+    slices = (_messages(1, whole, _number(4, index)) for index in range(columns))
+    trajectory = [_messages(1, column.reshape(len(keys), windows.shape[1] * column.shape[2])) for column in slices]
+    head = _message(2, table.encode()) + _PRIORITY
+    return _messages(2, _numbers(1, keys), head, _messages(8, *trajectory)).tobytes()
+
+
+def keep_chunk_keys(keys: np.ndarray) -> bytes:
+    """A request's list of the chunks `[n]`, uint64, that later requests refer to."""
+    return _message(3, _varints(keys, _INTEGER).tobytes())
 
 
 def read_window(window: pb.FlatTrajectory, chunks: dict[int, pb.ChunkData], outs: Sequence[np.ndarray]) -> None:
@@ -114,23 +133,75 @@ def _read_slice(chunk: pb.ChunkData, piece: pb.FlatTrajectory.ChunkSlice, out: n
     out[...] = whole[piece.offset : piece.offset + piece.length]
 
 
-def _tensor(array: np.ndarray) -> pb.Tensor:
-    return pb.Tensor(
-        dtype=_DTYPE_NUMBERS[array.dtype],
-        tensor_shape=pb.Tensor.Shape(dim=[pb.Tensor.Shape.Dim(size=size) for size in array.shape]),
-        tensor_content=bytes(cramjam.snappy.compress_raw(_raw(array))),
-    )
-
-
 def _decompress(content: bytes, out: np.ndarray, number: int) -> None:
     try:
-        written = cramjam.snappy.decompress_raw_into(content, _raw(out))
+        written = cramjam.snappy.decompress_raw_into(content, _raw(out)[0])
     except cramjam.DecompressionError as error:
         raise WireError(f"column {number}: {error}") from error
     if written != out.nbytes:
         raise WireError(f"column {number}: a chunk holds {written} bytes, {out.nbytes} were expected")
 
 
-def _raw(array: np.ndarray) -> memoryview:
-    """The bytes of a contiguous array, without a copy."""
-    return array.reshape(-1).view(np.uint8).data
+def _raw(array: np.ndarray, rows: int = 1) -> np.ndarray:
+    """The bytes of a contiguous array, `[rows, bytes]` uint8, without a copy."""
+    return array.reshape(rows, -1).view(np.uint8)
+
+
+@lru_cache
+def _tensor_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    return pb.Tensor(
+        dtype=_DTYPE_NUMBERS[dtype],
+        tensor_shape=pb.Tensor.Shape(dim=[pb.Tensor.Shape.Dim(size=size) for size in shape]),
+    ).SerializeToString()
+
+
+# Protobuf's encoding: a field's number and type in a byte, then an integer, of 7 bits a byte, or a length and so many
+# bytes. Messages are made n at a time, as `[..., bytes]` uint8: where n integers or lengths differ they take as many
+# bytes as any of their kind, which the encoding allows.
+
+
+def _number(field: int, value: int) -> bytes:
+    return bytes((field << 3, *_varint(value)))
+
+
+def _numbers(field: int, values: np.ndarray) -> np.ndarray:
+    return _join(bytes((field << 3,)), _varints(values, _INTEGER))
+
+
+def _message(field: int, content: bytes) -> bytes:
+    return bytes((field << 3 | 2, *_varint(len(content)))) + content
+
+
+def _messages(field: int, *parts: np.ndarray | bytes) -> np.ndarray:
+    """Of one size: `parts` side by side."""
+    content = _join(*parts)
+    return _join(bytes((field << 3 | 2, *_varint(content.shape[-1]))), content)
+
+
+def _open(field: int, sizes: np.ndarray) -> np.ndarray:
+    """`[..., _OPEN]`: what comes before the content of messages of `sizes` bytes."""
+    return _join(bytes((field << 3 | 2,)), _varints(sizes, _LENGTH))
+
+
+def _join(*parts: np.ndarray | bytes) -> np.ndarray:
+    """`[..., bytes]` side by side; what is `bytes` is the same in all."""
+    arrays = [part if isinstance(part, np.ndarray) else np.frombuffer(part, np.uint8) for part in parts]
+    leading = max((array.shape[:-1] for array in arrays), key=len)
+    whole = np.empty((*leading, sum(array.shape[-1] for array in arrays)), np.uint8)
+    end = 0
+    for array in arrays:
+        start, end = end, end + array.shape[-1]
+        whole[..., start:end] = array
+    return whole
+
+
+def _varint(value: int) -> bytes:
+    septets = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
+    return bytes((*(septet | 128 for septet in septets[:-1]), septets[-1]))
+
+
+def _varints(values: np.ndarray, width: int) -> np.ndarray:
+    """`values` `[...]` uint64 in `width` bytes each: `[..., width]` uint8."""
+    septets = (values[..., None] >> np.arange(0, 7 * width, 7, dtype=np.uint64) & np.uint64(127)).astype(np.uint8)
+    septets[..., :-1] |= 128
+    return septets

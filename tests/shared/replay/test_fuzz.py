@@ -119,10 +119,13 @@ def info() -> pb.ServerInfoResponse:
 
 def window() -> pb.SampleStreamResponse:
     """One right window."""
+    key = np.array([7], np.uint64)
+    inserted = pb.InsertStreamRequest.FromString(
+        wire.chunks(key, (FLOATS[None], INTS[None]), key, start=0) + wire.items(TABLE, key, key[None], T, columns=2)
+    )
     response = pb.SampleStreamResponse()
-    entry = response.entries.add(end_of_sequence=True)
-    entry.info.item.flat_trajectory.CopyFrom(wire.trajectory([wire.slice_bytes(7, T, columns=2)]))
-    entry.data.append(wire.chunk_data(7, (FLOATS, INTS), 1, 0))
+    entry = response.entries.add(end_of_sequence=True, data=inserted.chunks)
+    entry.info.item.flat_trajectory.CopyFrom(inserted.items[0].flat_trajectory)
     return response
 
 

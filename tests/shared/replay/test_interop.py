@@ -137,27 +137,3 @@ def test_delta_encoded_ints(address: str, stock: StockClient, tmp_path: Path, ch
     outs = [np.empty((8, F), np.float32), np.empty((8, 3), np.int32)]
     seen = {(bits(f), bits(i)) for f, i in read_items(address, table, 30, outs, delta_encoded=True)}
     assert (bits(floats[2:]), bits(ints[2:])) in seen
-
-
-def test_read_window_refuses_what_was_not_expected() -> None:
-    floats, ints = odd_floats(T, F), np.zeros((T, 3), np.int32)
-    chunk = wire.chunk_data(7, (floats, ints), episode_id=1, start=0)
-    window = wire.trajectory([wire.slice_bytes(7, T, columns=2)] * 2)
-    good = [np.empty((2 * T, F), np.float32), np.empty((2 * T, 3), np.int32)]
-    wire.read_window(window, {7: chunk}, good)
-    assert bits(good[0]) == bits(np.concatenate([floats, floats]))
-    bad_outs = {
-        "rows": [np.empty((2 * T + 1, F), np.float32), good[1]],
-        "or more rows": [np.empty((2 * T - 1, F), np.float32), good[1]],
-        "rows .* were expected": [np.empty((2 * T, F + 1), np.float32), good[1]],
-        "float32 rows": [np.empty((2 * T, F), np.float64), good[1]],
-        "columns": good[:1],
-    }
-    for text, outs in bad_outs.items():
-        with pytest.raises(wire.WireError, match=text):
-            wire.read_window(window, {7: chunk}, outs)
-    with pytest.raises(wire.WireError, match="did not come"):
-        wire.read_window(window, {}, good)
-    window.columns[0].chunk_slices[1].offset = 1
-    with pytest.raises(wire.WireError, match="beyond"):
-        wire.read_window(window, {7: chunk}, good)

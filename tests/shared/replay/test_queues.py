@@ -11,7 +11,7 @@ import pytest
 from deploy.replay_server.server import TableSpec
 from shared.replay.codec import Columns
 from shared.replay.errors import ReplayTimeout
-from shared.replay.insert import MESSAGES_IN_FLIGHT, Inserter
+from shared.replay.insert import MESSAGES_IN_FLIGHT, MOST_KEPT_CHUNKS, Inserter
 from shared.replay.sample import REQUESTS_OUTSTANDING, Sampler
 
 T, F, K = 4, 3, 1
@@ -33,9 +33,13 @@ def until(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 
 def test_messages_in_flight_and_batches_ready_go_up_and_down(start_server: Callable[..., Any]) -> None:
-    """A table that takes 16 windows before the first sample, from 70 environments in two streams."""
+    """A table that takes 16 windows before the first sample, from 70 environments whose chunks take two streams."""
     _, address = start_server(TableSpec("table", 1000, 8, samples_per_insert=1.0, error_buffer=8.0))
-    inserter = Inserter(address, ["table"], K, 70, timeout_s=20)
+    chunks = MOST_KEPT_CHUNKS // 70 + 2
+    inserter = Inserter(address, ["table"], chunks, 70, timeout_s=20)
+    for _ in range(chunks - 1):
+        inserter.insert(unroll(70))
+    inserter.flush(timeout_s=10)
     assert inserter.in_flight == 0
     for _ in range(MESSAGES_IN_FLIGHT):
         inserter.insert(unroll(70))
@@ -44,7 +48,7 @@ def test_messages_in_flight_and_batches_ready_go_up_and_down(start_server: Calla
     blocked.start()
     assert not until(lambda: inserter.in_flight != 2 * MESSAGES_IN_FLIGHT, seconds=0.5)
 
-    sampler = Sampler(address, "table", 10, K * T, F, copied, max_windows=200)
+    sampler = Sampler(address, "table", 10, chunks * T, F, copied, max_windows=200)
     assert until(lambda: sampler.batches_ready == REQUESTS_OUTSTANDING)
     assert not until(lambda: sampler.batches_ready > REQUESTS_OUTSTANDING, seconds=0.5)
     for _ in range(20):
