@@ -82,9 +82,20 @@ class _Begun(NamedTuple):
 
 
 @lru_cache  # by the environment's identity, which its type says nothing of
-def _jitted_collect(env: GoalEnv, actor: Actor, length: int, fixed_goals: bool) -> CollectFunction:
+def _jitted_collect(
+    env: GoalEnv, actor: Actor, length: int, fixed_goals: bool
+) -> Callable[[Params, Any, CollectorState], tuple[CollectorState, Columns, jax.Array, Metrics]]:
     """Collectors of one process are compiled once."""
-    return jax.jit(make_collect(env, stochastic_policy(actor), length, fixed_goals))
+    collect = make_collect(env, stochastic_policy(actor), length, fixed_goals)
+
+    def advance(
+        params: Params, version: Array, state: CollectorState
+    ) -> tuple[CollectorState, Columns, jax.Array, Metrics]:
+        key, unroll_key = jax.random.split(state.key)
+        rollout, columns, visits, metrics = collect(params, version, state.rollout, unroll_key)
+        return CollectorState(rollout, key), columns, visits, metrics
+
+    return jax.jit(advance)
 
 
 @lru_cache
@@ -128,11 +139,10 @@ class Collector:
 
     def begin(self, policy: Policy) -> None:
         """Starts an unroll with `policy`, and returns while the device works at it."""
-        key, unroll_key = jax.random.split(self.state.key)
-        rollout, columns, visits, metrics = self._collect(policy.params, policy.version, self.state.rollout, unroll_key)
+        state, columns, visits, metrics = self._collect(policy.params, policy.version, self.state)
         for column in columns:
             column.copy_to_host_async()  # type: ignore[union-attr]
-        self._begun = _Begun(policy.version, CollectorState(rollout, key), columns, visits, metrics)
+        self._begun = _Begun(policy.version, state, columns, visits, metrics)
 
     def finish_on_device(self) -> Collected:
         """The unroll that was begun; its columns stay where they were made."""
