@@ -175,7 +175,7 @@ def _dispatch(arguments: list[str]) -> int:
         case Envs(json, markdown):
             return commands.envs(as_json=json, as_markdown=markdown)
         case BenchCommand(what):
-            return run_bench(what.sized())
+            return run_bench(what)
     raise AssertionError(f"no such command: {command}")
 
 

@@ -8,8 +8,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -144,8 +145,20 @@ def _call_all(calls: Sequence[Callable[[], None]]) -> None:
         call()
 
 
+def _one_accelerator() -> bool:
+    return jax.default_backend() != "cpu" and jax.local_device_count() == 1
+
+
+def _groups(learners: Mapping[str, Learner], together: bool) -> list[list[str]]:
+    """Who trains as one computation with whom."""
+    groups: dict[Any, list[str]] = {}
+    for name, learner in learners.items():
+        groups.setdefault(learner.kind if together else name, []).append(name)
+    return list(groups.values())
+
+
 def _at_once(learners: int) -> int:
-    """How many of them train at the same time. On two cores three take two thirds of the time of one after the other.
+    """How many train at the same time. On two cores three take two thirds of the time of one after the other.
 
     An accelerator runs one after the other anyway, and learners that span several devices would wait for each other.
     """
@@ -155,8 +168,18 @@ def _at_once(learners: int) -> int:
 class InProcessRun:
     """Collectors or a stream, a ring of windows, all learners and the evaluator, taking turns."""
 
-    def __init__(self, record: RunRecord, envs: Envs, say: Callable[[str], None] = lambda text: None) -> None:
-        """`say` gets what a person has to know while the run goes on: that it waits for room on its disk."""
+    def __init__(
+        self,
+        record: RunRecord,
+        envs: Envs,
+        say: Callable[[str], None] = lambda text: None,
+        together: bool | None = None,
+    ) -> None:
+        """`say` gets what a person has to know while the run goes on: that it waits for room on its disk.
+
+        `together`: learners of equal networks make their updates as one computation; none: where there is one
+        accelerator (a CPU's cores are busier with a thread for each).
+        """
         experiment, plan = record.experiment, record.plan
         self.record = record
         self._disk = Disk(record.run_dir, experiment.supervision.disk_reserve_gb)
@@ -167,6 +190,7 @@ class InProcessRun:
         self._threads = ThreadPoolExecutor(_at_once(len(names)), thread_name_prefix="learner")
         made = self._threads.map(lambda name: Learner(experiment, plan, training.spec, name, reports), names)
         self.learners = dict(zip(names, made, strict=True))
+        self._groups = _groups(self.learners, _one_accelerator() if together is None else together)
         row_size = training.spec.state_size + training.spec.action_size
         self._ring = WindowRing(plan, experiment.collector.actors, row_size)
         self._evaluator = Evaluator(experiment, plan, envs.evaluation)
@@ -221,19 +245,27 @@ class InProcessRun:
         """The updates owed by now, of all learners at once. What they tell is written in the learners' order."""
         owed = self.record.plan.updates_after(self.windows)
         while min(learner.updates for learner in self.learners.values()) < owed:
-            updated = self._threads.map(self._update, self.learners)
-            for name, (row, evaluation) in zip(self.learners, updated, strict=True):
+            updated = dict(chain.from_iterable(self._threads.map(self._update, self._groups)))
+            for name in self.learners:
+                row, evaluation = updated[name]
                 self._report(learner_role(name), row)
                 if evaluation:
                     self._report(EVALUATOR, evaluation)
                 on_progress()
 
-    def _update(self, name: str) -> tuple[Metrics, Metrics | None]:
-        """One update of a learner, and its evaluation where one is planned after it."""
-        learner, plan = self.learners[name], self.record.plan
-        metrics = learner.update(self._ring.sample(plan.windows_per_update, self._rngs[name]))
-        evaluation = self._evaluate(name) if learner.updates in plan.evaluation_updates else None
-        return learner.describe(metrics, self.windows), evaluation
+    def _update(self, names: Sequence[str]) -> list[tuple[str, tuple[Metrics, Metrics | None]]]:
+        """One update of each learner of a group, and its evaluation where one is planned after it."""
+        plan, learners = self.record.plan, [self.learners[name] for name in names]
+        windows = [self._ring.sample(plan.windows_per_update, self._rngs[name]) for name in names]
+        rows = Learner.update_together(learners, windows) if len(names) > 1 else [learners[0].update(windows[0])]
+        return [
+            (name, (learner.describe(row, self.windows), self._planned_evaluation(name)))
+            for name, learner, row in zip(names, learners, rows, strict=True)
+        ]
+
+    def _planned_evaluation(self, name: str) -> Metrics | None:
+        planned = self.learners[name].updates in self.record.plan.evaluation_updates
+        return self._evaluate(name) if planned else None
 
     def _evaluate(self, name: str) -> Metrics:
         return self._evaluator.evaluate(name, self.learners[name].policy())

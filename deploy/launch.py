@@ -59,7 +59,7 @@ class Launch:
         experiment = self.record.experiment
         ray_cluster = cluster(object_store_bytes(experiment, self._spec), namespace=f"fathom-{self._run_id}")
         places = reserved(experiment, self._say)
-        with guarded(), _ray_output(self.record.run_dir), ray_cluster, places as self._places:
+        with guarded(), ray_output(self.record.run_dir), ray_cluster, places as self._places:
             self.record.watchers.append(Gauges(self.record.run_dir.name, self.record.plan).show)
             supervisor = replay = None
             try:
@@ -98,7 +98,7 @@ class Launch:
         self._lives[name] += 1
         if self._lives[name] > 1:
             name += f"-life-{self._lives[name]}"
-        actor = _actor(kind, self._places[role], restarts).options(name=name).remote(*arguments)
+        actor = as_actor(kind, self._places[role], restarts).options(name=name).remote(*arguments)
         self._actors.append(actor)
         return actor
 
@@ -192,7 +192,7 @@ def _policy_bytes(config: NetworkConfig, spec: EnvSpec) -> int:
     return 4 * parameter_count(param_shapes(make_networks(config, spec), spec).actor)
 
 
-def _actor(kind: type, place: Reserved, restarts: int = 0) -> Any:
+def as_actor(kind: type, place: Reserved, restarts: int = 0) -> Any:
     """`kind` as an actor in its place, with its share of the machine set before JAX is imported.
 
     `restarts`: how often Ray starts it again with nothing but its arguments, -1 for always; who called it waits.
@@ -220,7 +220,7 @@ def _actor(kind: type, place: Reserved, restarts: int = 0) -> Any:
 
 
 @contextmanager
-def _ray_output(run_dir: Path) -> Iterator[None]:
+def ray_output(run_dir: Path) -> Iterator[None]:
     """What Ray prints of its own goes to logs/ray.log; the console belongs to the run."""
     path = run_dir / "logs" / "ray.log"
     path.parent.mkdir(parents=True, exist_ok=True)

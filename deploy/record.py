@@ -292,8 +292,8 @@ def _provenance() -> dict[str, Any]:
         "machine": _machine(),
         "python": platform.python_version(),
         "versions": versions,
-        "git_revision": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_revision": git("rev-parse", "HEAD"),
+        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
     }
 
 
@@ -306,7 +306,7 @@ def _machine() -> str:
     )
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
     """What git says of the checkout this file is in; none outside one."""
     return _ask("git", "-C", str(Path(__file__).parent), *arguments)
 

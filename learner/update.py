@@ -27,6 +27,9 @@ from shared.replay.codec import Columns, unpack
 from shared.types import Array, Metrics, Params
 
 UpdateStep = Callable[[LearnerState, Columns], tuple[LearnerState, Metrics]]
+UpdateSteps = Callable[
+    [tuple[LearnerState, ...], tuple[Columns, ...]], tuple[tuple[LearnerState, ...], tuple[Metrics, ...]]
+]
 GradientStep = Callable[[LearnerState, Transitions, Array], tuple[LearnerState, Metrics]]
 
 
@@ -188,6 +191,23 @@ def make_update_step(
         return state._replace(key=steps.key, updates=state.updates + 1), metrics
 
     return update_step
+
+
+def make_update_steps(update_step: UpdateStep) -> UpdateSteps:
+    """`update_steps(states, windows) -> (states, metrics)`: `update_step` of several learners, vmapped.
+
+    Each argument and result is a tuple with an entry for each learner; their networks are of equal sizes.
+    """
+
+    def update_steps(
+        states: tuple[LearnerState, ...], windows: tuple[Columns, ...]
+    ) -> tuple[tuple[LearnerState, ...], tuple[Metrics, ...]]:
+        stacked = (jax.tree.map(lambda *each: jnp.stack(each), *trees) for trees in (states, windows))
+        made = jax.vmap(update_step)(*stacked)
+        each = [jax.tree.map(lambda x, index=index: x[index], made) for index in range(len(states))]
+        return tuple(state for state, _ in each), tuple(metrics for _, metrics in each)
+
+    return update_steps
 
 
 def over_steps(metrics: Metrics) -> Metrics:

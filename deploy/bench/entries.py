@@ -1,6 +1,5 @@
 """What a window costs for each table that it is in, in time and memory; a real server, nobody samples."""
 
-import json
 import sys
 import tempfile
 import time
@@ -36,9 +35,7 @@ def bench_entries(
     included; `entry_bytes` of the server's resident memory, chunks taken off. Raises `ConfigError`, `ReplayError`.
     """
     if not tables or min(tables) < 1:
-        raise ConfigError(f"tables: positive numbers are needed, not {list(tables)}")
-    if unrolls < 1:
-        raise ConfigError(f"unrolls: {unrolls} is not positive")
+        raise ConfigError(f"--tables: positive numbers are needed, not {list(tables)}")
     python = reverb_python(say)
     return {"rows": [_row(python, count, unrolls) for count in tables]}
 
@@ -95,7 +92,3 @@ def item_bytes(chunks_per_window: int, table: str = "0123456789abcdef-1/active")
 def _cpu(process: psutil.Process) -> float:
     times = process.cpu_times()
     return times.user + times.system
-
-
-if __name__ == "__main__":
-    print(json.dumps(bench_entries([int(text) for text in sys.argv[1:]] or [1, 8, 16])))

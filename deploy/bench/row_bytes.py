@@ -1,9 +1,7 @@
 """Bytes that an environment step takes on its way, of rows that an environment really made. Ray is not needed."""
 
-import json
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import jax
 from collector.collector import Collector
 from deploy.bench.entries import UNROLL, chunk_bytes, item_bytes
 from shared.config import parse_experiment
-from shared.envs.registry import make_env
+from shared.envs.base import GoalEnv
 from shared.networks import init_params, make_networks
 from shared.params import Policy
 from shared.plan import make_plan
@@ -23,7 +21,7 @@ from shared.stream.write import StreamWriter
 ENVIRONMENTS = 16
 
 
-def bench_row_bytes(env_ids: Sequence[str], unrolls: int = 20) -> dict[str, Any]:
+def bench_row_bytes(envs: Mapping[str, GoalEnv], unrolls: int = 20) -> dict[str, Any]:
     """A row for each environment: bytes per environment step, of `unrolls` unrolls of 16 environments x 62 steps.
 
     `raw`: 4 (S + A) + 12. `wire`: as a chunk in a message to or from the server, keys and snappy included.
@@ -31,11 +29,10 @@ def bench_row_bytes(env_ids: Sequence[str], unrolls: int = 20) -> dict[str, Any]
     `samples_per_insert` 1: a window's chunks and its item, for every 62 steps. `recorded`, `tail`: in the stream's
     files, where all is kept (zstd) and where it is replay's backup (lz4). The policy is untrained, of depth 4.
     """
-    return {"rows": [_row(env_id, unrolls) for env_id in env_ids]}
+    return {"rows": [_row(env_id, env, unrolls) for env_id, env in envs.items()]}
 
 
-def _row(env_id: str, unrolls: int) -> dict[str, Any]:
-    env = make_env(env_id)
+def _row(env_id: str, env: GoalEnv, unrolls: int) -> dict[str, Any]:
     experiment = parse_experiment(
         {
             "env": env_id,
@@ -70,7 +67,3 @@ def _row(env_id: str, unrolls: int) -> dict[str, Any]:
         "sampled": plan.chunks_per_window * wire_bytes / steps + item / UNROLL,
         **{name: size / steps for name, size in files.items()},
     }
-
-
-if __name__ == "__main__":
-    print(json.dumps(bench_row_bytes(sys.argv[1:] or ["point_u_maze", "ant", "humanoid"])))

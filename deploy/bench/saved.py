@@ -9,12 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deploy.record import _git as git
-from deploy.record import write_json
+from deploy.record import git, write_json
 from shared.config import ConfigError
 
 SETTINGS = (
-    *("env", "num_envs", "depth", "width", "batch", "minibatches", "budget", "precision", "mode"),
+    *("env", "num_envs", "depth", "width", "batch", "minibatches", "budget", "precision", "mode", "seeds"),
     *("collectors", "learners", "environments_per_collector", "samples_per_insert"),
 )
 """What was measured, as opposed to what came out: by these, of the whole and of its rows, figures are matched."""

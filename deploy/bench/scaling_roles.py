@@ -5,26 +5,34 @@ second and share the memory of what was imported. Reads a request a line from st
 of JSON. When the input closes it ends its roles and itself; when it is killed, they are, too.
 """
 
+import contextlib
 import ctypes
 import json
 import mmap
 import os
+import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shared.replay.codec import INT_COLUMNS, Columns
+from shared.replay.errors import ReplayError
 from shared.replay.insert import Inserter
 from shared.replay.sample import Sampler
 
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 GO_POLL_S = 0.05
+START_S = 60.0  # of the parent
+ANSWER_S = 20.0  # of the parent, which may have to wait for a core
+END_S = 5.0
 UNROLLS_MADE = 4  # different ones, which are sent again and again
 _SEEN = np.dtype([("ready", "i8"), ("count", "i8"), ("windows", "i8"), ("bytes", "i8"), ("error", "S500")])
 
@@ -45,6 +53,74 @@ class Roles:
     num_floats: int
     windows_per_update: int
     timeout_s: float
+
+
+class Parent:
+    """The process that forks the roles (`main`); in a session of its own, so that Ctrl-C is ours alone."""
+
+    def __init__(self, folder: Path) -> None:
+        with (folder / "roles.log").open("wb") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "deploy.bench.scaling_roles"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+                cwd=Path(__file__).parents[2],
+                env={**os.environ, "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        self._log = folder / "roles.log"
+        self._unread = b""
+
+    def __enter__(self) -> "Parent":
+        try:
+            self._answer(START_S)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Its input closes, and it ends its roles and itself; if it does not, it is killed, and they are with it."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.close()
+        try:
+            self._child.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait(END_S)
+        self._child.stdout.close()
+
+    def ask(self, do: str, roles: Roles | None = None) -> dict[str, Any]:
+        """`start` (with `roles`, once), `go` or `state`, as `_Processes` answers.
+
+        Raises `ReplayError`, when a role failed, too.
+        """
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps({"do": do, "roles": asdict(roles) if roles else None}).encode() + b"\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:  # the missing answer says so
+            pass
+        answer = self._answer(ANSWER_S)
+        if answer.get("error"):
+            raise ReplayError(f"a simulated role failed: {answer['error']}")
+        return answer
+
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
+        assert self._child.stdout is not None
+        deadline = time.monotonic() + timeout_s
+        while b"\n" not in self._unread:
+            ready, _, _ = select.select([self._child.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            more = os.read(self._child.stdout.fileno(), 65536) if ready else b""
+            if not more:
+                text = " ".join(self._log.read_bytes().decode(errors="replace").split())[-500:]
+                raise ReplayError(f"the simulated roles' process {'ended' if ready else 'did not answer'}: {text}")
+            self._unread += more
+        line, _, self._unread = self._unread.partition(b"\n")
+        return json.loads(line)
 
 
 class _Processes:
@@ -97,11 +173,6 @@ class _Processes:
     def _wait_for_go(self) -> None:
         while not self._go[0]:
             time.sleep(GO_POLL_S)
-
-
-def ask(do: str, roles: Roles | None = None) -> bytes:
-    """A request as a line: `start` (with `roles`, once), `go` or `state`."""
-    return json.dumps({"do": do, "roles": asdict(roles) if roles else None}).encode() + b"\n"
 
 
 def main() -> None:

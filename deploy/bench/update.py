@@ -12,7 +12,7 @@ import numpy as np
 
 from deploy.bench.unrolled import Unrolled, unroll_params
 from learner.state import LearnerState, init_state, make_optimisers
-from learner.update import make_gradients, make_steps, make_update_step
+from learner.update import make_gradients, make_steps, make_update_step, make_update_steps
 from shared.config import ConfigError, Experiment, parse_experiment
 from shared.envs.base import EnvSpec
 from shared.networks import NetworkParams, make_networks, param_shapes
@@ -43,6 +43,7 @@ def bench_update(
     against: str | None = None,
     repeats: int = 5,
     seconds: float = 3.0,
+    seeds: int = 1,
 ) -> dict[str, Any]:
     """`{"rows": [{"depth", "batch", "width", "precision", ...}], "matmul_flops_per_second"}`, one row for each depth.
 
@@ -56,8 +57,14 @@ def bench_update(
     With `against` "unrolled", rows also hold the textbook's figures, updates taken in turns:
     `unrolled_...`; `step_speedup`, the median of the pairs; `first_step_speedup`; to depth 16
     `loss_difference` and `gradient_difference`, the largest of any tensor relative to the tensor's largest.
+    With `seeds` over 1, rows also hold the figures of so many learners in one vmapped update, `seeds_...`, a step of
+    which is one gradient step of each, updates taken in turns; `seeds_speedup`: of the time that they take one after
+    the other, median of the pairs.
+
     Raises ConfigError for depths that the textbook cannot compile in reasonable time.
     """
+    if seeds < 1:
+        raise ConfigError(f"--seeds: {seeds} is not positive; use 1, or how many learners train side by side")
     if against and max(depths) > _DEEPEST_UNROLLED:
         raise ConfigError(
             f"--depths: {max(depths)} layers one by one compile for hours; compare depths up to {_DEEPEST_UNROLLED}"
@@ -66,7 +73,9 @@ def bench_update(
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         peak = matmul_flops_per_second(precision)
-        rows = [_bench_depth(depth, batch, width, precision, against, repeats, seconds, peak) for depth in depths]
+        rows = [
+            _bench_depth(depth, batch, width, precision, against, repeats, seconds, seeds, peak) for depth in depths
+        ]
         return {"matmul_flops_per_second": peak, "rows": rows}
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
@@ -75,7 +84,7 @@ def bench_update(
 class _Timed:
     """One way to make updates, initialised, compiled and run once; `seconds` hold what each step of it took."""
 
-    def __init__(self, init: Callable[[], Any], update: Callable, windows: Columns) -> None:
+    def __init__(self, init: Callable[[], Any], update: Callable, windows: Any) -> None:
         start = time.perf_counter()
         self.state = jax.block_until_ready(init())
         initialised = time.perf_counter()
@@ -118,6 +127,7 @@ def _bench_depth(
     against: str | None,
     repeats: int,
     seconds: float,
+    seeds: int,
     peak: float,
 ) -> dict[str, Any]:
     experiment, plan = _experiment(depth, batch, width, precision)
@@ -125,12 +135,20 @@ def _bench_depth(
     networks = make_networks(experiment.collector, _SPEC)
     optimisers = make_optimisers(experiment.algorithm)
     update_step = make_update_step(networks, optimisers, experiment.algorithm, plan, _SPEC)
-    ours = _Timed(lambda: init_state(networks, optimisers, _SPEC, jax.random.key(0)), update_step, windows)
-    timed, theirs = [ours], None
+
+    def init(seed: int) -> LearnerState:
+        return init_state(networks, optimisers, _SPEC, jax.random.key(seed))
+
+    ours = _Timed(lambda: init(0), update_step, windows)
+    timed, theirs, together = [ours], None, None
     if against:
         unrolled = Unrolled(experiment.collector, experiment.algorithm, _SPEC)
         theirs = _Timed(lambda: unrolled.init(jax.random.key(0)), partial(unrolled.update_step, plan=plan), windows)
         timed.append(theirs)
+    if seeds > 1:
+        update_steps = make_update_steps(update_step)
+        together = _Timed(lambda: tuple(map(init, range(seeds))), update_steps, (windows,) * seeds)
+        timed.append(together)
     while len(ours.seconds) < repeats or sum(ours.seconds) * _MINIBATCHES < seconds:
         for each in timed:  # in turns, so that a slow moment of the machine meets both
             each.step()
@@ -147,6 +165,10 @@ def _bench_depth(
         row["first_step_speedup"] = baseline["first_step_seconds"] / figures["first_step_seconds"]
         compared = depth <= _DEEPEST_COMPARED
         row |= differences(experiment, plan) if compared else {"loss_difference": None, "gradient_difference": None}
+    if together:
+        row |= {"seeds": seeds} | {f"seeds_{name}": value for name, value in together.figures().items()}
+        pairs = zip(ours.seconds, together.seconds, strict=True)
+        row["seeds_speedup"] = statistics.median(seeds * one / all_of_them for one, all_of_them in pairs)
     return row
 
 

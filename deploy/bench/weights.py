@@ -14,9 +14,7 @@ import ray
 from deploy.actors.learner import LearnerActor
 from deploy.actors.source import CollectorActor
 from deploy.cluster import cluster
-from deploy.launch import _actor as as_actor
-from deploy.launch import _ray_output as ray_output
-from deploy.launch import object_store_bytes
+from deploy.launch import as_actor, object_store_bytes, ray_output
 from deploy.placement import SERVICES
 from deploy.reaper import guarded
 from deploy.record import learner_role, source_roles

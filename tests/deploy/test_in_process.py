@@ -42,9 +42,9 @@ class Ran(NamedTuple):
     run: InProcessRun
 
 
-def go(directory: Path, experiment: Experiment = EXPERIMENT) -> Ran:
+def go(directory: Path, experiment: Experiment = EXPERIMENT, together: bool | None = None) -> Ran:
     record = RunRecord(directory, experiment, PLAN)
-    run = InProcessRun(record, ENVS)
+    run = InProcessRun(record, ENVS, together=together)
     run.run(on_progress=lambda: record.status("running"))
     record.status("done")
     record.close()
@@ -72,6 +72,17 @@ def test_a_run_is_deterministic(twice: tuple[Ran, Ran]) -> None:
     assert roles == [*told, "snapshots"]
     for role in told:
         assert without_times(read_metrics(one.directory, role)) == without_times(read_metrics(other.directory, role))
+
+
+def test_learners_that_train_as_one_computation_learn_the_same(twice: tuple[Ran, Ran], tmp_path: Path) -> None:
+    together = go(tmp_path, together=True)
+    assert together.run._groups == [[ACTIVE, "passive"]]
+    for name in (ACTIVE, "passive"):
+        rows, expected = (read_metrics(ran.directory, f"learner-{name}") for ran in (together, twice[0]))
+        assert [row["updates"] for row in rows] == [row["updates"] for row in expected]
+        # By the second update the data differ, for a rounded policy gathered them.
+        first, alone = (without_times(each[0]) for each in (rows, expected))
+        assert first == pytest.approx(alone, rel=1e-3)
 
 
 def test_all_learners_make_all_their_updates(twice: tuple[Ran, Ran]) -> None:

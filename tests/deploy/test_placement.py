@@ -10,7 +10,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from deploy.launch import _actor
+from deploy.launch import as_actor
 from deploy.overrides import override
 from deploy.placement import SERVICES, Node, find_shortage, pack, place, plan_placement, read_nodes, split_nodes
 from deploy.record import RunFailed
@@ -215,7 +215,7 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Node]]:
 
 
 def found(places: dict[str, Reserved], roles: list[str]) -> dict[str, Any]:
-    actors = {role: _actor(Where, places[role]).remote() for role in roles}
+    actors = {role: as_actor(Where, places[role]).remote() for role in roles}
     return {role: ray.get(actor.where.remote(), timeout=60) for role, actor in actors.items()}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from learner.guard import MAX_REPORTS, Guard, NonFiniteError, count_reports
-from learner.learner import Learner
+from learner.learner import Learner, _jitted_update
 from learner.update import Steps, make_steps
 from shared.config import ACTIVE, Experiment
 from shared.envs.base import EnvSpec
@@ -110,7 +110,7 @@ def test_such_steps_are_left_out_and_the_others_train_without_a_second_compilati
         assert (learner.update(windows)["guard/skipped"] > 0) == (windows is made.bad)
         assert not equal(before, trained(learner))
         assert all(np.isfinite(leaf).all() for leaf in trained(learner))
-        assert learner._update._cache_size() == 1
+        assert _jitted_update(learner.kind)._cache_size() == 1
 
 
 def test_the_first_such_step_ends_a_run_that_says_so(made: Made, tmp_path: Path) -> None:

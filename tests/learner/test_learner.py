@@ -3,6 +3,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from learner.learner import Learner
 from learner.state import LearnerState
@@ -159,3 +161,31 @@ def test_every_metric_moves(ran: Ran) -> None:
     assert (first.pop("data/last_step"), last.pop("data/last_step")) == (11, 11)
     assert (first.pop("data/version"), last.pop("data/version")) == (0, 39)
     assert all(abs(first[name] - last[name]) > 1e-4 for name in first)
+
+
+@settings(max_examples=2, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(count=st.integers(2, 3), depth=st.sampled_from([4, 8]), width=st.integers(6, 24))
+def test_learners_updated_together_learn_what_they_learn_alone(line: Any, count: int, depth: int, width: int) -> None:
+    """A window that is not finite costs its own learner steps, and nobody else."""
+    learners = {str(seed): {"depth": depth, "width": width, "seed": seed} for seed in range(count)}
+    # Rates so small that Adam, which makes steps of equal length from gradients however small, keeps close.
+    rates = {f"{part}_learning_rate": 1e-5 for part in ("actor", "critic", "alpha")}
+    experiment = line.experiment(learners=learners)
+    experiment = experiment.model_copy(update={"algorithm": experiment.algorithm.model_copy(update=rates)})
+    plan = make_plan(experiment, line.spec)
+    together, alone = ([Learner(experiment, plan, line.spec, name) for name in learners] for _ in range(2))
+    windows = [line.windows(seed) for seed in range(count)]
+    windows[-1].floats[0, 5, 0] = np.nan
+    before = [leaves(learner.state) for learner in alone]
+    rows = Learner.update_together(together, windows)
+    for one, other, row, each, start in zip(together, alone, rows, windows, before, strict=True):
+        expected = other.update(each)
+        assert (row["guard/skipped"] > 0) == (one is together[-1])
+        del expected["update_seconds"], row["update_seconds"]
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        assert (one.updates, int(one.state.updates)) == (1, 1)
+        moved, apart = (
+            np.mean([np.mean(np.abs(leaf - wanted)) for leaf, wanted in zip(leaves(other.state), place, strict=True)])
+            for place in (start, leaves(one.state))
+        )
+        assert apart < 0.02 * moved

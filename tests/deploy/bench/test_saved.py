@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deploy.bench import saved
-from deploy.bench.commands import Outputs, bench
+from deploy.bench.results import Outputs, bench
 from deploy.cli import run_command
 from shared.config import ConfigError
 

@@ -14,11 +14,13 @@ import pytest
 
 from deploy.bench.entries import bench_entries, item_bytes
 from deploy.bench.row_bytes import bench_row_bytes
-from deploy.bench.scaling import DETAILS, FIGURES, bench_scaling, saturated
+from deploy.bench.scaling import bench_scaling
+from deploy.bench.scaling_measure import DETAILS, FIGURES, saturated
 from shared.config import ConfigError
+from shared.envs.registry import make_env
 
 ROOT = Path(__file__).parents[3]
-SMALL: dict[str, Any] = {"quick": True, "seconds": 0.5, "episode_length": 100, "unroll_length": 25}
+SMALL: dict[str, Any] = {"environments": 8, "seconds": 0.5, "episode_length": 100, "unroll_length": 25}
 GONE_S = 20.0
 
 
@@ -186,7 +188,7 @@ def test_what_is_full(figures: tuple[int, float, float, float, float, float, flo
 
 
 def test_bytes_of_rows_that_an_environment_made() -> None:
-    (row,) = bench_row_bytes(["point_u_maze"], unrolls=6)["rows"]
+    (row,) = bench_row_bytes({"point_u_maze": make_env("point_u_maze")}, unrolls=6)["rows"]
     assert (row["state"], row["action"], row["chunks_per_window"]) == (4, 2, 5)
     assert row["raw"] == 4 * 6 + 12
     assert row["item"] == item_bytes(5) / 62
@@ -203,5 +205,5 @@ def test_entries_are_counted_for_each_table(reverb_python: Path) -> None:
     assert row["collector_cpu_us"] > 0
     assert row["server_cpu_us"] > 0
     for tables in ([], [0]):
-        with pytest.raises(ConfigError, match=r"^tables: positive numbers are needed, not \["):
+        with pytest.raises(ConfigError, match=r"^--tables: positive numbers are needed, not \["):
             bench_entries(tables)

@@ -44,6 +44,16 @@ def test_rows_hold_the_same_figures_each_time() -> None:
     assert set(bench_update([4], batch=8, width=8, repeats=1, seconds=0.0)["rows"][0]) == KEYS
 
 
+def test_learners_side_by_side_have_figures_of_their_own() -> None:
+    (row,) = bench_update([4], batch=8, width=8, repeats=1, seconds=0.0, seeds=2)["rows"]
+    assert set(row) == KEYS | {"seeds", "seeds_speedup"} | {f"seeds_{name}" for name in TIMED}
+    assert row["seeds"] == 2
+    assert row["seeds_memory_bytes"] > 1.5 * row["memory_bytes"]
+    assert row["seeds_speedup"] > 0
+    with pytest.raises(ConfigError, match="--seeds: 0 is not positive"):
+        bench_update([4], batch=8, width=8, seeds=0)
+
+
 def test_depths_that_compile_for_hours_are_refused() -> None:
     with pytest.raises(ConfigError, match="--depths: 1024 layers one by one compile for hours"):
         bench_update([4, 1024], batch=8, width=8, against="unrolled")

@@ -1,9 +1,9 @@
-"""What `fathom bench` does. Each part's imports come late: most need neither Ray nor Reverb."""
+"""Where the figures of `fathom bench` go: to the console, into a file, beside those of another."""
 
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,83 +78,3 @@ def _show(result: Result, as_json: bool) -> None:
 
 def _warn(text: str) -> None:
     print(f"fathom: {text}", file=sys.stderr)
-
-
-def update(
-    depths: Sequence[int],
-    batch: int,
-    width: int,
-    precision: str,
-    against: str | None,
-    repeats: int,
-    seconds: float,
-) -> Result:
-    from deploy.bench.update import bench_update
-
-    _check_repeats(repeats)
-    return bench_update(list(depths), batch, width, precision, against, repeats, seconds)
-
-
-def rollout(env_id: str, num_envs: int, depth: int, width: int, repeats: int, with_replay: bool) -> Result:
-    from deploy.bench.rollout import bench_rollout
-    from deploy.commands import named_env
-
-    env = named_env(env_id)
-    _check_repeats(repeats)
-    return bench_rollout(env_id, env, num_envs, depth, width, with_replay, repeats)
-
-
-def replay(against_stock: bool, repeats: int, unrolls: int, batches: int) -> Result:
-    from deploy.bench.replay import bench_replay
-
-    _check_repeats(repeats)
-    return bench_replay(against_stock, repeats, unrolls, batches, say=_say)
-
-
-def weights(depth: int, width: int, repeats: int) -> Result:
-    from deploy.commands import prepare_jax
-
-    _check_repeats(repeats)
-    prepare_jax(cpu_only=True)  # a GPU is the two processes' own
-    from deploy.bench.weights import bench_weights
-
-    return bench_weights(depth, width, repeats, _say)
-
-
-def end_to_end(experiment: Path | None, repeats: int, quick: bool) -> Result:
-    from deploy.bench.end_to_end import bench_end_to_end
-
-    _check_repeats(repeats)
-    return bench_end_to_end(experiment, quick, repeats, _say)
-
-
-def scaling(
-    collectors: Sequence[int],
-    learners: Sequence[int],
-    seconds: float,
-    environments: int,
-    state_size: int,
-    action_size: int,
-    samples_per_insert: float,
-) -> Result:
-    from deploy.bench.scaling import bench_scaling
-
-    return bench_scaling(
-        collectors,
-        learners,
-        seconds=seconds,
-        environments=environments,
-        state_size=state_size,
-        action_size=action_size,
-        samples_per_insert=samples_per_insert,
-        say=_say,
-    )
-
-
-def _check_repeats(repeats: int) -> None:
-    if repeats < 1:
-        raise ConfigError(f"--repeats: {repeats} is not positive; use at least 1")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
