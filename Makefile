@@ -51,19 +51,22 @@ BENCH := $(BIN)/fathom bench
 SAVED := runs/bench$(if $(QUICK),/quick)
 bench: $(VENV)/.run-ready
 ifdef QUICK
-	$(BENCH) update --quick --save $(SAVED)/update.json
-	$(BENCH) rollout --quick --with-replay --save $(SAVED)/rollout.json
-	$(BENCH) replay --quick --save $(SAVED)/replay.json
-	$(BENCH) weights --quick --save $(SAVED)/weights.json
-	$(BENCH) end-to-end --quick --save $(SAVED)/end-to-end.json
+	$(MAKE) --jobs=2 --output-sync=line --no-print-directory $(QUICK_BENCHES)
 else
-	$(BENCH) update --depths 4 64 256 1024 --batch 64 --width 256 --save $(SAVED)/update.json
-	$(BENCH) update --depths 4 16 64 --batch 64 --width 256 --against unrolled --save $(SAVED)/update-unrolled.json
+	$(BENCH) update --depths 4 16 64 256 1024 --save $(SAVED)/update.json
+	$(BENCH) update --depths 4 16 64 --against unrolled --save $(SAVED)/update-unrolled.json
 	$(BENCH) rollout --with-replay --save $(SAVED)/rollout.json
 	$(BENCH) replay --against-stock --save $(SAVED)/replay.json
 	$(BENCH) weights --save $(SAVED)/weights.json
 	$(BENCH) end-to-end --save $(SAVED)/end-to-end.json
+	$(BENCH) scaling --save $(SAVED)/scaling.json
 endif
+
+# The longest first; two at once, since what they print says nothing of speed.
+QUICK_BENCHES := $(addprefix quick-,end-to-end rollout update replay weights)
+.PHONY: $(QUICK_BENCHES)
+$(QUICK_BENCHES): quick-%:
+	$(BENCH) $* --quick $(if $(filter rollout,$*),--with-replay) --save $(SAVED)/$*.json
 
 $(VENV)/.uv: 
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
