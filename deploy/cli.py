@@ -32,6 +32,9 @@ class Run:
     """Where results go; none: a new folder under runs/."""
     in_process: bool = False
     """Everything in this process, synchronous and deterministic, without Ray and Reverb."""
+    together: bool = False
+    """In one process on one device: learners of equal networks update as one computation. Measure first whether it
+    pays: `fathom bench update --seeds`."""
     overwrite: bool = False
     """Replace an older run in the same folder."""
     resume: bool = False
@@ -157,11 +160,11 @@ def run_command(arguments: Sequence[str]) -> int:
 def _dispatch(arguments: list[str]) -> int:
     command, rest = _parse(arguments)
     match command:
-        case Run(path, run_dir, in_process, overwrite, resume, resume_anyway, total_env_steps, dir_mode):
+        case Run(path, run_dir, in_process, together, overwrite, resume, resume_anyway, total_env_steps, dir_mode):
             if total_env_steps is not None:
                 rest = [*rest, "--budget.env-steps", str(total_env_steps)]
             mode = folder_mode(dir_mode)
-            return commands.run(path, rest, run_dir, in_process, overwrite, resume, resume_anyway, mode)
+            return commands.run(path, rest, run_dir, in_process, overwrite, resume, resume_anyway, mode, together)
         case Matrix(path, out, parallel, in_process, dir_mode, dry_run, json):
             if dry_run:
                 return commands.plan_matrix(path, as_json=json)

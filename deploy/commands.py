@@ -5,7 +5,8 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from shared.plan import Plan, make_plan
 
 EXIT_FAILED = 1
 
+Start = Callable[[Any, Envs, Callable[[str], None], Callable[..., None]], None]  # of a run: record, envs, say, progress
+
 
 def run(
     experiment_path: Path,
@@ -29,6 +32,7 @@ def run(
     resume: bool = False,
     resume_anyway: bool = False,
     dir_mode: int = OWNER_ONLY,
+    together: bool = False,
 ) -> int:
     """Checks everything that can be checked, then runs. Raises ConfigError before anything is started."""
     resume = resume or resume_anyway
@@ -38,6 +42,8 @@ def run(
     if overrides:
         experiment = override(experiment, overrides, experiment_path)
     prepare_jax(cpu_only=not in_process)
+    if together:
+        _check_together(in_process)
     from deploy.record import RunRecord, check_space, prepare_run_dir, read_status, run_lock
     from deploy.resume import find, restore
     from deploy.wandb_log import check_installed
@@ -62,14 +68,40 @@ def run(
         else:
             prepare_run_dir(run_dir, overwrite, dir_mode)
         check_space(run_dir, experiment, plan, envs.training.spec)
-        return _recorded(RunRecord(run_dir, experiment, plan, snapshot), envs, in_process)
+        start = partial(_start_in_process, together) if in_process else _start_distributed
+        return _recorded(RunRecord(run_dir, experiment, plan, snapshot), envs, start)
 
 
-def _recorded(record: Any, envs: Envs, in_process: bool) -> int:
+def _check_together(in_process: bool) -> None:
+    if not in_process:
+        raise ConfigError("--together: only learners in one process can update together; add --in-process")
+    import jax
+
+    if (devices := jax.local_device_count()) > 1:
+        raise ConfigError(
+            f"--together: learners update together on one device, here are {devices}; show one (CUDA_VISIBLE_DEVICES=0)"
+        )
+
+
+def _start_in_process(
+    together: bool, record: Any, envs: Envs, say: Callable[[str], None], progress: Callable[..., None]
+) -> None:
+    from deploy.in_process import InProcessRun
+
+    InProcessRun(record, envs, say, together).run(progress)
+
+
+def _start_distributed(record: Any, envs: Envs, say: Callable[[str], None], progress: Callable[..., None]) -> None:
+    from deploy.launch import Launch
+
+    Launch(record, envs.training.spec, say).run(progress)
+
+
+def _recorded(record: Any, envs: Envs, start: Start) -> int:
     for ending in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C, also where a shell made us ignore it; docker stop
         signal.signal(ending, _interrupt)
     try:
-        return _supervised(record, envs, in_process)
+        return _supervised(record, envs, start)
     except KeyboardInterrupt:
         record.status("interrupted", "stopped by the user")
         raise
@@ -82,7 +114,7 @@ def _recorded(record: Any, envs: Envs, in_process: bool) -> int:
         record.close()
 
 
-def _supervised(record: Any, envs: Envs, in_process: bool) -> int:
+def _supervised(record: Any, envs: Envs, start: Start) -> int:
     from deploy.console import RunConsole
     from deploy.record import write_json
     from deploy.summary import plot, summarise, table
@@ -90,14 +122,7 @@ def _supervised(record: Any, envs: Envs, in_process: bool) -> int:
     output = make_console()
     record.status("running")
     with RunConsole(record, output) as console:
-        if in_process:
-            from deploy.in_process import InProcessRun
-
-            InProcessRun(record, envs, console.say).run(console.update)
-        else:
-            from deploy.launch import Launch
-
-            Launch(record, envs.training.spec, console.say).run(console.update)
+        start(record, envs, console.say, console.update)
     summary = summarise(record, envs.training.spec)
     write_json(record.run_dir / "summary.json", summary)
     plot(record, record.run_dir / "learning_curve.png")

@@ -145,10 +145,6 @@ def _call_all(calls: Sequence[Callable[[], None]]) -> None:
         call()
 
 
-def _one_accelerator() -> bool:
-    return jax.default_backend() != "cpu" and jax.local_device_count() == 1
-
-
 def _groups(learners: Mapping[str, Learner], together: bool) -> list[list[str]]:
     """Who trains as one computation with whom."""
     groups: dict[Any, list[str]] = {}
@@ -173,12 +169,12 @@ class InProcessRun:
         record: RunRecord,
         envs: Envs,
         say: Callable[[str], None] = lambda text: None,
-        together: bool | None = None,
+        together: bool = False,
     ) -> None:
         """`say` gets what a person has to know while the run goes on: that it waits for room on its disk.
 
-        `together`: learners of equal networks make their updates as one computation; none: where there is one
-        accelerator (a CPU's cores are busier with a thread for each).
+        `together`: learners of equal networks make their updates as one computation on this process's one device,
+        equal but for rounding.
         """
         experiment, plan = record.experiment, record.plan
         self.record = record
@@ -190,7 +186,7 @@ class InProcessRun:
         self._threads = ThreadPoolExecutor(_at_once(len(names)), thread_name_prefix="learner")
         made = self._threads.map(lambda name: Learner(experiment, plan, training.spec, name, reports), names)
         self.learners = dict(zip(names, made, strict=True))
-        self._groups = _groups(self.learners, _one_accelerator() if together is None else together)
+        self._groups = _groups(self.learners, together)
         row_size = training.spec.state_size + training.spec.action_size
         self._ring = WindowRing(plan, experiment.collector.actors, row_size)
         self._evaluator = Evaluator(experiment, plan, envs.evaluation)

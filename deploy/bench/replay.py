@@ -79,6 +79,8 @@ def bench_replay(
     `insert_steps_per_second`: environment steps a second of one `Inserter` into two tables, without samplers,
     from numpy unrolls to the last confirmation. `ahead_steps_per_second`: the same, each unroll written to the
     tail of a stream first, as collectors do; turns alternate. `ahead_ratio`: of the medians.
+    `stock_insert_steps_per_second`: through Reverb's `TrajectoryWriter`, one for each environment (its own Python and
+    process), a whole unroll appended at a time; turns alternate. `insert_ratio`: ours to stock's, of the medians.
     `sample_megabytes_per_second`: uncompressed megabytes (1e6) a second of one `Sampler`, without inserts,
     decoded into its contiguous host batch of 64 windows; the transfer to a device is left out.
     `stock_sample_megabytes_per_second`: the same table through Reverb's `TrajectoryDataset` (its own Python
@@ -86,34 +88,46 @@ def bench_replay(
     stock's, of the medians. States are random floats, which do not compress.
     """
     python = reverb_python(say)
-    tables = [TableSpec(name, MAX_WINDOWS, min_size_to_sample=1) for name in ("bench/a", "bench/b")]
+    names, stock_names = ["bench/a", "bench/b"], ["stock/a", "stock/b"]
+    tables = [TableSpec(name, MAX_WINDOWS, min_size_to_sample=1) for name in (*names, *stock_names)]
     with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder:
         server = ReplayServer(python, Path(folder) / "server.log")
         try:
             address = server.start(tables)
-            names = [table.name for table in tables]
-            inserted, ahead = _insert_speeds(address, names, insert_unrolls, repetitions, Path(folder) / "stream")
-            sampled, stock = _sample_speeds(
-                address, names[0], python if against_stock else None, repetitions, sample_batches
-            )
+            stock = StockClient(python) if against_stock else None
+            try:
+                stream = Path(folder) / "stream"
+                inserted = _insert_speeds(address, names, stock_names, insert_unrolls, repetitions, stream, stock)
+                sampled = _sample_speeds(address, names[0], repetitions, sample_batches, stock)
+            finally:
+                if stock:
+                    stock.close()
         finally:
             server.stop()
-    ours = statistics.median(sampled)
-    theirs = statistics.median(stock) if stock else None
+    speeds = {name: statistics.median(each) if each else None for name, each in (inserted | sampled).items()}
+
+    def ratio(one: str, other: str) -> float | None:
+        slow, fast = speeds[one], speeds[other]
+        return slow / fast if slow and fast else None
+
     return {
-        "insert_steps_per_second": statistics.median(inserted),
-        "ahead_steps_per_second": statistics.median(ahead),
-        "ahead_ratio": statistics.median(ahead) / statistics.median(inserted),
-        "sample_megabytes_per_second": ours,
-        "stock_sample_megabytes_per_second": theirs,
-        "sample_ratio": ours / theirs if theirs else None,
+        **speeds,
+        "ahead_ratio": ratio("ahead_steps_per_second", "insert_steps_per_second"),
+        "insert_ratio": ratio("insert_steps_per_second", "stock_insert_steps_per_second"),
+        "sample_ratio": ratio("sample_megabytes_per_second", "stock_sample_megabytes_per_second"),
     }
 
 
 def _insert_speeds(
-    address: str, tables: list[str], unrolls: int, repetitions: int, stream: Path
-) -> tuple[list[float], list[float]]:
-    """Environment steps a second, without and with a stream written ahead, taken in turns."""
+    address: str,
+    tables: list[str],
+    stock_tables: list[str],
+    unrolls: int,
+    repetitions: int,
+    stream: Path,
+    stock: StockClient | None,
+) -> dict[str, list[float]]:
+    """Environment steps a second, without and with a stream written ahead, and of `stock`; taken in turns."""
     description = StreamDescription(
         env="bench",
         state_size=ROW_FLOATS - 1,
@@ -124,13 +138,31 @@ def _insert_speeds(
         collectors=1,
         unrolls=unrolls,
     )
-    plain, ahead = [], []
+    plain: list[float] = []
+    ahead: list[float] = []
+    theirs: list[float] = []
     for turn in range(repetitions):
         plain.append(_insert_speed(address, tables, unrolls, 2 * turn, lambda columns, number: None))
         writer = StreamWriter(stream / str(turn), 0, description, keep_unrolls=MAX_WINDOWS // ENVIRONMENTS)
         ahead.append(_insert_speed(address, tables, unrolls, 2 * turn + 1, writer.write))
         writer.close()
-    return plain, ahead
+        if stock:
+            answer = stock.ask(
+                "insert_speed",
+                address=address,
+                tables=stock_tables,
+                row_sizes=[ROW_FLOATS, INT_COLUMNS],
+                environments=ENVIRONMENTS,
+                steps=UNROLL,
+                chunks=CHUNKS_PER_WINDOW,
+                unrolls=unrolls,
+            )
+            theirs.append(answer["steps_per_second"])
+    return {
+        "insert_steps_per_second": plain,
+        "ahead_steps_per_second": ahead,
+        "stock_insert_steps_per_second": theirs,
+    }
 
 
 def _insert_speed(
@@ -166,30 +198,25 @@ def _insert_speed(
 
 
 def _sample_speeds(
-    address: str, table: str, stock_python: Path | None, repetitions: int, batches: int
-) -> tuple[list[float], list[float]]:
-    """Megabytes a second, ours and (empty without `stock_python`) stock's, taken in turns."""
+    address: str, table: str, repetitions: int, batches: int, stock: StockClient | None
+) -> dict[str, list[float]]:
+    """Megabytes a second, ours and of `stock`, taken in turns."""
     ours: list[float] = []
     theirs: list[float] = []
-    stock = StockClient(stock_python) if stock_python else None
-    try:
-        _our_sample_speed(address, table, batches)  # the first one meets cold memory; stock warms up by itself
-        for _ in range(repetitions):
-            ours.append(_our_sample_speed(address, table, batches))
-            if stock:
-                answer = stock.ask(
-                    "speed",
-                    address=address,
-                    table=table,
-                    row_sizes=[ROW_FLOATS, INT_COLUMNS],
-                    window_rows=CHUNKS_PER_WINDOW * UNROLL,
-                    windows=batches * WINDOWS_PER_UPDATE,
-                )
-                theirs.append(answer["megabytes_per_second"])
-    finally:
+    _our_sample_speed(address, table, batches)  # the first one meets cold memory; stock warms up by itself
+    for _ in range(repetitions):
+        ours.append(_our_sample_speed(address, table, batches))
         if stock:
-            stock.close()
-    return ours, theirs
+            answer = stock.ask(
+                "speed",
+                address=address,
+                table=table,
+                row_sizes=[ROW_FLOATS, INT_COLUMNS],
+                window_rows=CHUNKS_PER_WINDOW * UNROLL,
+                windows=batches * WINDOWS_PER_UPDATE,
+            )
+            theirs.append(answer["megabytes_per_second"])
+    return {"sample_megabytes_per_second": ours, "stock_sample_megabytes_per_second": theirs}
 
 
 def _our_sample_speed(address: str, table: str, batches: int) -> float:

@@ -23,7 +23,7 @@ FULL = 0.9  # a core, or all of them, that is busy for this share of the time is
 HELD = 0.9  # of the error buffer
 ROLE_MEGABYTES = 40  # of one simulated role besides its batches; this and the next two were measured
 SLICE_BYTES = 100  # of an entry in a table in the server's memory, for each chunk and column of its window
-MOST_ENTRIES = 60_000  # that all tables together took in a second
+MOST_ENTRIES = 100_000  # that all tables together took in a second
 FIGURES = (
     "env_steps_per_second",
     "windows_per_second",

@@ -1,11 +1,12 @@
 """Reverb's own client behind JSON lines, for comparison: bit for bit in tests, in speed in the benchmark.
 
 Run with the Python of Reverb's environment; stands alone. Each line on standard input is one request
-`{"do": "write" | "write_steps" | "read" | "speed", "address", "table", ...}`; each is answered by one JSON
+`{"do": "write" | "write_steps" | "read" | "speed" | "insert_speed", "address", ...}`; each is answered by one JSON
 line, with `error` in it where the request failed. Arrays travel as `.npz` files, one array `[R, ...]` for
 each column, named `0`, `1`, ...
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -81,6 +82,42 @@ def speed(address: str, table: str, row_sizes: list[int], window_rows: int, wind
     return {"megabytes_per_second": size / (time.perf_counter() - started) / 1e6}
 
 
+def insert_speed(
+    address: str, tables: list[str], row_sizes: list[int], environments: int, steps: int, chunks: int, unrolls: int
+) -> dict[str, Any]:
+    """Environment steps a second of a `TrajectoryWriter` for each environment, to the last confirmation.
+
+    A whole unroll of `steps` rows is appended at a time, a chunk of its own: row by row takes ten times as long. An
+    item is `chunks` of them, one in each table; the first one's unrolls, which make no items, are left out.
+    """
+    rng = np.random.default_rng(0)
+    floats, ints = row_sizes
+    unroll = (rng.standard_normal((steps, floats), dtype=np.float32), np.zeros((steps, ints), np.int32))
+    client = reverb.Client(address)
+    with contextlib.ExitStack() as stack:
+        writers = [
+            stack.enter_context(client.trajectory_writer(num_keep_alive_refs=chunks)) for _ in range(environments)
+        ]
+        for writer in writers:
+            for column in range(2):
+                writer.configure((column,), num_keep_alive_refs=chunks, max_chunk_length=1)
+        for number in range(chunks + unrolls):
+            if number == chunks:
+                for writer in writers:
+                    writer.flush()
+                started = time.perf_counter()
+            for writer in writers:
+                writer.append(list(unroll))
+                if number >= chunks:
+                    trajectory = [writer.history[column][-chunks:] for column in range(2)]
+                    for table in tables:
+                        writer.create_item(table, priority=1.0, trajectory=trajectory)
+        for writer in writers:
+            writer.flush(timeout_ms=30_000)
+        seconds = time.perf_counter() - started
+    return {"steps_per_second": unrolls * environments * steps / seconds}
+
+
 def _load(path: str) -> list[Any]:
     with np.load(path) as stored:
         return [stored[str(number)] for number in range(len(stored.files))]
@@ -95,6 +132,7 @@ def main() -> None:
         "write_steps": write_steps,
         "read": read,
         "speed": speed,
+        "insert_speed": insert_speed,
     }
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,7 +1,10 @@
 """Every mistake of the user's: one line that names the field and the remedy, before anything is started."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,7 @@ MISTAKES = {
     "stream": (["--stream", "/nowhere"], "/nowhere: no such folder; name the folder of a recorded stream"),
     "stream's pace": (["--stream", "/nowhere", "--replay.pace", "free"], "replay.pace: a stream is fed as fast as"),
     "stream of a stream": (["--stream", "/nowhere", "--record", "true"], "record: what comes from a stream is on disk"),
+    "together": (["--together"], "--together: only learners in one process can update together; add --in-process"),
     "key": (["--collector.dept", "8"], "--collector.dept: no such option"),
     "learner": (["--learners.dep.depth", "8"], "it has: active, shallow, deep"),
     "batch": (["--algorithm.batch-size", "100000"], "algorithm.batch_size: 100000 is more than the 12736 rows"),
@@ -43,6 +47,17 @@ def test_a_mistake_is_one_line_and_starts_nothing(
     assert line in printed.err
     assert len(printed.err.strip().splitlines()) == 1
     assert printed.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_learners_update_together_on_one_device(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "deploy.cli", "run", DEMO, "--run-dir", str(tmp_path / "run")]
+    environ = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    ended = subprocess.run(
+        [*command, "--in-process", "--together"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 2
+    assert "--together: learners update together on one device, here are 2; show one" in ended.stderr
     assert not (tmp_path / "run").exists()
 
 

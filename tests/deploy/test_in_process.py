@@ -42,7 +42,7 @@ class Ran(NamedTuple):
     run: InProcessRun
 
 
-def go(directory: Path, experiment: Experiment = EXPERIMENT, together: bool | None = None) -> Ran:
+def go(directory: Path, experiment: Experiment = EXPERIMENT, together: bool = False) -> Ran:
     record = RunRecord(directory, experiment, PLAN)
     run = InProcessRun(record, ENVS, together=together)
     run.run(on_progress=lambda: record.status("running"))

@@ -199,7 +199,7 @@ def test_bytes_of_rows_that_an_environment_made() -> None:
 
 def test_entries_are_counted_for_each_table(reverb_python: Path) -> None:
     before = left()
-    (row,) = bench_entries([2], unrolls=4)["rows"]
+    (row,) = bench_entries([2], unrolls=40)["rows"]
     assert left() == before
     assert row["entries_per_second"] == pytest.approx(2 * row["env_steps_per_second"] / 62)
     assert row["collector_cpu_us"] > 0
