@@ -10,6 +10,11 @@ import pytest
 from deploy.bench.options import BenchUpdate, BenchWeights
 from deploy.cli import run_command
 
+UPDATE = {
+    *("depth", "batch", "width", "precision", "init_seconds", "trace_seconds", "compile_seconds"),
+    *("first_step_seconds", "step_seconds", "gradient_steps_per_second", "flops_per_second", "peak_share"),
+    "memory_bytes",
+}
 ROLLOUT = {
     "env",
     "num_envs",
@@ -62,7 +67,8 @@ def test_update(capsys: pytest.CaptureFixture[str]) -> None:
     result = bench(capsys, "update", *small)
     assert [row["depth"] for row in result["rows"]] == [4]
     assert all(row["precision"] == "float32" for row in result["rows"])
-    assert all(map(all_positive, (result, *result["rows"])))  # keys: test_update.py
+    assert all(row.keys() == UPDATE for row in result["rows"])
+    assert all(map(all_positive, (result, *result["rows"])))
 
 
 def test_rollout_without_and_with_replay(capsys: pytest.CaptureFixture[str]) -> None:

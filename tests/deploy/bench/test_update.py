@@ -8,15 +8,11 @@ from deploy.bench.update import _experiment, bench_update, differences, model_fl
 from shared.config import ConfigError
 from shared.networks import CriticParams, NetworkParams
 
-KEYS = {
-    *("depth", "batch", "width", "precision", "init_seconds", "trace_seconds", "compile_seconds"),
-    *("first_step_seconds", "step_seconds", "gradient_steps_per_second", "flops_per_second", "peak_share"),
-    "memory_bytes",
-}
 TIMED = {
     *("init_seconds", "trace_seconds", "compile_seconds", "first_step_seconds", "step_seconds"),
     *("gradient_steps_per_second", "memory_bytes"),
 }
+UPDATE = TIMED | {"depth", "batch", "width", "precision", "flops_per_second", "peak_share"}
 
 
 @settings(max_examples=3, deadline=None, derandomize=True)
@@ -32,24 +28,23 @@ def test_another_computation_is_noticed() -> None:
 
 
 def test_rows_hold_the_same_figures_each_time() -> None:
-    result = bench_update([4], batch=8, width=8, against="unrolled", repeats=1, seconds=0.0)
+    """Alone: test_commands.py."""
+    result = bench_update([4], batch=8, width=8, against="unrolled", repeats=1, seconds=0.0, seeds=2)
     assert set(result) == {"matmul_flops_per_second", "rows"}
     (row,) = result["rows"]
     compared = {"step_speedup", "first_step_speedup", "loss_difference", "gradient_difference"}
-    assert set(row) == KEYS | compared | {f"unrolled_{name}" for name in TIMED}
+    side_by_side = {"seeds", "seeds_speedup"} | {f"seeds_{name}" for name in TIMED}
+    assert set(row) == UPDATE | compared | {f"unrolled_{name}" for name in TIMED} | side_by_side
     assert all(np.isfinite(value) for value in row.values() if not isinstance(value, str))
     assert row["first_step_seconds"] == pytest.approx(
         row["init_seconds"] + row["trace_seconds"] + row["compile_seconds"], abs=0.05
     )
-    assert set(bench_update([4], batch=8, width=8, repeats=1, seconds=0.0)["rows"][0]) == KEYS
-
-
-def test_learners_side_by_side_have_figures_of_their_own() -> None:
-    (row,) = bench_update([4], batch=8, width=8, repeats=1, seconds=0.0, seeds=2)["rows"]
-    assert set(row) == KEYS | {"seeds", "seeds_speedup"} | {f"seeds_{name}" for name in TIMED}
     assert row["seeds"] == 2
     assert row["seeds_memory_bytes"] > 1.5 * row["memory_bytes"]
     assert row["seeds_speedup"] > 0
+
+
+def test_no_learners_side_by_side_are_refused() -> None:
     with pytest.raises(ConfigError, match="--seeds: 0 is not positive"):
         bench_update([4], batch=8, width=8, seeds=0)
 
