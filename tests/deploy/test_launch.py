@@ -211,15 +211,15 @@ def _stop(process: psutil.Process) -> None:
     process.send_signal(signal.SIGSTOP)
 
 
-DEATHS: dict[str, tuple[str, Callable[[psutil.Process], None], str]] = {
-    "learner": ("ray::LearnerActor", psutil.Process.kill, "learner-"),
-    "replay server": ("serve.py", psutil.Process.kill, "the replay server (pid"),
-    "stopped collector": ("ray::CollectorActor", _stop, "collector-0"),
-}
+DEATHS = [
+    pytest.param("ray::LearnerActor", psutil.Process.kill, "learner-", id="learner", marks=pytest.mark.chaos),
+    pytest.param("serve.py", psutil.Process.kill, "the replay server (pid", id="replay server"),
+    pytest.param("ray::CollectorActor", _stop, "collector-0", id="stopped collector"),
+]
 
 
 @pytest.mark.timeout(2 * DEADLINE_S)
-@pytest.mark.parametrize(("process", "kill", "named"), DEATHS.values(), ids=DEATHS.keys())
+@pytest.mark.parametrize(("process", "kill", "named"), DEATHS)
 def test_a_death_ends_the_run_with_its_name(
     process: str, kill: Callable[[psutil.Process], None], named: str, tmp_path: Path
 ) -> None:
@@ -258,6 +258,7 @@ def test_a_run_outlives_its_collector_a_learner_and_the_replay_server(tmp_path: 
     _check_windows(run)
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(3 * DEADLINE_S)
 def test_a_collector_may_die_while_the_next_server_starts(tmp_path: Path) -> None:
     """Its next process puts in what the one before had promised."""
