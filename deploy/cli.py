@@ -34,7 +34,7 @@ class Run:
     """Everything in this process, synchronous and deterministic, without Ray and Reverb."""
     together: bool = False
     """In one process on one device: learners of equal networks update as one computation. Measure first whether it
-    pays: `fathom bench update --seeds`."""
+    pays: `fathom bench update --seeds`. A run begun so is resumed so, or results differ by rounding."""
     overwrite: bool = False
     """Replace an older run in the same folder."""
     resume: bool = False
