@@ -86,7 +86,8 @@ def chunk_bytes(columns: Columns, start: int) -> int:
 
 def item_bytes(chunks_per_window: int, table: str = "0123456789abcdef-1/active") -> int:
     """Of a window's entry in an insert message, for a table whose name is as long as a run's."""
-    return len(wire.items(table, np.full(1, LONG_KEY), np.full((1, chunks_per_window), LONG_KEY), UNROLL, columns=2))
+    window = wire.trajectories(np.full((1, chunks_per_window), LONG_KEY), UNROLL, columns=2)
+    return len(wire.items(table, np.full(1, LONG_KEY), window))
 
 
 def _cpu(process: psutil.Process) -> float:

@@ -1,6 +1,7 @@
 """The options of `fathom bench`, and which measurement they are of."""
 
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -13,7 +14,7 @@ Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _BenchOptions:
+class _BenchOptions(ABC):
     name: ClassVar[str]
 
     quick: bool = False
@@ -32,9 +33,9 @@ class _BenchOptions:
         alone = {field.name for field in fields(self) if getattr(self, field.name) == field.default}
         return replace(self, **{name: size for name, size in QUICK[type(self)].items() if name in alone})
 
+    @abstractmethod
     def measure(self) -> Result:
         """Imports what it needs, which is neither Ray nor Reverb in most cases."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -223,8 +223,9 @@ class _Stream:
         parts = [wire.chunks(chunks[there, -1], columns, self._episode_ids[there], number * steps)]
         message = _Message({table: set() for table in self._tables})
         whole = np.flatnonzero((run >= len(keys)) & windows)
+        trajectories = wire.trajectories(chunks[whole], steps, len(columns))
         for table, item_keys in zip(self._tables, keys[-1, whole, 1:].T, strict=True):
-            parts.append(wire.items(table, item_keys, chunks[whole], steps, len(columns)))
+            parts.append(wire.items(table, item_keys, trajectories))
             message.unconfirmed[table].update(item_keys.tolist())
         # What the next window will refer to; all of it while the first one is still growing.
         kept = np.arange(len(keys)) >= np.maximum(len(keys) - run, 1)[:, None]

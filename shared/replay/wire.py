@@ -38,11 +38,14 @@ class WireError(ReplayError):
 def chunks(keys: np.ndarray, columns: Sequence[np.ndarray], episode_ids: np.ndarray, start: int) -> bytes:
     """A request's `ChunkData`, one for each of `keys` `[n]` and `episode_ids` `[n]`, both uint64.
 
-    `columns`: contiguous, `[n, T, ...]` each; their rows are steps `start` to `start + T - 1`.
+    `columns`: contiguous, `[n, T, ...]` each; their rows are steps `start` to `start + T - 1`. Raises ValueError where
+    these are more than an int32 holds, which the server would not notice.
     """
     if not len(keys):
         return b""
     steps = columns[0].shape[1]
+    if start + steps > 2**31:
+        raise ValueError(f"step {start + steps - 1} of an environment is beyond int32: no run is that long")
     contents, headers, data_size = [], [], np.zeros(len(keys), np.uint64)
     for column in columns:
         compressed = [cramjam.snappy.compress_raw(row) for row in _raw(column, len(keys))]
@@ -59,17 +62,20 @@ def chunks(keys: np.ndarray, columns: Sequence[np.ndarray], episode_ids: np.ndar
     return b"".join(chain.from_iterable(zip(*parts, repeat(tail))))
 
 
-def items(table: str, keys: np.ndarray, windows: np.ndarray, steps: int, columns: int) -> bytes:
-    """A request's items of `table`, one for each of `keys` `[n]`, of priority 1.
+def trajectories(windows: np.ndarray, steps: int, columns: int) -> np.ndarray:
+    """`FlatTrajectory`s, `[n, bytes]` uint8: `windows` `[n, K]`, uint64, are the keys of each one's chunks.
 
-    `windows` `[n, K]`: keys of the chunks that each consists of, oldest first, all of `steps` steps and with one
-    tensor for each column. All keys are uint64.
+    Oldest first, whole chunks, all of `steps` steps and with one tensor for each of `columns`.
     """
     whole = _join(_numbers(1, windows), _number(3, steps))
     slices = (_messages(1, whole, _number(4, index)) for index in range(columns))
-    trajectory = [_messages(1, column.reshape(len(keys), windows.shape[1] * column.shape[2])) for column in slices]
+    return _join(*(_messages(1, column.reshape(len(windows), windows.shape[1] * column.shape[2])) for column in slices))
+
+
+def items(table: str, keys: np.ndarray, windows: np.ndarray) -> bytes:
+    """A request's items of `table`, one for each of `keys` `[n]`, uint64, and of `trajectories`; of priority 1."""
     head = _message(2, table.encode()) + _PRIORITY
-    return _messages(2, _numbers(1, keys), head, _messages(8, *trajectory)).tobytes()
+    return _messages(2, _numbers(1, keys), head, _messages(8, windows)).tobytes()
 
 
 def keep_chunk_keys(keys: np.ndarray) -> bytes:

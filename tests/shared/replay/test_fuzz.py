@@ -120,9 +120,8 @@ def info() -> pb.ServerInfoResponse:
 def window() -> pb.SampleStreamResponse:
     """One right window."""
     key = np.array([7], np.uint64)
-    inserted = pb.InsertStreamRequest.FromString(
-        wire.chunks(key, (FLOATS[None], INTS[None]), key, start=0) + wire.items(TABLE, key, key[None], T, columns=2)
-    )
+    items = wire.items(TABLE, key, wire.trajectories(key[None], T, columns=2))
+    inserted = pb.InsertStreamRequest.FromString(wire.chunks(key, (FLOATS[None], INTS[None]), key, start=0) + items)
     response = pb.SampleStreamResponse()
     entry = response.entries.add(end_of_sequence=True, data=inserted.chunks)
     entry.info.item.flat_trajectory.CopyFrom(inserted.items[0].flat_trajectory)

@@ -64,7 +64,7 @@ def test_items_are_what_protobuf_would_write(
 ) -> None:
     keys, windows, kept = data.draw(key_array(n)), data.draw(key_array(n, chunks)), data.draw(key_array(n * chunks))
     table = data.draw(st.text(min_size=1, max_size=200))
-    message = wire.items(table, keys, windows, steps, columns) + wire.keep_chunk_keys(kept)
+    message = wire.items(table, keys, wire.trajectories(windows, steps, columns)) + wire.keep_chunk_keys(kept)
     expected = pb.InsertStreamRequest(keep_chunk_keys=kept.tolist())
     for key, window in zip(keys.tolist(), windows.tolist(), strict=True):
         trajectory = pb.FlatTrajectory(
@@ -86,11 +86,18 @@ def test_no_chunks_are_no_bytes() -> None:
     assert wire.chunks(none, (np.empty((0, T, F), np.float32),), none, start=0) == b""
 
 
+def test_steps_beyond_int32_are_refused() -> None:
+    key, floats = np.array([7], np.uint64), np.zeros((1, T, F), np.float32)
+    assert wire.chunks(key, (floats,), key, start=2**31 - T)
+    with pytest.raises(ValueError, match="step 2147483648 of an environment is beyond int32"):
+        wire.chunks(key, (floats,), key, start=2**31 - T + 1)
+
+
 def test_read_window_refuses_what_was_not_expected() -> None:
     floats, ints = np.random.default_rng(0).standard_normal((T, F), np.float32), np.zeros((T, 3), np.int32)
     key = np.array([7], np.uint64)
     message = wire.chunks(key, (floats[None], ints[None]), key, start=0)
-    message += wire.items("table", key, np.array([[7, 7]], np.uint64), T, columns=2)
+    message += wire.items("table", key, wire.trajectories(np.array([[7, 7]], np.uint64), T, columns=2))
     request = pb.InsertStreamRequest.FromString(message)
     chunk, window = request.chunks[0], request.items[0].flat_trajectory
     good = [np.empty((2 * T, F), np.float32), np.empty((2 * T, 3), np.int32)]
