@@ -80,6 +80,7 @@ def test_stopped_server_is_unresponsive(start_server: Callable[..., Any]) -> Non
     monitor = ReplayMonitor(address, [TABLE.name], timeout_s=0.5)
     assert monitor.poll().tables[TABLE.name].size == 2
     os.kill(server.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, server.pid, os.WSTOPPED)  # its last thread stops milliseconds after the signal
     started = time.monotonic()
     assert monitor.poll() is None
     with pytest.raises(ReplayUnavailable, match="missed 2 polls"):
