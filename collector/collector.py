@@ -135,7 +135,9 @@ class Collector:
 
     def go_on(self, state: CollectorState, position: Position) -> None:
         """From a snapshot: the same environments, in the same life."""
-        self.state, self.position, self.next_number = state, position, position.windows.number + 1
+        # Put where a fresh one lies, or the first unroll would be compiled apart from those that follow it.
+        self.state = jax.device_put(state)
+        self.position, self.next_number = position, position.windows.number + 1
 
     def begin(self, policy: Policy) -> None:
         """Starts an unroll with `policy`, and returns while the device works at it."""

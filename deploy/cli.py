@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg, subcommand
 from deploy import commands, trained
 from deploy.access import folder_mode
 from deploy.bench.options import Bench, run_bench
+from deploy.mode import choose_mode
 from shared.config import ConfigError
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -34,7 +35,7 @@ class Run:
     """Everything in this process, synchronous and deterministic, without Ray and Reverb."""
     together: bool = False
     """In one process on one device: learners of equal networks update as one computation. Measure first whether it
-    pays: `fathom bench update --seeds`. A run begun so is resumed so, or results differ by rounding."""
+    pays: `fathom bench update --seeds`."""
     overwrite: bool = False
     """Replace an older run in the same folder."""
     resume: bool = False
@@ -163,8 +164,8 @@ def _dispatch(arguments: list[str]) -> int:
         case Run(path, run_dir, in_process, together, overwrite, resume, resume_anyway, total_env_steps, dir_mode):
             if total_env_steps is not None:
                 rest = [*rest, "--budget.env-steps", str(total_env_steps)]
-            mode = folder_mode(dir_mode)
-            return commands.run(path, rest, run_dir, in_process, overwrite, resume, resume_anyway, mode, together)
+            mode = choose_mode(in_process, together)
+            return commands.run(path, rest, run_dir, mode, overwrite, resume, resume_anyway, folder_mode(dir_mode))
         case Matrix(path, out, parallel, in_process, dir_mode, dry_run, json):
             if dry_run:
                 return commands.plan_matrix(path, as_json=json)

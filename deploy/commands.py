@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.access import OWNER_ONLY
+from deploy.mode import Mode
 from deploy.output import complain, make_console, print_rows
 from deploy.overrides import override
 from shared.config import ConfigError, Experiment, load_experiment
@@ -27,12 +28,11 @@ def run(
     experiment_path: Path,
     overrides: Sequence[str],
     run_dir: Path | None,
-    in_process: bool,
+    mode: Mode,
     overwrite: bool,
     resume: bool = False,
     resume_anyway: bool = False,
     dir_mode: int = OWNER_ONLY,
-    together: bool = False,
 ) -> int:
     """Checks everything that can be checked, then runs. Raises ConfigError before anything is started."""
     resume = resume or resume_anyway
@@ -41,11 +41,11 @@ def run(
     experiment = load_experiment(experiment_path)
     if overrides:
         experiment = override(experiment, overrides, experiment_path)
-    prepare_jax(cpu_only=not in_process)
-    if together:
-        _check_together(in_process)
+    prepare_jax(cpu_only=mode is Mode.DISTRIBUTED)
+    if mode is Mode.TOGETHER:
+        _check_one_device()
     from deploy.record import RunRecord, check_space, prepare_run_dir, read_status, run_lock
-    from deploy.resume import find, restore
+    from deploy.resume import check_same, find, restore
     from deploy.wandb_log import check_installed
 
     check_installed(experiment)
@@ -57,24 +57,22 @@ def run(
     with run_lock(run_dir):
         snapshot = None
         if resume and (run_dir / "config.yaml").exists():
+            check_same(load_experiment(run_dir / "config.yaml"), experiment, resume_anyway)
             if read_status(run_dir).get("state") == "done":
-                find(run_dir, experiment, in_process, resume_anyway, complain)
                 make_console().print(f"{run_dir}: done before", highlight=False)
                 return 0
-            snapshot = find(run_dir, experiment, in_process, resume_anyway, complain)
+            snapshot = find(run_dir, mode, complain)
             overwrite = True
         if snapshot:
             restore(run_dir, experiment, snapshot)
         else:
             prepare_run_dir(run_dir, overwrite, dir_mode)
         check_space(run_dir, experiment, plan, envs.training.spec)
-        start = partial(_start_in_process, together) if in_process else _start_distributed
+        start = _start_distributed if mode is Mode.DISTRIBUTED else partial(_start_in_process, mode)
         return _recorded(RunRecord(run_dir, experiment, plan, snapshot), envs, start)
 
 
-def _check_together(in_process: bool) -> None:
-    if not in_process:
-        raise ConfigError("--together: only learners in one process can update together; add --in-process")
+def _check_one_device() -> None:
     import jax
 
     if (devices := jax.local_device_count()) > 1:
@@ -84,11 +82,11 @@ def _check_together(in_process: bool) -> None:
 
 
 def _start_in_process(
-    together: bool, record: Any, envs: Envs, say: Callable[[str], None], progress: Callable[..., None]
+    mode: Mode, record: Any, envs: Envs, say: Callable[[str], None], progress: Callable[..., None]
 ) -> None:
     from deploy.in_process import InProcessRun
 
-    InProcessRun(record, envs, say, together).run(progress)
+    InProcessRun(record, envs, say, mode).run(progress)
 
 
 def _start_distributed(record: Any, envs: Envs, say: Callable[[str], None], progress: Callable[..., None]) -> None:

@@ -19,6 +19,7 @@ from collector.collector import Collected, Collector, Position
 from collector.evaluator import Evaluator
 from collector.feeder import Feeder
 from deploy import snapshots
+from deploy.mode import Mode
 from deploy.record import EVALUATOR, REPLAY, RunRecord, learner_role, source_roles
 from deploy.resume import SnapshotTaker
 from deploy.states import Background, on_host
@@ -145,11 +146,11 @@ def _call_all(calls: Sequence[Callable[[], None]]) -> None:
         call()
 
 
-def _groups(learners: Mapping[str, Learner], together: bool) -> list[list[str]]:
+def _groups(learners: Mapping[str, Learner], mode: Mode) -> list[list[str]]:
     """Who trains as one computation with whom."""
     groups: dict[Any, list[str]] = {}
     for name, learner in learners.items():
-        groups.setdefault(learner.kind if together else name, []).append(name)
+        groups.setdefault(learner.kind if mode is Mode.TOGETHER else name, []).append(name)
     return list(groups.values())
 
 
@@ -169,12 +170,11 @@ class InProcessRun:
         record: RunRecord,
         envs: Envs,
         say: Callable[[str], None] = lambda text: None,
-        together: bool = False,
+        mode: Mode = Mode.IN_PROCESS,
     ) -> None:
         """`say` gets what a person has to know while the run goes on: that it waits for room on its disk.
 
-        `together`: learners of equal networks make their updates as one computation on this process's one device,
-        equal but for rounding.
+        `mode`: TOGETHER takes this process's one device, and equals IN_PROCESS but for rounding.
         """
         experiment, plan = record.experiment, record.plan
         self.record = record
@@ -186,7 +186,7 @@ class InProcessRun:
         self._threads = ThreadPoolExecutor(_at_once(len(names)), thread_name_prefix="learner")
         made = self._threads.map(lambda name: Learner(experiment, plan, training.spec, name, reports), names)
         self.learners = dict(zip(names, made, strict=True))
-        self._groups = _groups(self.learners, together)
+        self._groups = _groups(self.learners, mode)
         row_size = training.spec.state_size + training.spec.action_size
         self._ring = WindowRing(plan, experiment.collector.actors, row_size)
         self._evaluator = Evaluator(experiment, plan, envs.evaluation)
@@ -196,7 +196,7 @@ class InProcessRun:
         }
         self._background = Background()
         self._being_written: int | None = None  # updates of a snapshot
-        self._taker = SnapshotTaker(record, in_process=True)
+        self._taker = SnapshotTaker(record, mode)
         if record.snapshot:
             self._go_on(record.snapshot.folder)
 

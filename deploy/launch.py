@@ -18,6 +18,7 @@ from deploy.actors.learner import LearnerActor
 from deploy.actors.source import CollectorActor, FeederActor
 from deploy.cluster import cluster
 from deploy.gauges import Gauges
+from deploy.mode import Mode
 from deploy.placement import GB, SERVICES
 from deploy.reaper import guarded
 from deploy.record import EVALUATOR, RunFailed, RunRecord, learner_role, source_roles
@@ -74,7 +75,7 @@ class Launch:
                 for role, actor in actors.items():
                     actor.start.remote()
                     supervisor.watch(role, actor)
-                taker = SnapshotTaker(self.record, in_process=False)
+                taker = SnapshotTaker(self.record, Mode.DISTRIBUTED)
                 while not supervisor.done:
                     supervisor.tick()
                     taker.tick()

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from deploy import snapshots
+from deploy.mode import Mode
 from deploy.record import EVALUATOR, REPLAY, STATE, STREAM, RunRecord, learner_role, source_roles
 from deploy.snapshots import Manifest, Snapshot
-from shared.config import ConfigError, Experiment, load_experiment
+from shared.config import ConfigError, Experiment
 from shared.metrics import Row
 from shared.stream.files import replace_file
 from shared.stream.format import shard_folder
@@ -18,26 +19,22 @@ HARMLESS = ("supervision", "placement", "wandb", "snapshots", "replay.port", "re
 """Keys, with all below them, that change no result; so do `resources` wherever they stand."""
 
 
-def find(
-    run_dir: Path, experiment: Experiment, in_process: bool, anyway: bool, say: Callable[[str], None]
-) -> Snapshot | None:
+def find(run_dir: Path, mode: Mode, say: Callable[[str], None]) -> Snapshot | None:
     """Where the run in `run_dir` goes on; none where it has to begin again, no snapshot having been finished.
 
-    `anyway`: harmless changes will do. Raises ConfigError for other changes, and where every snapshot is damaged.
+    Raises ConfigError where it began in another mode, and where every snapshot is damaged.
     """
-    check_same(load_experiment(run_dir / "config.yaml"), experiment, anyway)
     snapshot = snapshots.newest_good(run_dir, say)
     if snapshot is None:
         say(f"{run_dir}: ended before its first snapshot; it begins again")
         return None
-    if snapshot.manifest.in_process != in_process:
-        remedy = "add --in-process" if snapshot.manifest.in_process else "leave out --in-process"
-        raise ConfigError(f"--in-process: the run in {run_dir} was started the other way; {remedy}")
+    if (began := snapshot.manifest.mode) is not mode:
+        raise ConfigError(f"--resume: the run in {run_dir} was started with {began.options}; resume it so")
     return snapshot
 
 
 def check_same(held: Experiment, asked: Experiment, anyway: bool) -> None:
-    """Raises ConfigError, a line for each key that changed and must not."""
+    """Raises ConfigError, a line for each key that changed and must not. `anyway`: harmless changes will do."""
     lines = []
     for key, (before, now) in changes(held.model_dump(mode="json"), asked.model_dump(mode="json")).items():
         harmless = _is_harmless(key)
@@ -113,11 +110,15 @@ def _is_before(role: str, row: Row, manifest: Manifest) -> bool:
 class SnapshotTaker:
     """The driver's part: writes the manifest of every snapshot whose parts are there, and clears up after it."""
 
-    def __init__(self, record: RunRecord, in_process: bool) -> None:
-        self._record, self._in_process = record, in_process
+    def __init__(self, record: RunRecord, mode: Mode) -> None:
+        self._record, self._mode = record, mode
         experiment = record.experiment
         self._learners = {name: learner_role(name) for name in experiment.all_learners}
-        self._roles = [*self._learners.values(), *source_roles(experiment), *[snapshots.DRIVER] * in_process]
+        self._roles = [
+            *self._learners.values(),
+            *source_roles(experiment),
+            *[snapshots.DRIVER] * (mode is not Mode.DISTRIBUTED),
+        ]
         begun = int(record.snapshot.folder.name) if record.snapshot else 0
         self._to_come = [updates for updates in record.plan.snapshot_updates if updates > begun]
 
@@ -150,7 +151,7 @@ class SnapshotTaker:
             record.run_dir,
             updates,
             self._roles,
-            self._in_process,
+            self._mode,
             dict.fromkeys(self._learners, updates),
             self._time_at_goal(updates),
             steps,

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import ValidationError
 
 from collector.collector import CollectorState, Position
+from deploy.mode import Mode
 from shared import checkpoint
 from shared.config import ConfigError, Frozen
 from shared.replay.windows import WindowCount
@@ -29,7 +29,7 @@ from shared.stream.index import read_index
 from shared.stream.part import check_bytes
 
 SNAPSHOTS, MANIFEST, SEAL = "snapshots", "manifest.json", "part.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE, POSITION, SHARD, GENERATORS = "state", "position.json", "stream", "generators.json"  # in a part
 DRIVER = "driver"
 _REMEDY = "resume from another snapshot"
@@ -53,7 +53,7 @@ class Manifest(Frozen):
     """
 
     format_version: int
-    in_process: bool
+    mode: Mode
     updates: dict[str, int]
     numbers: dict[str, int]
     env_steps: int
@@ -151,7 +151,7 @@ def finish(
     run_dir: Path,
     updates: int,
     roles: Sequence[str],
-    in_process: bool,
+    mode: Mode,
     learners: Mapping[str, int],
     time_at_goal: float | None,
     steps: int,
@@ -161,7 +161,7 @@ def finish(
     positions = {role: read_position(folder / role) for role in roles if (folder / role / POSITION).exists()}
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        in_process=in_process,
+        mode=mode,
         updates=dict(learners),
         numbers={role: position.windows.number for role, position in positions.items()},
         env_steps=steps * sum(position.unrolls for position in positions.values()),
@@ -225,25 +225,33 @@ def _whole(run_dir: Path) -> dict[int, Manifest]:
     found = {}
     for path in (run_dir / SNAPSHOTS).glob(f"*/{MANIFEST}"):
         try:
-            found[int(path.parent.name)] = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValueError:  # damaged
+            found[int(path.parent.name)] = _read_manifest(path)
+        except ConfigError:  # damaged
             continue
     return found
+
+
+def _read_manifest(path: Path) -> Manifest:
+    """Raises ConfigError, one line; OSError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        version = json.loads(text)["format_version"]
+        if version == FORMAT_VERSION:
+            return Manifest.model_validate_json(text)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: damaged") from error
+    raise ConfigError(f"{path}: format version {version!r}, this Fathom reads {FORMAT_VERSION}")
 
 
 def _verified(folder: Path) -> Manifest:
     """The manifest, once everything under it was read and found as it says. Raises ConfigError, one line."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.format_version != FORMAT_VERSION:
-            raise ConfigError(f"{folder}: format version {manifest.format_version}, this Fathom reads {FORMAT_VERSION}")
+        manifest = _read_manifest(folder / MANIFEST)
         for role, digest in manifest.parts.items():
             _verify_part(folder / role, digest)
-    except ValidationError as error:
-        raise ConfigError(f"{folder / MANIFEST}: damaged") from error
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
         raise ConfigError(f"{folder}: cannot be read ({error})") from error
     return manifest
 

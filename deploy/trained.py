@@ -43,7 +43,7 @@ def load_trained(run_dir: Path, learner: str) -> Trained:
     envs, plan = make_envs_and_plan(experiment)
     shapes = jax.eval_shape(lambda: Learner.initial_state(experiment, envs.training.spec, learner))
     state = checkpoint.load(path, shapes)
-    return Trained(experiment, plan, envs, int(state.updates), state.actor)
+    return Trained(experiment, plan, envs, int(state.updates), jax.device_put(state.actor))
 
 
 def evaluate(run_dir: Path, learner: str, episodes: int | None, seed: int, as_json: bool) -> int:

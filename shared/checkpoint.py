@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 
@@ -14,7 +15,7 @@ def save(path: Path, state: Any) -> None:
 
 
 def load(path: Path, like: Any) -> Any:
-    """The pytree saved in `path`, shaped like `like` (arrays or their shapes).
+    """The pytree saved in `path`, shaped like `like` (arrays or their shapes), on the host and on no device yet.
 
     Raises FileNotFoundError where there is no checkpoint.
     """
@@ -22,7 +23,9 @@ def load(path: Path, like: Any) -> Any:
         raise FileNotFoundError(f"{path}: no checkpoint here; the run ended before it was written")
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(Path(path).absolute(), jax.eval_shape(_keys_as_data, like))
-    return jax.tree.map(lambda x, y: jax.random.wrap_key_data(y) if _is_key(x) else y, like, restored)
+    # Orbax gives what was saved from a device back bound to one; whoever computes with it would be compiled for that.
+    held = jax.tree.map(np.asarray, restored)
+    return jax.tree.map(lambda x, y: jax.random.wrap_key_data(y) if _is_key(x) else y, like, held)
 
 
 def _is_key(x: Any) -> bool:

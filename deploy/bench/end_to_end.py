@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from deploy.mode import Mode
 from deploy.record import RunFailed, learner_role, source_roles
 from shared.config import ConfigError, Experiment, load_experiment, parse_experiment
 from shared.metrics import Row, read_metrics
 
-DISTRIBUTED, IN_PROCESS = "distributed", "in_process"
 STOP_GRACE_S = 30.0  # a run's own ways of ending take less
 PLENTIFUL = 0.1  # of its time a collector waits for room in replay: then learners are what limits the run
 _LAST_WORD = "fathom: "
@@ -87,7 +87,10 @@ def bench_end_to_end(
     if experiment.stream:
         raise ConfigError(f"{path}: stream: nothing collects here; name an experiment with collectors")
     with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder:
-        modes = (DISTRIBUTED, IN_PROCESS)  # JAX is not used here before both are done: they get the whole device
+        modes = (
+            Mode.DISTRIBUTED,
+            Mode.IN_PROCESS,
+        )  # JAX is not used here before both are done: they get the whole device
         rows = []
         for mode in modes:
             say(f"{mode}: running")
@@ -112,7 +115,7 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
 def _compare(distributed: dict[str, Any], in_process: dict[str, Any]) -> dict[str, Any]:
     speedup = distributed["gradient_steps_per_second"] / in_process["gradient_steps_per_second"]
     return {
-        "faster": DISTRIBUTED if speedup > 1 else IN_PROCESS,
+        "faster": Mode.DISTRIBUTED if speedup > 1 else Mode.IN_PROCESS,
         "speedup": speedup,
         "learner_waiting_share": distributed["learner_waiting_replay_starved_most"],
         "data_plentiful": distributed["collector_waiting_replay_full"] > PLENTIFUL,
@@ -131,7 +134,7 @@ def _run(folder: Path, mode: str, experiment: Experiment, cache: Path | None) ->
     file, log, run_dir = folder / f"{mode}.yaml", folder / f"{mode}.log", folder / mode
     file.write_text(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "deploy.cli", "run", str(file), "--run-dir", str(run_dir)]
-    command += ["--in-process"] * (mode == IN_PROCESS)
+    command += ["--in-process"] * (mode is Mode.IN_PROCESS)
     started = time.time()
     with open(log, "w", encoding="utf-8") as output:
         child = subprocess.Popen(
@@ -177,7 +180,7 @@ def _describe(mode: str, experiment: Experiment, ran: _Ran) -> dict[str, Any]:
     if min(map(len, (*learners, *collectors))) < 2:
         raise RunFailed("the run is too short for a steady state; raise budget.env_steps")
     waits = dict.fromkeys((*_WAITS, "learner_waiting_replay_starved_most"), None) | (
-        _waiting(collectors, learners) if mode == DISTRIBUTED else {}
+        _waiting(collectors, learners) if mode is Mode.DISTRIBUTED else {}
     )
     return {
         "mode": mode,

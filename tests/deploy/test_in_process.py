@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deploy.in_process import InProcessRun
+from deploy.mode import Mode
 from deploy.record import RunRecord, prepare_run_dir
 from deploy.summary import summarise
 from learner.learner import Learner
@@ -42,9 +43,9 @@ class Ran(NamedTuple):
     run: InProcessRun
 
 
-def go(directory: Path, experiment: Experiment = EXPERIMENT, together: bool = False) -> Ran:
+def go(directory: Path, experiment: Experiment = EXPERIMENT, mode: Mode = Mode.IN_PROCESS) -> Ran:
     record = RunRecord(directory, experiment, PLAN)
-    run = InProcessRun(record, ENVS, together=together)
+    run = InProcessRun(record, ENVS, mode=mode)
     run.run(on_progress=lambda: record.status("running"))
     record.status("done")
     record.close()
@@ -75,7 +76,7 @@ def test_a_run_is_deterministic(twice: tuple[Ran, Ran]) -> None:
 
 
 def test_learners_that_train_as_one_computation_learn_the_same(twice: tuple[Ran, Ran], tmp_path: Path) -> None:
-    together = go(tmp_path, together=True)
+    together = go(tmp_path, mode=Mode.TOGETHER)
     assert together.run._groups == [[ACTIVE, "passive"]]
     for name in (ACTIVE, "passive"):
         rows, expected = (read_metrics(ran.directory, f"learner-{name}") for ran in (together, twice[0]))

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +15,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from deploy import snapshots
 from deploy.in_process import InProcessRun
+from deploy.mode import Mode
 from deploy.record import RunRecord
-from deploy.resume import find, restore
+from deploy.resume import check_same, find, restore
 from deploy.summary import summarise
-from shared.config import ACTIVE, ConfigError, Experiment
+from learner.learner import _jitted_update, _jitted_updates
+from shared.config import ACTIVE, ConfigError, Experiment, load_experiment
 from shared.envs.registry import make_envs
 from shared.metrics import Row, read_metrics
 from shared.plan import make_plan
@@ -46,27 +49,34 @@ class Killed(Exception):
     """Stands for the end of the process; what it had not written is gone."""
 
 
-def go(directory: Path, end_after: int | None = None, experiment: Experiment = EXPERIMENT) -> InProcessRun:
-    """A run in `directory`, from its start or from where it ended, up to the end or to some call of its progress."""
+def go(
+    directory: Path, end_after: int | None = None, mode: Mode = Mode.IN_PROCESS, fast_disk: bool = False
+) -> InProcessRun:
+    """A run in `directory`, from its start or from where it ended, up to the end or to some call of its progress.
+
+    `fast_disk`: what is written in the background is there at each call; else a snapshot may take half a run.
+    """
     snapshot = None
     if (directory / "config.yaml").exists():
-        snapshot = find(directory, experiment, in_process=True, anyway=False, say=lambda text: None)
+        snapshot = find(directory, mode, say=lambda text: None)
         if snapshot is None:
             shutil.rmtree(directory)
         else:
-            restore(directory, experiment, snapshot)
+            restore(directory, EXPERIMENT, snapshot)
     directory.mkdir(parents=True, exist_ok=True)
-    record = RunRecord(directory, experiment, PLAN, snapshot)
+    record = RunRecord(directory, EXPERIMENT, PLAN, snapshot)
     calls = 0
 
     def progress() -> None:
         nonlocal calls
         calls += 1
         record.status("running")
+        if fast_disk:
+            run._background.wait()
         if calls == end_after:
             raise Killed
 
-    run = InProcessRun(record, ENVS)
+    run = InProcessRun(record, ENVS, mode=mode)
     run.run(progress)
     summarise(record, ENVS.training.spec)
     record.close()
@@ -109,20 +119,30 @@ def assert_same(directory: Path, run: InProcessRun, whole: tuple[Path, InProcess
         assert plain(read_metrics(directory, role)) == plain(read_metrics(whole[0], role)), role
 
 
+def assert_compiled_once(run: InProcessRun, update: Callable[..., Any]) -> None:
+    """By all lives of all runs so far: what comes from a disk is like what comes from a device."""
+    assert [each._collect._cache_size() for each in run._source._collectors] == [1, 1]
+    assert [update(learner.kind)._cache_size() for learner in run.learners.values()] == [1, 1]
+
+
 @pytest.mark.timeout(600)
 def test_a_run_killed_anywhere_ends_the_same(tmp_path: Path, whole: tuple[Path, InProcessRun]) -> None:
     """At 20 random points of one run: each life ends sooner or later after the one before went on."""
-    rng, lives = random.Random(0), 0
+    rng, lives, went_on = random.Random(0), 0, set()
     directory = tmp_path / "run"
     while lives < 20:
+        went_on.update(held(directory)[-1:])
         try:
-            run = go(directory, end_after=rng.randint(1, 60))
+            run = go(directory, end_after=rng.randint(1, 60), fast_disk=rng.random() < 0.7)
         except Killed:
             lives += 1
         else:
             assert_same(directory, run, whole)
             shutil.rmtree(directory)
-    assert_same(directory, go(directory), whole)
+    last = go(directory)
+    assert len(went_on) >= 4, went_on
+    assert_same(directory, last, whole)
+    assert_compiled_once(last, _jitted_update)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +191,7 @@ def test_of_a_damaged_snapshot_the_one_before_is_taken(
     path = sorted((directory / "snapshots" / str(newest)).glob(what))[0]
     damage(path)
     told: list[str] = []
-    found = find(directory, EXPERIMENT, in_process=True, anyway=False, say=told.append)
+    found = find(directory, Mode.IN_PROCESS, say=told.append)
     assert found is not None
     assert int(found.folder.name) == before
     assert told == [] if (what, damage) == ("manifest.json", Path.unlink) else len(told) == 1
@@ -184,24 +204,51 @@ def test_without_a_good_snapshot_nothing_is_begun_anew_unasked(ended: Path, tmp_
     for path in (directory / "snapshots").glob("*/learner-passive/part.json"):
         _flip(path)
     with pytest.raises(ConfigError, match=r"no snapshot is whole .* begin again with --overwrite"):
-        find(directory, EXPERIMENT, in_process=True, anyway=False, say=lambda line: None)
+        find(directory, Mode.IN_PROCESS, say=lambda line: None)
 
 
 def test_a_changed_experiment_is_refused_by_its_keys(ended: Path) -> None:
+    held = load_experiment(ended / "config.yaml")
     changed = EXPERIMENT.model_dump()
     changed["algorithm"]["batch_size"] = 8
     changed["replay"]["port"] = 4444
     changed["learners"]["passive"]["resources"]["cpus"] = 1
     with pytest.raises(ConfigError) as caught:
-        find(ended, Experiment.model_validate(changed), in_process=True, anyway=False, say=lambda line: None)
+        check_same(held, Experiment.model_validate(changed), anyway=False)
     keys = [line.split()[1] for line in str(caught.value).splitlines()]
     assert sorted(keys) == ["algorithm.batch_size", "learners.passive.resources.cpus", "replay.port"]
     with pytest.raises(ConfigError, match=r"^--resume: algorithm.batch_size was 16 and is 8 now; [^\n]*$"):
-        find(ended, Experiment.model_validate(changed), in_process=True, anyway=True, say=lambda line: None)
+        check_same(held, Experiment.model_validate(changed), anyway=True)
     changed["algorithm"]["batch_size"] = 16
-    assert find(ended, Experiment.model_validate(changed), in_process=True, anyway=True, say=lambda line: None)
-    with pytest.raises(ConfigError, match="add --in-process"):
-        find(ended, EXPERIMENT, in_process=False, anyway=False, say=lambda line: None)
+    check_same(held, Experiment.model_validate(changed), anyway=True)
+
+
+def test_a_run_goes_on_in_its_mode_alone(ended: Path, tmp_path: Path) -> None:
+    whole, directory = tmp_path / "whole", tmp_path / "run"
+    expected = go(whole, mode=Mode.TOGETHER)
+    with pytest.raises(Killed):
+        go(directory, end_after=110, mode=Mode.TOGETHER)
+    for began, mode, remedy in (
+        (directory, Mode.IN_PROCESS, "started with --in-process --together; resume it so"),
+        (ended, Mode.TOGETHER, "started with --in-process without --together; resume it so"),
+        (ended, Mode.DISTRIBUTED, "started with --in-process without --together; resume it so"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(remedy)):
+            find(began, mode, say=lambda line: None)
+    last = go(directory, mode=Mode.TOGETHER)
+    assert_same(directory, last, (whole, expected))
+    assert_compiled_once(last, _jitted_updates)
+
+
+def test_an_older_snapshot_is_named_as_such(ended: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(ended, directory)
+    for path in (directory / "snapshots").glob("*/manifest.json"):
+        older = json.loads(path.read_text())
+        del older["mode"]
+        path.write_text(json.dumps(older | {"format_version": 1}))
+    with pytest.raises(ConfigError, match=r"manifest\.json: format version 1, this Fathom reads 2"):
+        find(directory, Mode.IN_PROCESS, say=lambda line: None)
 
 
 def test_snapshots_say_what_they_cost_and_go_with_the_run(whole: tuple[Path, InProcessRun]) -> None:
