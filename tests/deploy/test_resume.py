@@ -150,7 +150,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed when it had several snapshots."""
     directory = tmp_path_factory.mktemp("ended") / "run"
     with pytest.raises(Killed):
-        go(directory, end_after=110)
+        go(directory, end_after=130, fast_disk=True)
     assert len(held(directory)) >= EXPERIMENT.snapshots.keep
     return directory
 
@@ -198,6 +198,25 @@ def test_of_a_damaged_snapshot_the_one_before_is_taken(
     assert all(str(newest) in line and "\n" not in line for line in told)
 
 
+def test_what_is_undone_leaves_the_metrics(ended: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(ended, directory)
+    _cut(directory / "snapshots" / str(held(directory)[-1]) / "manifest.json")
+    before = {role: read_metrics(directory, role) for role in ROLES}
+    snapshot = find(directory, Mode.IN_PROCESS, say=lambda text: None)
+    assert snapshot is not None
+    restore(directory, EXPERIMENT, snapshot)
+    manifest = snapshot.manifest
+    for role in ROLES:
+        rows = read_metrics(directory, role)
+        assert 0 < len(rows) < len(before[role]), role
+        assert rows == before[role][: len(rows)]
+        newest = rows[-1]["env_steps"] if role == "replay" else rows[-1].get("updates", rows[-1].get("number"))
+        of_role = {"replay": manifest.env_steps, "evaluator": manifest.updates[ACTIVE]}
+        of_role |= manifest.numbers | {f"learner-{name}": updates for name, updates in manifest.updates.items()}
+        assert newest <= of_role[role] if role == "evaluator" else newest == of_role[role], role
+
+
 def test_without_a_good_snapshot_nothing_is_begun_anew_unasked(ended: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(ended, directory)
@@ -227,7 +246,7 @@ def test_a_run_goes_on_in_its_mode_alone(ended: Path, tmp_path: Path) -> None:
     whole, directory = tmp_path / "whole", tmp_path / "run"
     expected = go(whole, mode=Mode.TOGETHER)
     with pytest.raises(Killed):
-        go(directory, end_after=110, mode=Mode.TOGETHER)
+        go(directory, end_after=130, mode=Mode.TOGETHER, fast_disk=True)
     for began, mode, remedy in (
         (directory, Mode.IN_PROCESS, "started with --in-process --together; resume it so"),
         (ended, Mode.TOGETHER, "started with --in-process without --together; resume it so"),
