@@ -87,12 +87,8 @@ def bench_end_to_end(
     if experiment.stream:
         raise ConfigError(f"{path}: stream: nothing collects here; name an experiment with collectors")
     with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder:
-        modes = (
-            Mode.DISTRIBUTED,
-            Mode.IN_PROCESS,
-        )  # JAX is not used here before both are done: they get the whole device
         rows = []
-        for mode in modes:
+        for mode in (Mode.DISTRIBUTED, Mode.IN_PROCESS):  # JAX is not used here before: each gets the whole device
             say(f"{mode}: running")
             # Compiled anew by each mode, or the second would start with what the first has compiled.
             cache = None if quick else Path(folder) / f"{mode}-xla"
@@ -129,7 +125,7 @@ def _collector(experiment: Experiment, repeats: int) -> dict[str, float]:
     return bench_collector(experiment, make_envs(experiment).training, repeats)
 
 
-def _run(folder: Path, mode: str, experiment: Experiment, cache: Path | None) -> _Ran:
+def _run(folder: Path, mode: Mode, experiment: Experiment, cache: Path | None) -> _Ran:
     """`fathom run` in a session of its own; `cache`: its compilation cache. Raises RunFailed with its last word."""
     file, log, run_dir = folder / f"{mode}.yaml", folder / f"{mode}.log", folder / mode
     file.write_text(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
@@ -169,7 +165,7 @@ def _end(child: subprocess.Popen) -> None:
         child.wait()
 
 
-def _describe(mode: str, experiment: Experiment, ran: _Ran) -> dict[str, Any]:
+def _describe(mode: Mode, experiment: Experiment, ran: _Ran) -> dict[str, Any]:
     """A row of the result, from the run's metrics files. Raises RunFailed where there is no steady state."""
     learners = [read_metrics(ran.run_dir, learner_role(name)) for name in experiment.all_learners]
     collectors = [read_metrics(ran.run_dir, role) for role in source_roles(experiment)]
