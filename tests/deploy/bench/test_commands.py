@@ -76,6 +76,11 @@ def test_rollout_without_and_with_replay(capsys: pytest.CaptureFixture[str]) -> 
     with_replay = bench(capsys, *small, "--with-replay")
     assert with_replay.keys() == ROLLOUT
     assert all_positive(with_replay)
+    bare, rollout, policy, collector = (
+        with_replay[f"{name}_steps_per_second"] for name in ("bare", "rollout", "policy", "collector")
+    )
+    assert with_replay["overhead_ratio"] == pytest.approx(bare / rollout)  # of one repetition
+    assert with_replay["collector_ratio"] == pytest.approx(collector / policy)
     without = bench(capsys, *small)
     assert without.keys() == ROLLOUT
     missing = {"collector_steps_per_second", "collector_ratio"}
@@ -93,6 +98,7 @@ def test_replay(capsys: pytest.CaptureFixture[str]) -> None:
         *("stock_sample_megabytes_per_second", "sample_ratio"),
     }
     assert all_positive(ours)
+    assert ours["ahead_ratio"] == pytest.approx(ours["ahead_steps_per_second"] / ours["insert_steps_per_second"])
 
 
 def test_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

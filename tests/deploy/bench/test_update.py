@@ -41,7 +41,12 @@ def test_rows_hold_the_same_figures_each_time() -> None:
     )
     assert row["seeds"] == 2
     assert row["seeds_memory_bytes"] > 1.5 * row["memory_bytes"]
-    assert row["seeds_speedup"] > 0
+    # Of one repetition, whose speedups are those of its figures.
+    assert row["step_speedup"] == pytest.approx(row["unrolled_step_seconds"] / row["step_seconds"])
+    assert row["first_step_speedup"] == pytest.approx(row["unrolled_first_step_seconds"] / row["first_step_seconds"])
+    assert row["seeds_speedup"] == pytest.approx(2 * row["step_seconds"] / row["seeds_step_seconds"])
+    assert row["peak_share"] == pytest.approx(row["flops_per_second"] / result["matmul_flops_per_second"])
+    assert row["gradient_steps_per_second"] == pytest.approx(1 / row["step_seconds"])
 
 
 def test_no_learners_side_by_side_are_refused() -> None:

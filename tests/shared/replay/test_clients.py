@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from deploy.replay_server.server import TableSpec
+from shared.replay import insert
+from shared.replay import reverb_pb2 as pb
 from shared.replay.codec import Columns
 from shared.replay.errors import ReplayExhausted, ReplayMismatch, ReplayStopped, ReplayTimeout
 from shared.replay.info import server_info
-from shared.replay.insert import Inserter
+from shared.replay.insert import Inserter, Keys
 from shared.replay.sample import Sampler
 from shared.replay.wire import WireError
 
@@ -45,10 +47,12 @@ def fill(address: str, tables: list[str], environments: int, unrolls: int) -> No
     inserter.close()
 
 
-def test_windows_are_consecutive_rows_of_one_environment(address: str) -> None:
-    """70 environments: two streams, one of them short. Every window of every environment comes out right."""
-    environments, unrolls, tables = 70, 6, ["order/a", "order/b"]
+def test_windows_are_consecutive_rows_of_one_environment(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """71 environments in two streams, one of them short. Every window of every environment comes out right."""
+    environments, unrolls, tables = 71, 6, ["order/a", "order/b"]
+    monkeypatch.setattr(insert, "MOST_KEPT_CHUNKS", 100)
     inserter = Inserter(address, tables, K, environments, timeout_s=5)
+    assert len(inserter._streams) == 2
     for number in range(unrolls):
         columns = unroll(number, environments)
         inserter.insert(columns)
@@ -75,10 +79,31 @@ def test_windows_are_consecutive_rows_of_one_environment(address: str) -> None:
         assert seen == {(e, u) for e in range(environments) for u in range(unrolls - K + 1)}
 
 
+def test_the_server_keeps_what_later_windows_begin_with_and_no_more(address: str) -> None:
+    environments, numbers = 2, (0, 1, 2, 3, 5, 6, 7)  # no window spans the gap
+    inserter = Inserter(address, ["kept"], K, environments, timeout_s=5)
+    (stream,) = inserter._streams
+    kept, send = [], stream.send
+
+    def spy(request: bytes, message: Any) -> None:
+        kept.append(set(pb.InsertStreamRequest.FromString(request).keep_chunk_keys))
+        send(request, message)
+
+    stream.send = spy  # type: ignore[method-assign]
+    for number in numbers:
+        inserter.insert(unroll(number, environments), number)
+    inserter.flush(timeout_s=5)
+    inserter.close()
+    later = [[0], [0, 1], [1, 2], [2, 3], [5], [5, 6], [6, 7]]
+    keys = Keys(0, environments, 1)
+    assert kept == [set(keys.of(unrolls)[..., 0].ravel().tolist()) for unrolls in later]
+
+
 def test_insert_is_bounded_by_the_least_advanced_table(address: str) -> None:
     environments, tables = 4, ["slow/ahead", "slow/behind"]
     inserter = Inserter(address, tables, K, environments, timeout_s=1.5)
     inserted: list[int] = []
+    assert inserter.room
 
     def insert_on() -> None:
         while len(inserted) < 100:
@@ -95,6 +120,7 @@ def test_insert_is_bounded_by_the_least_advanced_table(address: str) -> None:
     assert ahead - behind <= 2 * environments
     assert server_info(address).tables["slow/ahead"].inserted <= behind + 2 * environments
     assert len(inserted) <= K - 1 + behind // environments + 2
+    assert not inserter.room
     with pytest.raises(ReplayTimeout):
         inserter.flush(timeout_s=0.5)
     stop = threading.Event()

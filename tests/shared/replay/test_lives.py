@@ -224,6 +224,7 @@ def check_account(world: World, counted: dict[int, int]) -> None:
 def test_a_run_over_three_servers_is_a_run_over_one(world: World) -> None:
     """Two servers die while both sides are at work: counts go on, and every window is held once."""
     world.begin()
+    assert not world.source.inserter.room
     world.announce()
     both = world.work(world.collect), world.work(world.learn)
     for updates in (PLAN.updates // 3, 2 * PLAN.updates // 3):
@@ -248,6 +249,7 @@ def test_a_run_over_three_servers_is_a_run_over_one(world: World) -> None:
     assert held == world.keys(*range(world.spec.inserted // N + K - 1, PLAN.unrolls))
     assert table.inserted == len(held)
     assert world.sampler.windows_inserted() == PLAN.windows
+    assert world.source.inserter.room
     assert (world.reporter.life, world.source.reporter.life) == (3, 3)
     check_account(world, {world.lives: table.inserted})
 
