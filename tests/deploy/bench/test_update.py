@@ -1,9 +1,13 @@
+from itertools import count
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.bench import update
 from deploy.bench.update import _experiment, bench_update, differences, model_flops
 from shared.config import ConfigError
 from shared.networks import CriticParams, NetworkParams
@@ -47,6 +51,17 @@ def test_rows_hold_the_same_figures_each_time() -> None:
     assert row["seeds_speedup"] == pytest.approx(2 * row["step_seconds"] / row["seeds_step_seconds"])
     assert row["peak_share"] == pytest.approx(row["flops_per_second"] / result["matmul_flops_per_second"])
     assert row["gradient_steps_per_second"] == pytest.approx(1 / row["step_seconds"])
+
+
+def test_an_updates_seconds_are_shared_out_among_its_gradient_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update, "time", SimpleNamespace(perf_counter=count(step=6.0).__next__))
+    timed = update._Timed(lambda: jnp.zeros(()), lambda state, windows: (state + windows, {}), jnp.ones(()))
+    for _ in range(3):
+        timed.step()
+    figures = timed.figures()
+    assert timed.state == 4  # the first one, untimed, meets cold memory
+    assert figures["step_seconds"] == 6.0 / update._MINIBATCHES
+    assert (figures["init_seconds"], figures["trace_seconds"], figures["compile_seconds"]) == (6.0, 6.0, 6.0)
 
 
 def test_no_learners_side_by_side_are_refused() -> None:
