@@ -14,6 +14,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from deploy import snapshots
+from deploy.cli import run_command
 from deploy.in_process import InProcessRun
 from deploy.mode import Mode
 from deploy.record import RunRecord
@@ -257,6 +258,19 @@ def test_a_run_goes_on_in_its_mode_alone(ended: Path, tmp_path: Path) -> None:
     last = go(directory, mode=Mode.TOGETHER)
     assert_same(directory, last, (whole, expected))
     assert_compiled_once(last, _jitted_updates)
+
+
+def test_a_run_that_is_done_is_left_as_it_is(
+    whole: tuple[Path, InProcessRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(whole[0], directory)
+    (directory / "status.json").write_text(json.dumps({"state": "done"}))
+    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    assert run_command(["run", str(directory / "config.yaml"), "--run-dir", str(directory), "--resume"]) == 0
+    printed = capsys.readouterr()
+    assert ("".join(printed.out.split()), printed.err) == (f"{directory}:donebefore", "")
+    assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 
 def test_an_older_snapshot_is_named_as_such(ended: Path, tmp_path: Path) -> None:
