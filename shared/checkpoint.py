@@ -15,7 +15,7 @@ def save(path: Path, state: Any) -> None:
 
 
 def load(path: Path, like: Any) -> Any:
-    """The pytree saved in `path`, shaped like `like` (arrays or their shapes), on the host and on no device yet.
+    """The pytree saved in `path`, shaped like `like` (arrays or their shapes): on the host, keys aside.
 
     Raises FileNotFoundError where there is no checkpoint.
     """
