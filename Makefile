@@ -8,18 +8,27 @@ COMPILE := $(UV) pip compile --quiet --generate-hashes --no-annotate --custom-co
 # The image's own: there is no CUDA elsewhere. Same versions as in run.txt, or nodes of one cluster would differ.
 IMAGE := --python-platform x86_64-manylinux_2_28 --constraint requirements/run.txt
 
-.PHONY: demo test test-envs test-deploy test-chaos docs lint format bench lock protos clean
+.PHONY: demo test test-fast test-all test-envs test-deploy test-chaos docs lint format bench lock protos clean
 
 demo: $(VENV)/.run-ready
 	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --out runs/demo
 	$(BIN)/fathom report runs/demo
 
+# Everything that defends correctness, on two cores.
+PYTEST := $(BIN)/python -m pytest
+TWO_WORKERS := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 test: $(VENV)/.dev-ready $(VENV)/.system-ready
-	$(BIN)/python -m pytest
+	$(PYTEST) $(TWO_WORKERS)
+
+# No process but its own: what one runs at each save.
+test-fast: $(VENV)/.dev-ready $(VENV)/.system-ready
+	$(PYTEST) $(TWO_WORKERS) -m 'not processes and not slow and not envs and not deploy and not chaos'
+
+test-all: test test-envs test-chaos test-deploy
 
 # Compiles and steps every environment: half an hour and more on 2 cores.
 test-envs: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest -m envs
+	$(PYTEST) -m envs
 
 # Builds the image and runs docker-compose.yml without a GPU, Ray jobs, and two Ray nodes. Needs podman and root on a
 # Debian machine; Docker itself is not asked.
@@ -28,11 +37,11 @@ test-deploy: $(VENV)/.dev-ready
 	@{ command -v docker-compose && command -v catatonit && command -v prometheus && command -v ip; } >/dev/null \
 	  || { $(SUDO) apt-get update --quiet && \
 	       $(SUDO) apt-get install --yes --quiet docker-compose catatonit prometheus iproute2; }
-	$(BIN)/python -m pytest -m deploy --timeout 3000
+	$(PYTEST) -m deploy --timeout 3000
 
 # Kills and stops every role of real runs; FAULTS=50 for more. A quarter of an hour on 2 cores.
 test-chaos: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest -m chaos
+	$(PYTEST) -m chaos
 
 docs: $(VENV)/.run-ready
 	$(BIN)/fathom envs --markdown > docs/environments.md

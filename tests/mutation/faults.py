@@ -1,0 +1,550 @@
+"""Faults that the tests must notice: small, plausible edits of the product, each with the tests that should fail.
+
+`test_faults.py` checks that every fault still applies; `run.py` applies them one at a time and prints who noticed.
+"""
+
+from typing import NamedTuple
+
+
+class Fault(NamedTuple):
+    """`old` occurs once in `file` and becomes `new`. `tests`: paths that should notice, relative to `tests/`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def area(self) -> str:
+        return self.name.partition(": ")[0]
+
+
+FAULTS = (
+    # --- losses ---
+    Fault(
+        "losses: InfoNCE without its partition function",
+        "learner/losses.py",
+        "jnp.mean(jax.nn.logsumexp(energy, axis=1) - jnp.diagonal(energy))",
+        "jnp.mean(-jnp.diagonal(energy))",
+        ("learner/test_losses.py",),
+    ),
+    Fault(
+        "losses: positives from the matmul",
+        "learner/losses.py",
+        "return jnp.where(jnp.eye(matrix.shape[0], dtype=bool), PAIR_ENERGIES[name](phi, psi)[:, None], matrix)",
+        "return matrix",
+        ("learner/test_losses.py",),
+    ),
+    Fault(
+        "losses: binary NCE sums its negatives' mean over all pairs",
+        "learner/losses.py",
+        "0.0, not_real)) / (batch * (batch - 1))",
+        "0.0, not_real)) / (batch * batch)",
+        ("learner/test_losses.py",),
+    ),
+    Fault(
+        "losses: entropy target with the wrong sign",
+        "learner/losses.py",
+        "jax.lax.stop_gradient(-log_prob - target_entropy)",
+        "jax.lax.stop_gradient(-log_prob + target_entropy)",
+        ("learner/test_losses.py", "learner/test_update.py"),
+    ),
+    Fault(
+        "losses: actor trains the critic, too",
+        "learner/update.py",
+        "fixed = jax.lax.stop_gradient(critic.state_action)",
+        "fixed = critic.state_action",
+        ("learner/test_update.py",),
+    ),
+    Fault(
+        "losses: a layer norm's gradient without its mean",
+        "shared/networks.py",
+        "of_x = reciprocal * (of_normal - jnp.mean(of_normal, axis=-1, keepdims=True) - normal * along)",
+        "of_x = reciprocal * (of_normal - normal * along)",
+        ("shared/test_networks.py",),
+    ),
+    # --- the update ---
+    Fault(
+        "update: the same key for every gradient step",
+        "learner/update.py",
+        "return Steps(transitions, order, jax.random.split(steps_key, plan.minibatches_per_update), key)",
+        "return Steps(transitions, order, jnp.stack([steps_key] * plan.minibatches_per_update), key)",
+        ("learner/test_update.py", "learner/test_guard.py"),
+    ),
+    Fault(
+        "update: the learner's key is not advanced",
+        "learner/update.py",
+        "return state._replace(key=steps.key, updates=state.updates + 1), metrics",
+        "return state._replace(updates=state.updates + 1), metrics",
+        ("learner/test_update.py", "learner/test_learner.py"),
+    ),
+    Fault(
+        "update: means over finite steps are not rescaled",
+        "learner/update.py",
+        "scale = len(finite) / jnp.sum(finite)",
+        "scale = 1.0",
+        ("learner/test_update.py", "learner/test_guard.py"),
+    ),
+    # --- relabelling ---
+    Fault(
+        "relabel: goals cross the end of an episode",
+        "learner/relabel.py",
+        "episode[:, 1:] != episode[:, :-1]",
+        "episode[:, 1:] < episode[:, :-1]",
+        ("learner/test_relabel.py",),
+    ),
+    Fault(
+        "relabel: the next row is never the goal",
+        "learner/relabel.py",
+        "offset = 1 + jnp.floor(",
+        "offset = 2 + jnp.floor(",
+        ("learner/test_relabel.py",),
+    ),
+    Fault(
+        "relabel: one start in T is never cropped",
+        "learner/relabel.py",
+        "(rows.episode.shape[0],), 0, max_offset + 1)",
+        "(rows.episode.shape[0],), 0, max_offset)",
+        ("learner/test_relabel.py",),
+    ),
+    Fault(
+        "relabel: a discount of its own",
+        "learner/relabel.py",
+        "log_discount = jnp.log(discount)",
+        "log_discount = 2 * jnp.log(discount)",
+        ("learner/test_relabel.py",),
+    ),
+    # --- rollout and collector ---
+    Fault(
+        "rollout: truncation a step late",
+        "collector/rollout.py",
+        "state.episode_step + 1 >= spec.episode_length",
+        "state.episode_step >= spec.episode_length",
+        ("collector",),
+    ),
+    Fault(
+        "rollout: the state after the step is stored beside its action",
+        "collector/rollout.py",
+        "                state=state.env.state,\n                action=action,",
+        "                state=after.state,\n                action=action,",
+        ("collector",),
+    ),
+    Fault(
+        "collector: the chunk of a broken environment is kept",
+        "collector/collector.py",
+        "columns = _void(columns, jnp.any(seen.broken, axis=0))",
+        "columns = _void(columns, jnp.all(seen.broken, axis=0))",
+        ("collector",),
+    ),
+    Fault(
+        "evaluator: later episodes count as well",
+        "collector/evaluator.py",
+        "first = ended == 0",
+        "first = ended >= 0",
+        ("collector",),
+    ),
+    # --- the limiter's arithmetic and the plan ---
+    Fault(
+        "limiter: prefill may be below the error buffer",
+        "shared/plan.py",
+        "max(prefill_unrolls * environments, math.ceil(error_buffer / samples_per_insert))",
+        "prefill_unrolls * environments",
+        ("shared/test_plan.py",),
+    ),
+    Fault(
+        "limiter: an error buffer of one unroll",
+        "shared/plan.py",
+        "error_buffer = 2 * math.ceil(environments * samples_per_insert) + 2 * algorithm.windows_per_update",
+        "error_buffer = math.ceil(environments * samples_per_insert) + algorithm.windows_per_update",
+        ("shared/test_plan.py",),
+    ),
+    Fault(
+        "limiter: a window of one chunk too few",
+        "shared/plan.py",
+        "chunks = math.ceil((window + steps - 1) / steps)",
+        "chunks = math.ceil(window / steps)",
+        ("shared/test_plan.py",),
+    ),
+    Fault(
+        "limiter: what was sampled before is forgotten",
+        "deploy/replay_server/server.py",
+        "middle = (self.min_size_to_sample - self.inserted) * ratio + self.sampled",
+        "middle = (self.min_size_to_sample - self.inserted) * ratio",
+        ("deploy/replay_server/test_server.py",),
+    ),
+    Fault(
+        "limiter: free pace limits every learner",
+        "deploy/replay_service.py",
+        'limited = experiment.replay.pace == "lockstep" or name == ACTIVE',
+        "limited = True",
+        ("deploy/test_launch.py::test_two_runs_at_once_learn_and_never_meet",),
+    ),
+    Fault(
+        "limiter: a snapshot takes collectors an error buffer early",
+        "shared/plan.py",
+        "sampled = updates * self.windows_per_update + self.error_buffer",
+        "sampled = updates * self.windows_per_update",
+        ("shared/test_plan.py",),
+    ),
+    # --- insert client ---
+    Fault(
+        "insert: the chunk before the window is not kept",
+        "shared/replay/insert.py",
+        "np.maximum(len(keys) - run, 1)[:, None]",
+        "np.maximum(len(keys) - run, 2)[:, None]",
+        ("shared/replay",),
+    ),
+    Fault(
+        "insert: one message more in flight",
+        "shared/replay/insert.py",
+        "MESSAGES_IN_FLIGHT = 2",
+        "MESSAGES_IN_FLIGHT = 3",
+        ("shared/replay",),
+    ),
+    Fault(
+        "insert: done when the first table confirmed",
+        "shared/replay/insert.py",
+        "not any(self._in_flight[0].unconfirmed.values()):",
+        "not all(self._in_flight[0].unconfirmed.values()):",
+        ("shared/replay",),
+    ),
+    Fault(
+        "insert: windows span a gap in the numbers",
+        "shared/replay/windows.py",
+        "before = self.run if number == self.number + 1 else np.zeros_like(self.run)",
+        "before = self.run",
+        ("shared/replay", "shared/test_shard.py"),
+    ),
+    Fault(
+        "insert: keys of two sources meet",
+        "shared/replay/insert.py",
+        "return keys.astype(np.uint64) + np.uint64(self.source << _SOURCE_BITS)",
+        "return keys.astype(np.uint64)",
+        ("shared/replay",),
+    ),
+    Fault(
+        "insert: a dead server is waited for without an end",
+        "shared/replay/insert.py",
+        "            if not self._closed:\n                self._error = error\n",
+        "            if self._closed:\n                self._error = error\n",
+        ("shared/replay",),
+    ),
+    # --- sample client ---
+    Fault(
+        "sample: a partial batch is asked for again whole",
+        "shared/replay/sample.py",
+        "stream.ask(self._num_windows - (self._filled if number == 0 else 0))",
+        "stream.ask(self._num_windows)",
+        ("shared/replay",),
+    ),
+    Fault(
+        "sample: a slice's offset is ignored",
+        "shared/replay/wire.py",
+        "out[...] = whole[piece.offset : piece.offset + piece.length]",
+        "out[...] = whole[: piece.length]",
+        ("shared/replay",),
+    ),
+    Fault(
+        "sample: three batches are asked for",
+        "shared/replay/sample.py",
+        "REQUESTS_OUTSTANDING = 2",
+        "REQUESTS_OUTSTANDING = 3",
+        ("shared/replay",),
+    ),
+    Fault(
+        "sample: batches that were decoded when a server died are lost",
+        "shared/replay/lives.py",
+        "                    self._left = self._sampler.leave()\n",
+        "                    self._sampler.leave()\n",
+        ("shared/replay",),
+    ),
+    Fault(
+        "sample: a batch is handed over without a copy",
+        "learner/devices.py",
+        "jax.device_put(jax.tree.map(np.array, columns), make_layout().split)",
+        "jax.device_put(columns, make_layout().split)",
+        ("learner",),
+    ),
+    Fault(
+        "refill: a new server gets one unroll too few",
+        "shared/replay/lives.py",
+        "self._refill_from = max(newest - self._plan.stored_unrolls + 1, 0)",
+        "self._refill_from = max(newest - self._plan.stored_unrolls + 2, 0)",
+        ("shared/replay",),
+    ),
+    # --- supervision ---
+    Fault(
+        "supervision: one restart more than allowed",
+        "deploy/supervise.py",
+        "if len(deaths) >= allowed:",
+        "if len(deaths) > allowed:",
+        ("deploy/test_supervise.py", "deploy/test_launch.py"),
+    ),
+    Fault(
+        "supervision: a hung role is not started again",
+        "deploy/supervise.py",
+        "    if hanging:\n",
+        "    if len(hanging) > 1:\n",
+        ("deploy/test_supervise.py", "deploy/test_launch.py"),
+    ),
+    Fault(
+        "supervision: a role that does not answer is not noticed",
+        "deploy/supervise.py",
+        "if now - watched.answered > self._limits.heartbeat_seconds:",
+        "if now - watched.answered > 1000 * self._limits.heartbeat_seconds:",
+        ("deploy/test_supervise.py", "deploy/test_launch.py"),
+    ),
+    Fault(
+        "supervision: a collector's next life gets no server",
+        "deploy/supervise.py",
+        "        self._replay.welcome(role, self._roles[role].actor)\n",
+        "",
+        ("deploy/test_supervise.py", "deploy/test_launch.py"),
+    ),
+    Fault(
+        "supervision: a killed driver leaves its processes",
+        "deploy/reaper.py",
+        "            process.kill()\n",
+        "            process.is_running()\n",
+        ("deploy/test_launch.py", "deploy/matrix"),
+    ),
+    Fault(
+        "supervision: a waiting role ends the run while the disk is full",
+        "deploy/supervise.py",
+        'return report.waiting_for in ("", DISK_SPACE) or report.idle_seconds <= limit_s',
+        'return report.waiting_for == "" or report.idle_seconds <= limit_s',
+        ("deploy/test_supervise.py",),
+    ),
+    # --- snapshots and resuming ---
+    Fault(
+        "snapshots: checksums are not compared",
+        "deploy/snapshots.py",
+        "        if _sha256(folder / name) != expected:\n",
+        "        if not _sha256(folder / name):\n",
+        ("deploy/test_resume.py",),
+    ),
+    Fault(
+        "snapshots: the oldest are kept",
+        "deploy/snapshots.py",
+        "newest = sorted(whole)[-keep:]",
+        "newest = sorted(whole)[:keep]",
+        ("deploy/test_resume.py",),
+    ),
+    Fault(
+        "snapshots: rows of an undone future stay",
+        "deploy/resume.py",
+        '            return row["updates"] <= updates\n',
+        "            return True\n",
+        ("deploy/test_resume.py",),
+    ),
+    Fault(
+        "snapshots: a resumed collector draws new environments",
+        "collector/collector.py",
+        "        self.state = jax.device_put(state)\n",
+        "        jax.device_put(state)\n",
+        ("deploy/test_resume.py",),
+    ),
+    Fault(
+        "snapshots: the ring is filled from one unroll too late",
+        "deploy/in_process.py",
+        "first = max(position.windows.number - 2 * self.record.plan.stored_unrolls, 0)",
+        "first = max(position.windows.number - self.record.plan.stored_unrolls + 2, 0)",
+        ("deploy/test_resume.py",),
+    ),
+    Fault(
+        "snapshots: a changed batch size is harmless",
+        "deploy/resume.py",
+        'HARMLESS = ("supervision",',
+        'HARMLESS = ("algorithm", "supervision",',
+        ("deploy/test_resume.py",),
+    ),
+    # --- streams ---
+    Fault(
+        "streams: a half-written unroll is believed",
+        "shared/stream/salvage.py",
+        "    left.unlink()\n",
+        "    left.rename(folder / part_name(first))\n",
+        ("shared/test_shard.py", "shared/test_stream.py"),
+    ),
+    Fault(
+        "streams: a flipped byte is read",
+        "shared/stream/read.py",
+        "if hashlib.sha256(data).hexdigest() != part.sha256:",
+        "if not part.sha256:",
+        ("shared/test_stream.py",),
+    ),
+    Fault(
+        "streams: a tail loses the unroll that replay still holds",
+        "shared/stream/write.py",
+        "while parts and parts[gone].unrolls <= spare:",
+        "while parts and parts[gone].unrolls <= spare + 1:",
+        ("shared/test_shard.py",),
+    ),
+    Fault(
+        "streams: two writers of one shard",
+        "shared/stream/files.py",
+        "        lock.acquire(timeout=wait_s)\n",
+        "        pass\n",
+        ("shared/test_shard.py", "shared/test_stream.py"),
+    ),
+    Fault(
+        "streams: a stream of another environment is fed",
+        "shared/stream/read.py",
+        "if (asked := getattr(wanted, field)) != (recorded := getattr(held, field))",
+        "if (asked := getattr(wanted, field)) is (recorded := getattr(held, field)) is None",
+        ("shared/test_stream.py",),
+    ),
+    # --- matrix ---
+    Fault(
+        "matrix: a passive learner is the collector learner's twin",
+        "deploy/matrix/config.py",
+        '{**alike, "depth": each, "seed": 1}',
+        '{**alike, "depth": each, "seed": 0}',
+        ("deploy/matrix",),
+    ),
+    Fault(
+        "matrix: a failed run counts as done",
+        "deploy/matrix/execute.py",
+        "    if status == 0:\n",
+        "    if status in (0, 1):\n",
+        ("deploy/matrix",),
+    ),
+    Fault(
+        "matrix: a done run with other keys is taken for this one",
+        "deploy/matrix/folder.py",
+        "return held is not None and _without_place(held) == _without_place(run.experiment)",
+        "return held is not None",
+        ("deploy/matrix",),
+    ),
+    Fault(
+        "matrix: collector learners are cells",
+        "deploy/matrix/results.py",
+        "(active if name == ACTIVE else cells).append(",
+        "cells.append(",
+        ("deploy/matrix", "deploy/report"),
+    ),
+    Fault(
+        "matrix: twice as many runs at once as Ray has room for",
+        "deploy/matrix/room.py",
+        "runs = enumerate((wanted, *running))",
+        "runs = enumerate((wanted, *running[1:]))",
+        ("deploy/matrix",),
+    ),
+    # --- report ---
+    Fault(
+        "report: differences of unequal seeds",
+        "deploy/report/analyse.py",
+        "return paired_difference([ours[seed] for seed in common], [theirs[seed] for seed in common])",
+        "return paired_difference([ours[seed] for seed in common], sorted(theirs[seed] for seed in common))",
+        ("deploy/report",),
+    ),
+    Fault(
+        "report: an interval of 90 %",
+        "deploy/report/statistics.py",
+        "ENDS = (0.025, 0.975)",
+        "ENDS = (0.05, 0.95)",
+        ("deploy/report",),
+    ),
+    Fault(
+        "report: what exploring gains is read off the learners",
+        "deploy/report/analyse.py",
+        "wanted.append((EXPLORING, meaning, mean([most_c], learner_depths), mean([least_c], learner_depths)))",
+        "wanted.append((EXPLORING, meaning, mean(collector_depths, [most_l]), mean(collector_depths, [least_l])))",
+        ("deploy/report",),
+    ),
+    Fault(
+        "report: every largest step is critical",
+        "deploy/report/statistics.py",
+        "if intervals[largest].low > max(1.0, *others) else None",
+        "if intervals[largest].low > 0 else None",
+        ("deploy/report",),
+    ),
+    Fault(
+        "report: wall clock counts the time between a run's lives",
+        "deploy/report/read.py",
+        'begun, behind = life["time"], life["seconds"]',
+        'behind = life["seconds"]',
+        ("deploy/report",),
+    ),
+    # --- configuration ---
+    Fault(
+        "configuration: a key that is there twice",
+        "shared/strict_yaml.py",
+        "if (key.tag, key.value) in seen:",
+        "if (key.tag, key.value, key) in seen:",
+        ("deploy/test_malformed.py", "shared/test_config.py"),
+    ),
+    Fault(
+        "configuration: half a block",
+        "shared/config.py",
+        "if depth is not None and (depth <= 0 or depth % BLOCK_DEPTH):",
+        "if depth is not None and depth <= 0:",
+        ("deploy/test_malformed.py", "shared/test_config.py"),
+    ),
+    Fault(
+        "configuration: an unknown key is ignored",
+        "shared/config.py",
+        'extra="forbid"',
+        'extra="ignore"',
+        ("deploy/test_malformed.py", "shared/test_config.py"),
+    ),
+    Fault(
+        "configuration: true is a number",
+        "shared/values.py",
+        "    if isinstance(value, bool):\n",
+        "    if isinstance(value, bytes):\n",
+        ("deploy/test_malformed.py", "shared/test_config.py"),
+    ),
+    Fault(
+        "configuration: an option that is not given is set to its default",
+        "deploy/overrides.py",
+        "        elif given == _text(present):\n            values[name] = present\n",
+        "        elif given == _text(present):\n            values[name] = info.default\n",
+        ("deploy/test_malformed.py", "deploy/test_placement.py"),
+    ),
+    # --- networks, policies, replay without a server ---
+    Fault(
+        "networks: no way around a block",
+        "shared/networks.py",
+        "return x + y if self.residual else y.astype(x.dtype)",
+        "return y.astype(x.dtype)",
+        ("shared/test_networks.py",),
+    ),
+    Fault(
+        "policy: no correction for the tanh",
+        "shared/policy.py",
+        "return action, jnp.sum(gaussian - jnp.log(1 - action**2 + 1e-6), axis=-1)",
+        "return action, jnp.sum(gaussian, axis=-1)",
+        ("shared/test_policy.py",),
+    ),
+    Fault(
+        "ring: the oldest unroll is never sampled",
+        "shared/replay/ring.py",
+        "complete = self._complete[:, chunks - 1 :]  # those",
+        "complete = self._complete[:, chunks:]  # those",
+        ("shared/replay",),
+    ),
+    # --- placement and metrics ---
+    Fault(
+        "placement: shares of two GPUs may fill one",
+        "deploy/placement.py",
+        "            self._gpus[gpu] -= share\n",
+        "            self._gpus[gpu] -= share / 2\n",
+        ("deploy/test_placement.py",),
+    ),
+    Fault(
+        "metrics: a wait within another one counts twice",
+        "shared/metrics.py",
+        "self._waits[what] += max(seconds - self._waited_within, 0.0)",
+        "self._waits[what] += seconds",
+        ("shared/test_metrics.py",),
+    ),
+    Fault(
+        "metrics: rates of the first update",
+        "deploy/summary.py",
+        "timed = rows[1:] or rows",
+        "timed = rows",
+        ("deploy/test_in_process.py",),
+    ),
+)
