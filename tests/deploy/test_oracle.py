@@ -21,11 +21,12 @@ from shared.replay.info import server_info
 from shared.replay.insert import Inserter
 from shared.replay.sample import Sampler
 
+# Sizes that other tests compile, too.
 EXPERIMENT = """
 env: point_u_maze
 env_options: {episode_length: 20}
-collector: {depth: 4, width: 8, environments: 4, unroll_length: 6}
-algorithm: {batch_size: 8, windows_per_update: 4, minibatches_per_update: 3}
+collector: {depth: 4, width: 8, environments: 4, unroll_length: 5}
+algorithm: {batch_size: 16, windows_per_update: 8, minibatches_per_update: 4}
 replay: {steps_per_environment: 60, prefill_steps: 30}
 budget: {env_steps: 480}
 """

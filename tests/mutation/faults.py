@@ -178,7 +178,7 @@ FAULTS = (
         "deploy/replay_service.py",
         'limited = experiment.replay.pace == "lockstep" or name == ACTIVE',
         "limited = True",
-        ("deploy/test_launch.py::test_two_runs_at_once_learn_and_never_meet",),
+        ("deploy/test_replay_service.py",),
     ),
     Fault(
         "limiter: a snapshot takes collectors an error buffer early",

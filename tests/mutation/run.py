@@ -30,12 +30,12 @@ sys.path.insert(0, str(ROOT))
 from tests.mutation.faults import FAULTS, Fault  # noqa: E402 - a script, run from anywhere
 
 LIMIT_S = 900.0  # of the tests of one fault
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _mtimes = count(int(time.time()))
 
 
 class Outcome(NamedTuple):
-    """`noticed_by`: a test's id, or "hung"; empty if the fault went unnoticed, "does not apply" if it could not be made."""
+    """`noticed_by`: a test's id, "hung", "does not apply", or empty if the fault went unnoticed."""
 
     fault: Fault
     noticed_by: str

@@ -219,6 +219,11 @@ def test_every_plan_fits_together(seed: int) -> None:
         assert plan.updates_after(plan.windows_after(unrolls - 1)) < updates
     assert plan.env_steps_at(0) == 0
     assert plan.env_steps_at(plan.updates) <= plan.env_steps
+    # A snapshot takes every window that the limiter can have let in by then, and less than an unroll more.
+    for updates in plan.snapshot_updates:
+        most = plan.prefill_windows + (updates * plan.windows_per_update + plan.error_buffer) / spi
+        taken = plan.snapshot_windows(updates) * plan.environments
+        assert min(most, plan.windows) - 1e-6 <= taken < most + plan.environments
 
 
 def test_few_updates_are_all_evaluated() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -204,39 +205,60 @@ def test_salvage_may_be_interrupted_within_a_part(shard: Path, monkeypatch: pyte
 
 
 WRITING = """
+import os
 import sys
 from pathlib import Path
-sys.path.insert(0, str(Path(sys.argv[3]).parent))
+
+sys.path.insert(0, str(Path(sys.argv[1]).parent))
 from test_shard import unroll, writer_of
 
-keep = int(sys.argv[2]) or None
-writer = writer_of(Path(sys.argv[1]), keep_unrolls=keep, wait_s=5)
-number = writer.next_number + 1
-while True:
-    writer.write(unroll(number), number)
-    print(number, flush=True)
-    number += 1
+for line in sys.stdin:
+    directory, keep = line.split()
+    writer_pid = os.fork()
+    if writer_pid == 0:
+        print(os.getpid(), flush=True)
+        writer = writer_of(Path(directory), keep_unrolls=int(keep) or None, wait_s=5)
+        number = writer.next_number + 1
+        while True:
+            writer.write(unroll(number), number)
+            print(number, flush=True)
+            number += 1
+    os.waitpid(writer_pid, 0)
+    print("ended", flush=True)
 """
 
 
+@pytest.fixture(scope="module")
+def writers() -> Iterator[subprocess.Popen[str]]:
+    """A process that forks a writer for each line `directory keep`, since importing takes longer than writing."""
+    command = [sys.executable, "-c", WRITING, __file__]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
+        yield process
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.close()
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("keep", [0, 30])
-def test_a_killed_writer_loses_nothing(tmp_path: Path, keep: int) -> None:
-    """Each process leaves out one number and goes on until kill -9."""
+def test_a_killed_writer_loses_nothing(tmp_path: Path, writers: subprocess.Popen[str], keep: int) -> None:
+    """Each writer leaves out one number and writes on until kill -9."""
+    assert writers.stdin is not None
+    assert writers.stdout is not None
     rng, written = random.Random(0), list[int]()
     for _ in range(4):
-        command = [sys.executable, "-c", WRITING, str(tmp_path), str(keep), __file__]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-            assert child.stdout is not None
-            assert child.stderr is not None
-            begun = child.stdout.readline()
-            time.sleep(rng.uniform(0, 0.2))
-            child.kill()
-            returned = [int(line) for line in (begun + child.stdout.read()).split()]
-            assert child.stderr.read() == ""
+        print(tmp_path, keep, file=writers.stdin, flush=True)
+        pid = int(writers.stdout.readline())
+        begun = writers.stdout.readline()
+        time.sleep(rng.uniform(0, 0.2))
+        os.kill(pid, signal.SIGKILL)
+        returned = [int(line) for line in (begun, *itertools.takewhile(lambda line: line != "ended\n", writers.stdout))]
         there = read(tmp_path / "collector-0")
         new = [number for number in there if not written or number > written[-1]]
         assert new[0] == (written[-1] + 2 if written else 1) or keep  # of a tail the first may be gone
-        # One unroll may have been written whose number the process could not tell any more.
+        # One unroll may have been written whose number the process could not report any more.
         assert new[-1] - returned[-1] in (0, 1)
         assert there == (written + new)[-len(there) :]
         assert len(there) >= min(keep or sys.maxsize, len(written + new))

@@ -395,74 +395,91 @@ def test_a_manifest_is_written_for_whole_shards_only(tmp_path: Path) -> None:
 
 
 FULL_DISK = """
-import errno, resource, sys
+import errno, os, resource, sys
 from pathlib import Path
 import numpy as np
 from shared.replay.codec import Columns
 from shared.stream.format import StreamDescription
 from shared.stream.write import StreamWriter, write_manifest
 
-directory, during = Path(sys.argv[1]), sys.argv[2]
 description = StreamDescription(
     env="e", state_size=4, action_size=2, episode_length=20, unroll_length=62, environments=16, collectors=1, unrolls=3
 )
-(directory / "description.json").write_text(description.model_dump_json())
 floats = np.random.default_rng(0).integers(2**32, size=(16, 62, 6), dtype=np.uint32).view(np.float32)
 columns = Columns(floats, np.zeros((16, 62, 3), np.int32))
-writer = StreamWriter(directory, 0, description, part_bytes=3 * (floats.nbytes + columns.ints.nbytes))
 
 def fill(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-def write(unrolls):
-    global written
-    for _ in range(unrolls):
-        writer.write(columns, written)
-        written += 1
+def until_full(directory, during):
+    written = 0
+    directory.mkdir()
+    (directory / "description.json").write_text(description.model_dump_json())
+    writer = StreamWriter(directory, 0, description, part_bytes=3 * (floats.nbytes + columns.ints.nbytes))
 
-written = 0
+    def write(unrolls, columns=columns):
+        nonlocal written
+        for _ in range(unrolls):
+            writer.write(columns, written)
+            written += 1
 
-write(3)
-try:
-    if during == "unroll":
-        fill(2 * floats.nbytes)
-        write(3)
-    elif during == "index":
-        columns = Columns(np.zeros_like(floats), columns.ints)
-        fill(4000)
-        while True:  # many small parts
+    write(3)
+    try:
+        if during == "unroll":
+            fill(2 * floats.nbytes)
+            write(3)
+        elif during == "index":
+            fill(4000)
+            while True:  # many small parts
+                write(1, Columns(np.zeros_like(floats), columns.ints))
+                writer.cut()
+        elif during == "footer":
             write(1)
-            writer.cut()
-    elif during == "footer":
-        write(1)
-        fill((directory / "collector-0" / "part-000000003.arrow.partial").stat().st_size)
+            fill((directory / "collector-0" / "part-000000003.arrow.partial").stat().st_size)
+            writer.close()
+        elif during == "manifest":
+            shard = writer.close()
+            fill(60)
+            write_manifest(directory, description, [shard])
+    except OSError as error:
+        print(errno.errorcode[error.errno], end=" ")
+    try:
         writer.close()
-    elif during == "manifest":
-        shard = writer.close()
-        fill(60)
-        write_manifest(directory, description, [shard])
-except OSError as error:
-    print(errno.errorcode[error.errno])
-try:
-    writer.close()
-except ValueError:
-    print("spent", written)
+    except ValueError:
+        print("spent", written, flush=True)
+
+for during in sys.argv[2:]:  # a process each: a limit on files stays
+    if os.fork() == 0:
+        until_full(Path(sys.argv[1]) / during, during)
+        os._exit(0)
+    assert os.wait()[1] == 0
 """
+MOMENTS = ("unroll", "footer", "index", "manifest")
 
 
-@pytest.mark.parametrize("during", ["unroll", "footer", "index", "manifest"])
-def test_a_full_disk_raises_and_loses_no_whole_unroll(tmp_path: Path, during: str) -> None:
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), during]
+@pytest.fixture(scope="module")
+def full_disks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+    """A folder with a stream for each of `MOMENTS`, and what its writer printed when the disk was full."""
+    folder = tmp_path_factory.mktemp("full")
+    command = [sys.executable, "-c", FULL_DISK, str(folder), *MOMENTS]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert ran.returncode == 0, ran.stderr
-    error, spent, written = ran.stdout.split()
+    assert (ran.returncode, ran.stderr) == (0, "")
+    lines = [line.split() for line in ran.stdout.splitlines()]
+    return folder, dict(zip(MOMENTS, lines, strict=True))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("during", MOMENTS)
+def test_a_full_disk_raises_and_loses_no_whole_unroll(
+    full_disks: tuple[Path, dict[str, list[str]]], during: str
+) -> None:
+    directory, (error, spent, written) = full_disks[0] / during, full_disks[1][during]
     assert (error, spent) == ("EFBIG", "spent")
-    assert ran.stderr == ""
-    assert "did not finish recording" in refused(tmp_path)
-    description = StreamDescription.model_validate_json((tmp_path / "description.json").read_text())
-    shard = StreamWriter(tmp_path, 0, description).close()
+    assert "did not finish recording" in refused(directory)
+    description = StreamDescription.model_validate_json((directory / "description.json").read_text())
+    shard = StreamWriter(directory, 0, description).close()
     assert shard.parts[0].unrolls == 3
-    assert [number for number, _ in read_shard(tmp_path / "collector-0", description)] == list(range(int(written)))
+    assert [number for number, _ in read_shard(directory / "collector-0", description)] == list(range(int(written)))
 
 
 def test_bytes_are_known_beforehand() -> None:

@@ -12,12 +12,15 @@ from deploy.replay_server.server import ReplayServer, TableSpec
 
 UNLIMITED = [
     *("from_ours", "from_stock", "from_steps", "order/a", "order/b", "shapes", "exact", "empty", "stop"),
-    *("slow/ahead", "many", "oversized", "kept"),
+    *("slow/ahead", "many", "oversized", "kept", "again/a", "again/b", "without"),
 ]
 LIMITED = [
     TableSpec("slow/behind", 1000, min_size_to_sample=8, samples_per_insert=1.0, error_buffer=8.0),
     TableSpec("ratio", 1000, min_size_to_sample=8, samples_per_insert=2.0, error_buffer=16.0),
     TableSpec("partial", 1000, min_size_to_sample=1, samples_per_insert=1.0, error_buffer=1.0),
+    TableSpec("blocked", 1000, min_size_to_sample=8, samples_per_insert=1.0, error_buffer=8.0),
+    TableSpec("queued", 1000, min_size_to_sample=8, samples_per_insert=1.0, error_buffer=8.0),
+    TableSpec("full", 1000, min_size_to_sample=1, samples_per_insert=1.0, error_buffer=1.0),
 ]
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.replay_server.server import TableSpec
 from shared.replay import insert
 from shared.replay import reverb_pb2 as pb
 from shared.replay.codec import Columns
@@ -158,10 +157,9 @@ def test_limiter_accounts_for_every_window(address: str) -> None:
     sampler.close()
 
 
-def test_windows_sent_again_count_once(start_server: Callable[..., Any]) -> None:
+def test_windows_sent_again_count_once(address: str) -> None:
     """By another process of the same source; another source's are windows of their own."""
-    environments, unrolls, names = 70, 5, ["a", "b"]
-    _, address = start_server(*(TableSpec(name, 1000, min_size_to_sample=1) for name in names))
+    environments, unrolls, names = 70, 5, ["again/a", "again/b"]
     windows = environments * (unrolls - K + 1)
     for source, counted in ((0, windows), (0, windows), (3, 2 * windows), (0, 2 * windows)):
         inserter = Inserter(address, names, K, environments, source=source, timeout_s=5)
@@ -170,31 +168,29 @@ def test_windows_sent_again_count_once(start_server: Callable[..., Any]) -> None
         inserter.flush(timeout_s=5)
         assert inserter.confirmed == dict.fromkeys(names, windows)
         inserter.close()
-        for table in server_info(address).tables.values():
-            assert (table.size, table.inserted) == (counted, counted)
+        tables = server_info(address).tables
+        assert [(tables[name].size, tables[name].inserted) for name in names] == [(counted, counted)] * 2
 
 
-def test_windows_that_the_limiter_blocked_count_once(start_server: Callable[..., Any]) -> None:
+def test_windows_that_the_limiter_blocked_count_once(address: str) -> None:
     """Their first sender ended while the table had no room for them."""
     environments, unrolls = 4, 12
-    spec = TableSpec("table", 1000, min_size_to_sample=8, samples_per_insert=1.0, error_buffer=8.0)
-    _, address = start_server(spec)
-    first = Inserter(address, ["table"], K, environments, timeout_s=1)
+    first = Inserter(address, ["blocked"], K, environments, timeout_s=1)
     with pytest.raises(ReplayTimeout):
         insert_all(first, environments, unrolls)
-    blocked = server_info(address).tables["table"].inserted
+    blocked = server_info(address).tables["blocked"].inserted
     assert 16 <= blocked < environments * (unrolls - K + 1)
     first.close()
-    again = Inserter(address, ["table"], K, environments, timeout_s=20)
+    again = Inserter(address, ["blocked"], K, environments, timeout_s=20)
     inserting = threading.Thread(target=insert_all, args=(again, environments, unrolls))
     inserting.start()
     windows = environments * (unrolls - K + 1)
-    sampler = make_sampler(address, "table", 4, max_windows=windows - 8)
+    sampler = make_sampler(address, "blocked", 4, max_windows=windows - 8)
     for _ in range((windows - 8) // 4):
         sampler.sample()
     inserting.join(20)
     again.flush(timeout_s=5)
-    table = server_info(address).tables["table"]
+    table = server_info(address).tables["blocked"]
     assert (table.size, table.inserted, table.sampled) == (windows, windows, windows - 8)
     again.close()
     sampler.close()
@@ -205,19 +201,18 @@ def insert_all(inserter: Inserter, environments: int, unrolls: int) -> None:
         inserter.insert(unroll(number, environments), number)
 
 
-def test_unrolls_may_come_without_windows(start_server: Callable[..., Any]) -> None:
+def test_unrolls_may_come_without_windows(address: str) -> None:
     """They are there for the windows of the next one, which reach back to them."""
-    _, address = start_server(TableSpec("table", 1000, min_size_to_sample=1))
-    inserter = Inserter(address, ["table"], K, 2, timeout_s=5)
+    inserter = Inserter(address, ["without"], K, 2, timeout_s=5)
     for number in range(5):
         inserter.insert(unroll(number, 2), number, windows=False)
     inserter.flush(timeout_s=5)
     time.sleep(0.2)
-    assert server_info(address).tables["table"].inserted == inserter.confirmed["table"] == 0
+    assert server_info(address).tables["without"].inserted == inserter.confirmed["without"] == 0
     inserter.insert(unroll(5, 2), 5)
     inserter.flush(timeout_s=5)
-    assert server_info(address).tables["table"].inserted == inserter.confirmed["table"] == 2
-    sampler = make_sampler(address, "table", 4)
+    assert server_info(address).tables["without"].inserted == inserter.confirmed["without"] == 2
+    sampler = make_sampler(address, "without", 4)
     batch, _ = sampler.sample()
     assert (batch.ints[:, :, 1] == np.arange(3 * T, 6 * T)).all()
     sampler.close()

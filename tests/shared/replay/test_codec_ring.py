@@ -178,13 +178,21 @@ class Shape(NamedTuple):
     row_size: int
 
 
-SHAPES = st.builds(Shape, *(st.integers(1, most) for most in (3, 4, 3, 4, 5, 3)))
+# A few, since each is compiled: every count from 1 up, each also with ones beside it.
+SHAPES = [
+    Shape(1, 1, 1, 1, 1, 1),
+    Shape(3, 1, 2, 4, 1, 3),
+    Shape(1, 4, 3, 1, 5, 2),
+    Shape(2, 3, 1, 2, 3, 1),
+    Shape(2, 2, 3, 3, 4, 3),
+    Shape(3, 4, 2, 2, 2, 1),
+]
 
 
-@settings(max_examples=25, derandomize=True, deadline=None)
-@given(shape=SHAPES, seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**32 - 1))
 def test_it_equals_a_plain_ring(plan: Plan, shape: Shape, seed: int) -> None:
-    """Of any shape, with numbers left out, with void chunks, past its end, its sources unequally far."""
+    """The ring equals a plain one: numbers left out, void chunks, past its end, sources unequally far."""
     sources, environments, steps, chunks, spare, row_size = shape
     changes = {
         "environments": sources * environments,

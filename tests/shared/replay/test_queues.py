@@ -3,12 +3,10 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 
-from deploy.replay_server.server import TableSpec
 from shared.replay.codec import Columns
 from shared.replay.errors import ReplayTimeout
 from shared.replay.insert import MESSAGES_IN_FLIGHT, MOST_KEPT_CHUNKS, Inserter
@@ -32,11 +30,10 @@ def until(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
     return holds()
 
 
-def test_messages_in_flight_and_batches_ready_go_up_and_down(start_server: Callable[..., Any]) -> None:
+def test_messages_in_flight_and_batches_ready_go_up_and_down(address: str) -> None:
     """A table that takes 16 windows before the first sample, from 70 environments whose chunks take two streams."""
-    _, address = start_server(TableSpec("table", 1000, 8, samples_per_insert=1.0, error_buffer=8.0))
     chunks = MOST_KEPT_CHUNKS // 70 + 2
-    inserter = Inserter(address, ["table"], chunks, 70, timeout_s=20)
+    inserter = Inserter(address, ["queued"], chunks, 70, timeout_s=20)
     for _ in range(chunks - 1):
         inserter.insert(unroll(70))
     inserter.flush(timeout_s=10)
@@ -48,7 +45,7 @@ def test_messages_in_flight_and_batches_ready_go_up_and_down(start_server: Calla
     blocked.start()
     assert not until(lambda: inserter.in_flight != 2 * MESSAGES_IN_FLIGHT, seconds=0.5)
 
-    sampler = Sampler(address, "table", 10, chunks * T, F, copied, max_windows=200)
+    sampler = Sampler(address, "queued", 10, chunks * T, F, copied, max_windows=200)
     assert until(lambda: sampler.batches_ready == REQUESTS_OUTSTANDING)
     assert not until(lambda: sampler.batches_ready > REQUESTS_OUTSTANDING, seconds=0.5)
     for _ in range(20):
@@ -62,14 +59,13 @@ def test_messages_in_flight_and_batches_ready_go_up_and_down(start_server: Calla
     sampler.close()
 
 
-def test_while_a_wait_is_excused_it_is_not_too_long(start_server: Callable[..., Any]) -> None:
-    _, address = start_server(TableSpec("empty", 1000, 1), TableSpec("full", 1000, 1, 1.0, 1.0))
+def test_while_a_wait_is_excused_it_is_not_too_long(address: str) -> None:
     paused = threading.Event()
 
     def waits_for(call: Callable[[], object]) -> float:
-        """Seconds until `call` timed out, where it was excused for the first two."""
+        """Seconds until `call` timed out, excused for the first of them."""
         paused.set()
-        timer = threading.Timer(2.0, paused.clear)
+        timer = threading.Timer(1.2, paused.clear)
         timer.start()
         started = time.monotonic()
         with pytest.raises(ReplayTimeout):
@@ -78,9 +74,9 @@ def test_while_a_wait_is_excused_it_is_not_too_long(start_server: Callable[..., 
         return time.monotonic() - started
 
     sampler = Sampler(address, "empty", 4, K * T, F, copied, timeout_s=1.0, paused=paused.is_set)
-    assert 2.5 <= waits_for(sampler.sample) < 5
+    assert 2.0 <= waits_for(sampler.sample) < 10
     sampler.close()
     inserter = Inserter(address, ["full"], K, 4, timeout_s=1.0, paused=paused.is_set)
     inserter.insert(unroll(4))
-    assert 2.5 <= waits_for(lambda: inserter.flush(1.0)) < 5
+    assert 2.0 <= waits_for(lambda: inserter.flush(1.0)) < 10
     inserter.close()
