@@ -10,7 +10,7 @@ from shared.envs.base import EnvSpec
 from shared.plan import make_plan
 
 SPEC = EnvSpec(
-    state_size=3, goal_size=2, action_size=2, goal_indices=(0, 1), episode_length=10, goal_radius=0.5, num_cells=1
+    state_size=3, goal_size=2, action_size=2, goal_indices=(0, 1), episode_length=1000, goal_radius=0.5, num_cells=1
 )
 
 
