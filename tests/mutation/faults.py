@@ -250,7 +250,7 @@ FAULTS = (
         "shared/replay/sample.py",
         "REQUESTS_OUTSTANDING = 2",
         "REQUESTS_OUTSTANDING = 3",
-        ("shared/replay",),
+        ("shared/replay/test_queues.py",),
     ),
     Fault(
         "sample: batches that were decoded when a server died are lost",

@@ -9,8 +9,9 @@ import pytest
 
 from shared.replay.codec import Columns
 from shared.replay.errors import ReplayTimeout
+from shared.replay.info import server_info
 from shared.replay.insert import MESSAGES_IN_FLIGHT, MOST_KEPT_CHUNKS, Inserter
-from shared.replay.sample import REQUESTS_OUTSTANDING, Sampler
+from shared.replay.sample import Sampler
 
 T, F, K = 4, 3, 1
 
@@ -46,8 +47,9 @@ def test_messages_in_flight_and_batches_ready_go_up_and_down(address: str) -> No
     assert not until(lambda: inserter.in_flight != 2 * MESSAGES_IN_FLIGHT, seconds=0.5)
 
     sampler = Sampler(address, "queued", 10, chunks * T, F, copied, max_windows=200)
-    assert until(lambda: sampler.batches_ready == REQUESTS_OUTSTANDING)
-    assert not until(lambda: sampler.batches_ready > REQUESTS_OUTSTANDING, seconds=0.5)
+    assert until(lambda: sampler.batches_ready == 2)
+    assert not until(lambda: sampler.batches_ready > 2, seconds=0.5)
+    assert server_info(address).tables["queued"].sampled == 20
     for _ in range(20):
         sampler.sample()
     assert sampler.batches_ready == 0
