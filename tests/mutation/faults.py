@@ -257,7 +257,7 @@ FAULTS = (
         "shared/replay/lives.py",
         "                    self._left = self._sampler.leave()\n",
         "                    self._sampler.leave()\n",
-        ("shared/replay",),
+        ("shared/replay/test_lives.py",),
     ),
     Fault(
         "sample: a batch is handed over without a copy",

@@ -339,6 +339,37 @@ def test_a_server_may_die_when_its_last_unroll_was_just_sent(world: World) -> No
     assert world.source.reporter.life == 3
 
 
+def test_a_batch_that_is_decoded_while_its_server_is_left_is_trained_on(world: World) -> None:
+    """It counts as taken, so the next server does not give it again."""
+    arrived = threading.Event()
+
+    def slow(columns: Columns) -> Columns:
+        if not arrived.is_set():
+            arrived.set()
+            sampler = world.sampler._sampler
+            assert sampler is not None
+            wait_for(lambda: sampler._closed)
+            time.sleep(0.2)  # the learner has found its sampler closed by now
+        return copied(columns)
+
+    world.sampler = LastingSampler(PLAN, LEARNER, slow, world.reporter, world.stop, 20.0)
+    world.sampler.open(3, taken=0)
+    world.begin(limited=False)
+    world.announce()
+    world.collect(unrolls=12)
+    learning = world.work(world.learn)
+    assert arrived.wait(20)
+    world.kill()
+    behind, taken = world.source.inserter.disconnect(), world.sampler.disconnect()
+    assert taken == BATCH
+    world.begin(behind, taken, limited=False)
+    world.announce()
+    world.work(world.source.inserter.keep_filling)
+    learning.join(60)
+    assert world.errors == []
+    assert len(world.batches) == PLAN.updates
+
+
 def test_a_server_may_be_dead_before_anyone_connects(world: World) -> None:
     world.begin()
     world.kill()
