@@ -8,6 +8,9 @@ COMPILE := $(UV) pip compile --quiet --generate-hashes --no-annotate --custom-co
 # The image's own: there is no CUDA elsewhere. Same versions as in run.txt, or nodes of one cluster would differ.
 IMAGE := --python-platform x86_64-manylinux_2_28 --constraint requirements/run.txt
 
+# From bytecode, processes import JAX and Ray in a third of the time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-fast test-all test-envs test-deploy test-chaos docs lint format bench lock protos clean
 
 demo: $(VENV)/.run-ready
@@ -16,7 +19,7 @@ demo: $(VENV)/.run-ready
 
 # Everything that defends correctness, on two cores.
 PYTEST := $(BIN)/python -m pytest
-TWO_WORKERS := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+TWO_WORKERS := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 test: $(VENV)/.dev-ready $(VENV)/.system-ready
 	$(PYTEST) $(TWO_WORKERS)
 

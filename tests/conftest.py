@@ -1,17 +1,35 @@
-"""What all tests share: a compilation cache, the layers that they belong to, and real replay servers."""
+"""What all tests share: options of JAX and Ray, the layers that tests belong to, and real replay servers.
+
+Compiling takes most of the tests' time. Everything is compiled once, in whatever process, and with few of XLA's
+optimisations: `JAX_DISABLE_MOST_OPTIMIZATIONS=0` brings them back. Starting processes comes second. From bytecode they
+import JAX and Ray in a third of the time.
+"""
+
+# ruff: noqa: E402 - the options hold for this process and those that tests start, so they come before any import
 
 import os
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "tests-xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # roles' workers have environments of their own
+os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # instead of 10 s
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
+import mujoco  # noqa: F401 - its first import starts a process, which no test is to blame for
 import pytest
 
 from deploy.replay_server.provision import reverb_python as provision
 from deploy.replay_server.server import ReplayServer, TableSpec
 
-ROOT = Path(__file__).parents[1]
 STARTS_PROCESSES = {"reverb_python", "browser"}  # fixtures
 QUESTIONS = {"git", "nvidia-smi", "ldconfig", "gcc", "cc", "ld", "objdump"}
 """Programs that answer a question at once and end. Tests of the fast layer may ask them."""
@@ -20,27 +38,33 @@ _may_start_processes = True
 
 
 def pytest_configure() -> None:
-    """Sets JAX's options before JAX is imported, for this process and those that tests start.
-
-    Compiling takes most of the tests' time. Everything is compiled once, in whatever process, and with few of XLA's
-    optimisations: `JAX_DISABLE_MOST_OPTIMIZATIONS=0` brings them back.
-    """
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "tests-xla"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     sys.addaudithook(_refuse_processes)
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by what they start. Tests with Ray run one at a time, and first; the others file by file."""
+    """Marks tests by what they start, and puts those first that start Ray: they take longest."""
     for item in items:
         if STARTS_PROCESSES & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.processes)
-        if item.get_closest_marker("xdist_group") is None:
-            group = "ray" if item.get_closest_marker("ray") else str(item.path.relative_to(ROOT))
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    items.sort(key=lambda item: not _starts_ray(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each worker whole files. All that start Ray go to one worker: two clusters at once are too much here."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if _starts_ray(config.rootpath / file) else file
+
+    return ByFile(config, log)
+
+
+@cache
+def _starts_ray(path: Path) -> bool:
+    return "pytest.mark.ray" in path.read_text(encoding="utf-8")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -52,6 +52,7 @@ def module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@pytest.mark.processes
 def test_one_process_needs_neither_ray_nor_reverb_nor_grpc_nor_wandb() -> None:
     modules = [module(path) for path in FILES if path.relative_to(ROOT).parts[0] in ("collector", "learner")]
     modules += ["deploy.cli", "deploy.console", "deploy.in_process", "deploy.summary"]

@@ -2,13 +2,15 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from deploy.bench.unrolled import Unrolled, unroll_params
 from learner.state import LearnerState, init_state, make_optimisers
@@ -69,16 +71,28 @@ def bench_update(
         raise ConfigError(
             f"--depths: {max(depths)} layers one by one compile for hours; compare depths up to {_DEEPEST_UNROLLED}"
         )
-    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
+    with uncached():
         peak = matmul_flops_per_second(precision)
         rows = [
             _bench_depth(depth, batch, width, precision, against, repeats, seconds, seeds, peak) for depth in depths
         ]
-        return {"matmul_flops_per_second": peak, "rows": rows}
+    return {"matmul_flops_per_second": peak, "rows": rows}
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Compiles without the persistent cache inside the block."""
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    _enable_cache(False)
+    try:
+        yield
     finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+        _enable_cache(before)
+
+
+def _enable_cache(enabled: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()  # JAX reads the option at its first compilation and never again
 
 
 class _Timed:

@@ -57,20 +57,24 @@ class Counting(GoalEnv):
 class Breaking(Counting):
     """Breaks with its step number `breaks_after`, in episodes whose start tag is below `share`.
 
-    All of its state, or the coordinate `only` alone, is then `value`.
+    The coordinates that are `struck` are then `value`. Starts with a tag below `unfit` are not finite at all.
     """
 
     limits: tuple[int, ...] = (100, 100)
     breaks_after: int = 4
     share: float = 0.5
     value: float = float("nan")
-    only: int | None = None
+    struck: tuple[bool, ...] = (True, True, True)
+    unfit: float = 0.0
+
+    def reset(self, key: Array) -> EnvState:
+        env_state = super().reset(key)
+        return env_state._replace(state=jnp.where(env_state.state[1] < self.unfit, jnp.nan, env_state.state))
 
     def step(self, env_state: EnvState, action: Array) -> EnvState:
         after = super().step(env_state, action)
         breaks = (after.state[0] == self.breaks_after) & (after.state[1] < self.share)
-        struck = jnp.arange(3) == self.only if self.only is not None else jnp.ones(3, bool)
-        return after._replace(state=jnp.where(breaks & struck, self.value, after.state))
+        return after._replace(state=jnp.where(breaks & jnp.array(self.struck), self.value, after.state))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from collector.collector import Collector, coverage, make_collect, make_count
-from collector.rollout import make_start, make_unroll
+from collector.rollout import RolloutState, make_start, make_unroll
 from shared.config import Experiment
 from shared.metrics import Reporter, Row
 from shared.networks import init_params, make_networks
@@ -142,16 +142,22 @@ class Broken(NamedTuple):
 @pytest.fixture(scope="module")
 def broken(breaking: Any) -> Broken:
     """Five of them; the arrays are `[5, N, T, ...]`, the visits `[5, num_cells]`."""
-    env, seen = breaking(goals=(2.0, 3.0)), []
-    state = make_start(env, 16)(jax.random.key(0))
-    collect, unroll = jax.jit(make_collect(env, still, 3)), jax.jit(make_unroll(env, still, 3))
-    for number in range(5):
+    env = breaking(goals=(2.0, 3.0))
+    collect, unroll = make_collect(env, still, 3), make_unroll(env, still, 3)
+
+    def step(state: RolloutState, number: Array) -> tuple[RolloutState, Broken]:
         key = jax.random.key(number)
         plain = unroll({}, number, state, key)[1]
         state, columns, visits, metrics = collect({}, number, state, key)
-        rows = pack(plain.rows), plain.broken, plain.distance
-        seen.append((columns, *jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows), visits, metrics))
-    return Broken(*jax.tree.map(lambda *x: np.stack(x), *seen))
+        rows, ended, distance = jax.tree.map(
+            lambda x: jnp.swapaxes(x, 0, 1), (pack(plain.rows), plain.broken, plain.distance)
+        )
+        return state, Broken(columns, rows, ended, distance, visits, metrics)
+
+    def five(key: Array) -> Broken:
+        return jax.lax.scan(step, make_start(env, 16)(key), jnp.arange(5))[1]
+
+    return jax.device_get(jax.jit(five)(jax.random.key(0)))
 
 
 def test_chunks_in_which_an_environment_broke_are_void_and_no_others(broken: Broken) -> None:
@@ -176,7 +182,7 @@ def test_void_chunks_count_no_visits(broken: Broken, counting: Any) -> None:
     for number in range(5):
         cells = np.minimum(broken.plain.floats[number, ~void[number]][..., 0], 4).astype(int)
         np.testing.assert_array_equal(broken.visits[number], np.bincount(cells.ravel(), minlength=5))
-    floats, count = broken.plain.floats[1], make_count(counting())
+    floats, count = broken.plain.floats[1], jax.jit(make_count(counting()))
     assert count(floats, broken.plain.ints[1]).sum() == 16 * 3
     assert count(floats, broken.columns.ints[1]).sum() == 3 * (~void[1]).sum()
 

@@ -15,86 +15,100 @@ from shared.metrics import Reporter
 from shared.networks import Actor, make_networks
 from shared.params import Policy
 from shared.plan import make_plan
-from shared.types import Array
+from shared.types import Array, Metrics
 
 LINEAR = Actor(nn.Dense(4), 2)
-PARAMS = LINEAR.init(jax.random.key(0), jnp.zeros(3), jnp.zeros(2))
-
-
-def evaluated(env: Any, seed: int = 0, episodes: int = 64) -> dict[str, float]:
-    metrics = jax.jit(make_evaluate(env, LINEAR, episodes))(PARAMS, jax.random.key(seed))
-    return {name: float(value) for name, value in metrics.items()}
-
-
-def test_only_the_first_episode_counts(counting: Any) -> None:
+EPISODES = 64
+# Settings of each case. All others are as in `USUAL`: a goal 100 away, no termination, no break.
+CASES: dict[str, dict[str, Any]] = {
     # Every episode of 3 steps is at its goal once, after step 2. Two of them fit into the 8 steps rolled out.
-    assert evaluated(counting(goals=(2.0,), limits=(3,), episode_length=8)) == pytest.approx(
-        {"time_at_goal": 1, "success_rate": 1, "final_distance": 1, "episode_length": 3}
-    )
-
-
-def test_a_whole_episode_by_hand(counting: Any) -> None:
-    # Steps 1 to 8 against goal 7 with radius 1.5: at goal after steps 6, 7 and 8, and 1 away in the end.
-    assert evaluated(counting(goals=(7.0,), limits=(100,), episode_length=8, goal_radius=1.5)) == pytest.approx(
-        {"time_at_goal": 3, "success_rate": 1, "final_distance": 1, "episode_length": 8}
-    )
-    assert evaluated(counting(goals=(100.0,), limits=(100,), episode_length=8)) == pytest.approx(
-        {"time_at_goal": 0, "success_rate": 0, "final_distance": 92, "episode_length": 8}
-    )
-
-
-def test_metrics_are_means_over_episodes(counting: Any) -> None:
+    "two episodes": {"goals": (2.0, 2.0), "limits": (3, 3)},
+    # Steps 1 to 8 against goal 7: within 0.5 after step 7, within 1.5 after 6 to 8, within 3.5 after 4 to 8.
+    "whole": {"goals": (7.0, 7.0)},
+    "far": {},
+    "a little far": {"goals": (10.0, 10.0)},
     # Some have 3 steps, 2 of them at goal (after 2 and 3, radius 1.5 of 3.4), others 8 steps and never get there.
-    metrics = evaluated(counting(goals=(3.4, 100.0), limits=(3, 100), episode_length=8, goal_radius=1.5))
+    "two kinds": {"goals": (3.4, 100.0), "limits": (3, 100)},
+    # Goal 4, radius 1.5: at goal after step 3; step 4 breaks, and would have been at goal, too.
+    "all break": {"goals": (4.0, 4.0), "share": 2.0},
+    "break at once": {"goals": (1.0, 1.0), "share": 2.0, "breaks_after": 1},
+    # Others go on to step 8, 4 away, and were at goal after steps 3, 4 and 5.
+    "some break": {"goals": (4.0, 4.0), "share": 0.5},
+    "unfit": {"goals": (4.0, 4.0), "unfit": 0.5},
+}
+USUAL: dict[str, Any] = {"goals": (100.0, 100.0), "limits": (100, 100), "share": 0.0, "breaks_after": 4, "unfit": 0.0}
+
+
+@pytest.fixture(scope="module")
+def evaluated(breaking: Any) -> dict[str, dict[str, float]]:
+    """Metrics of every case, all of them compiled at once: 8 steps, radii 1.5, 3.5 (easy) and 0.5 (hard)."""
+
+    def evaluate(settings: dict[str, Any]) -> Metrics:
+        env = breaking(episode_length=8, goal_radius=1.5, easy_radius=3.5, hard_radius=0.5, **settings)
+        params = jax.tree.map(
+            lambda x: jnp.zeros(x.shape), jax.eval_shape(LINEAR.init, key, jnp.zeros(3), jnp.zeros(2))
+        )
+        return make_evaluate(env, LINEAR, EPISODES)(params, key)
+
+    key = jax.random.key(0)
+    cases = [USUAL | case for case in CASES.values()]
+    settings = {name: np.array([case[name] for case in cases]) for name in USUAL}
+    metrics = jax.device_get(jax.jit(jax.vmap(evaluate))(settings))
+    return {name: {key: float(each[row]) for key, each in metrics.items()} for row, name in enumerate(CASES)}
+
+
+def headline(metrics: dict[str, float], suffix: str = "") -> tuple[float, ...]:
+    """Time at goal, success rate, final distance and episode length."""
+    radius = [metrics[f"{name}{suffix}"] for name in ("time_at_goal", "success_rate")]
+    return *radius, metrics["final_distance"], metrics["episode_length"]
+
+
+def test_only_the_first_episode_counts(evaluated: Any) -> None:
+    assert headline(evaluated["two episodes"], "_hard") == pytest.approx((1, 1, 1, 3))
+
+
+def test_a_whole_episode_by_hand(evaluated: Any) -> None:
+    assert headline(evaluated["whole"]) == pytest.approx((3, 1, 1, 8))
+    assert headline(evaluated["far"]) == pytest.approx((0, 0, 92, 8))
+
+
+def test_metrics_are_means_over_episodes(evaluated: Any) -> None:
+    metrics = evaluated["two kinds"]
     share = metrics["success_rate"]
     assert 0.25 < share < 0.75
-    assert share * 64 == int(share * 64)
-    assert metrics["time_at_goal"] == pytest.approx(2 * share)
-    assert metrics["final_distance"] == pytest.approx(0.4 * share + 92 * (1 - share))
-    assert metrics["episode_length"] == pytest.approx(3 * share + 8 * (1 - share))
-
-
-def test_other_radii_are_counted_where_the_environment_has_them(counting: Any) -> None:
-    # Steps 1 to 8 against goal 7: within 0.5 after step 7, within 1.5 after 6 to 8, within 3.5 after 4 to 8.
-    env = counting(goals=(7.0,), limits=(100,), episode_length=8, goal_radius=1.5, easy_radius=3.5, hard_radius=0.5)
-    metrics = evaluated(env)
-    assert [metrics[f"time_at_goal{suffix}"] for suffix in ("", "_easy", "_hard")] == [3, 5, 1]
-    never = evaluated(counting(goals=(10.0,), limits=(100,), episode_length=8, goal_radius=1.5, easy_radius=3.5))
-    assert [never["success_rate"], never["success_rate_easy"]] == [0, 1]
-    assert "success_rate_hard" not in never
-
-
-def test_a_broken_episode_ends_there_not_at_the_goal(breaking: Any) -> None:
-    # Goal 4, radius 1.5: at goal after step 3; step 4 breaks, and would have been at goal, too.
-    always = breaking(goals=(4.0,), limits=(100,), episode_length=8, goal_radius=1.5, share=2.0)
-    assert evaluated(always) == pytest.approx(
-        {"time_at_goal": 1, "success_rate": 1, "final_distance": 1, "episode_length": 4}
+    assert share * EPISODES == int(share * EPISODES)
+    assert headline(metrics) == pytest.approx(
+        (2 * share, share, 0.4 * share + 92 * (1 - share), 3 * share + 8 * (1 - share))
     )
-    at_once = breaking(goals=(1.0,), limits=(100,), episode_length=8, goal_radius=1.5, share=2.0, breaks_after=1)
-    assert evaluated(at_once) == pytest.approx(
-        {"time_at_goal": 0, "success_rate": 0, "final_distance": 1, "episode_length": 1}
-    )
-    # Others go on to step 8, 4 away, and were at goal after steps 3, 4 and 5.
-    metrics = evaluated(breaking(goals=(4.0,), limits=(100,), episode_length=8, goal_radius=1.5))
+
+
+def test_other_radii_are_counted_where_the_environment_has_them(evaluated: Any, counting: Any) -> None:
+    assert [evaluated["whole"][f"time_at_goal{suffix}"] for suffix in ("", "_easy", "_hard")] == [3, 5, 1]
+    assert [evaluated["a little far"][f"success_rate{suffix}"] for suffix in ("", "_easy", "_hard")] == [0, 1, 0]
+    always = {"time_at_goal", "success_rate", "final_distance", "episode_length"}
+    for radii, more in (({}, set()), ({"easy_radius": 3.5}, {"time_at_goal_easy", "success_rate_easy"})):
+        env = counting(goal_radius=1.5, **radii)
+        params = jax.eval_shape(LINEAR.init, jax.random.key(0), jnp.zeros(3), jnp.zeros(2))
+        metrics = jax.eval_shape(make_evaluate(env, LINEAR, EPISODES), params, jax.random.key(0))
+        assert metrics.keys() == always | more
+
+
+def test_a_broken_episode_ends_there_not_at_the_goal(evaluated: Any) -> None:
+    assert headline(evaluated["all break"]) == pytest.approx((1, 1, 1, 4))
+    assert headline(evaluated["break at once"]) == pytest.approx((0, 0, 1, 1))
+    metrics = evaluated["some break"]
     share = (metrics["episode_length"] - 4) / 4
     assert 0.25 < share < 0.75
     assert metrics["time_at_goal"] == pytest.approx(3 * share + (1 - share))
     assert metrics["final_distance"] == pytest.approx(4 * share + (1 - share))
 
 
-def test_an_episode_that_was_never_finite_has_no_final_distance(breaking: Any) -> None:
-    class Unfit(breaking):
-        """Starts with a tag below a half are not finite at all."""
-
-        def reset(self, key: Array) -> EnvState:
-            env_state = super().reset(key)
-            return env_state._replace(state=jnp.where(env_state.state[1] < 0.5, jnp.nan, env_state.state))
-
-    metrics = evaluated(Unfit(goals=(4.0,), limits=(100,), episode_length=8, share=0.0))
+def test_an_episode_that_was_never_finite_has_no_final_distance(evaluated: Any) -> None:
+    metrics = evaluated["unfit"]
     share = (metrics["episode_length"] - 1) / 7
     assert 0.25 < share < 0.75
     assert metrics["final_distance"] == pytest.approx(4)
-    assert metrics["time_at_goal"] == pytest.approx(share)
+    assert metrics["time_at_goal"] == pytest.approx(3 * share)
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,7 @@ EXPERIMENT = Experiment.model_validate(
 )
 PLAN = make_plan(EXPERIMENT, Drift.spec)
 ACTOR = make_networks(EXPERIMENT.collector, Drift.spec).actor
+init = jax.jit(lambda key: ACTOR.init(key, jnp.zeros(2), jnp.zeros(2)))
 
 
 @functools.cache
@@ -139,13 +154,14 @@ def evaluator(env: Drift, seed: int = 0) -> Evaluator:
 
 @functools.cache
 def policy(version: int, seed: int = 0) -> Policy:
-    return Policy(version, ACTOR.init(jax.random.key(seed), jnp.zeros(2), jnp.zeros(2)))
+    return Policy(version, init(jax.random.key(seed)))
 
 
 def test_the_policy_is_deterministic() -> None:
-    state, untrained = jnp.zeros(2), policy(0)
+    state, untrained = np.zeros(2, np.float32), policy(0)
+    act = jax.jit(lambda state: jnp.tanh(ACTOR.apply(untrained.params, state, jnp.ones(2))[0]))
     for _ in range(9):
-        state = state + jnp.tanh(ACTOR.apply(untrained.params, state, jnp.ones(2))[0])
+        state = state + np.asarray(act(state))
     metrics = evaluator(Drift()).evaluate(ACTIVE, untrained)
     assert metrics["final_distance"] == pytest.approx(float(np.linalg.norm(state - 1)), rel=1e-4)
 

@@ -1,4 +1,5 @@
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -7,24 +8,32 @@ import pytest
 
 from collector.rollout import RolloutState, Unroll, make_start, make_unroll
 from shared.envs.base import goal_distance
-from shared.types import Array, Params
+from shared.types import Array
 
 N, T = 16, 20
 
 
-def echo(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
+class Knobs(NamedTuple):
+    """Parameters of `echo`: a factor, and the count of steps at which its action is not finite."""
+
+    factor: float = 0.1
+    fails_at: float = -1.0
+
+
+def echo(params: Knobs, state: Array, goal: Array, key: Array) -> jax.Array:
     """A policy that writes what it saw into its action: the goal's tag and the steps into the episode."""
-    return jnp.stack([goal[:, 1], state[:, 0] * params], axis=-1)
+    action = jnp.stack([goal[:, 1], state[:, 0] * params.factor], axis=-1)
+    return jnp.where(state[:, :1] == params.fails_at, jnp.nan, action)
 
 
 def rolled(
     env: Any, unrolls: int, length: int = T, environments: int = N, fixed_goals: bool = False
 ) -> tuple[RolloutState, list[Unroll]]:
-    state = make_start(env, environments)(jax.random.key(0))
+    state = jax.jit(make_start(env, environments))(jax.random.key(0))
     unroll = jax.jit(make_unroll(env, echo, length, fixed_goals))
     seen = []
     for index in range(unrolls):
-        state, one = unroll(0.1, index + 5, state, jax.random.key(index + 1))
+        state, one = unroll(Knobs(), index + 5, state, jax.random.key(index + 1))
         seen.append(jax.tree.map(np.asarray, one))
     return state, seen
 
@@ -85,11 +94,15 @@ def test_every_reset_draws_a_new_start_and_a_new_goal(three: tuple[RolloutState,
         np.testing.assert_array_equal(seen.rows.state[..., tag], tags)  # and keeps them to the episode's end
 
 
-@pytest.mark.parametrize("environments", [1, 3])
-def test_few_environments_in_a_long_unroll_never_meet_a_start_twice(counting: Any, environments: int) -> None:
-    _, (seen,) = rolled(counting(limits=(1, 1)), unrolls=1, length=12, environments=environments)
-    for tags in (seen.rows.state[..., 1], seen.rows.state[..., 2]):
-        assert [len(set(column)) for column in tags.T] == [12] * environments
+def test_few_environments_in_a_long_unroll_never_meet_a_start_twice(counting: Any) -> None:
+    env = counting(limits=(1, 1))
+
+    def unroll(key: Array) -> list[Unroll]:
+        return [make_unroll(env, echo, 12)(Knobs(), 0, make_start(env, few)(key), key)[1] for few in (1, 3)]
+
+    for seen, environments in zip(jax.device_get(jax.jit(unroll)(jax.random.key(0))), (1, 3), strict=True):
+        for tags in (seen.rows.state[..., 1], seen.rows.state[..., 2]):
+            assert [len(set(column)) for column in tags.T] == [12] * environments
 
 
 def test_fixed_goals_are_each_environments_first_for_ever(counting: Any) -> None:
@@ -123,7 +136,8 @@ def test_distance_is_to_the_commanded_goal_after_the_step(three: tuple[RolloutSt
 
 def test_goal_distance_by_hand(counting: Any) -> None:
     state = np.array([[1.0, 9.0, 2.0], [4.0, 9.0, 6.0]])
-    np.testing.assert_allclose(goal_distance(counting().spec, state, np.array([[1.0, 2.0], [1.0, 2.0]])), [0, 5])
+    distance = jax.jit(partial(goal_distance, counting().spec))(state, np.array([[1.0, 2.0], [1.0, 2.0]]))
+    np.testing.assert_allclose(distance, [0, 5])
 
 
 def test_two_short_unrolls_are_one_long(counting: Any) -> None:
@@ -138,9 +152,35 @@ def test_two_short_unrolls_are_one_long(counting: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, *without_keys)
 
 
-@pytest.mark.parametrize("how", [{}, {"only": 1}, {"only": 0, "value": float("inf")}], ids=str)
-def test_a_broken_step_ends_its_episode_and_nothing_of_it_goes_on(breaking: Any, how: dict[str, Any]) -> None:
-    state, (seen,) = rolled(breaking(**how), unrolls=1)
+BREAKS: dict[str, dict[str, Any]] = {
+    "all of the state": {},
+    "one coordinate": {"struck": (False, True, False)},
+    "infinity": {"struck": (True, False, False), "value": float("inf")},
+    "the action": {"share": 0.0, "limits": (100, 100), "fails_at": 5.0},
+}
+USUAL: dict[str, Any] = {"struck": (True, True, True), "value": float("nan"), "share": 0.5, "limits": (100, 100)}
+USUAL |= {"fails_at": -1.0}
+
+
+@pytest.fixture(scope="module")
+def broken(breaking: Any) -> dict[str, tuple[RolloutState, Unroll]]:
+    """The end of an unroll, and all of it, for each way to break; compiled at once."""
+
+    def unroll(settings: dict[str, Any]) -> tuple[RolloutState, Unroll]:
+        knobs = Knobs(fails_at=settings.pop("fails_at"))
+        env = breaking(**settings)
+        state, seen = make_unroll(env, echo, T)(knobs, 5, make_start(env, N)(jax.random.key(0)), jax.random.key(1))
+        return state._replace(start_keys=()), seen
+
+    ways = [USUAL | way for way in BREAKS.values()]
+    settings = {name: np.array([way[name] for way in ways]) for name in USUAL}
+    made = jax.device_get(jax.jit(jax.vmap(unroll))(settings))
+    return {name: jax.tree.map(lambda x, row=row: x[row], made) for row, name in enumerate(BREAKS)}
+
+
+@pytest.mark.parametrize("how", [how for how in BREAKS if how != "the action"])
+def test_a_broken_step_ends_its_episode_and_nothing_of_it_goes_on(broken: Any, how: str) -> None:
+    state, seen = broken[how]
     count, tag = seen.rows.state[..., 0], seen.rows.state[..., 1]
     expected = (count == 3) & (tag < 0.5)  # the state before step 4 of an episode that breaks
     np.testing.assert_array_equal(seen.broken, expected)
@@ -154,13 +194,8 @@ def test_a_broken_step_ends_its_episode_and_nothing_of_it_goes_on(breaking: Any,
     assert set(np.abs(goal - 3)) == {1.0, 2.0}
 
 
-def test_an_action_that_is_not_finite_breaks_the_step(counting: Any) -> None:
-    def policy(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
-        return jnp.where(state[:, :1] == params, jnp.nan, jnp.zeros((len(state), 2)))
-
-    env = counting(limits=(100, 100))
-    unroll = jax.jit(make_unroll(env, policy, T))
-    state, seen = unroll(5.0, 0, make_start(env, N)(jax.random.key(0)), jax.random.key(1))
+def test_an_action_that_is_not_finite_breaks_the_step(broken: Any) -> None:
+    state, seen = broken["the action"]
     np.testing.assert_array_equal(seen.broken, seen.rows.state[..., 0] == 5)
     assert seen.rows.state[..., 0].max() == 5
     assert np.isfinite(state.env.state).all()

@@ -1,5 +1,6 @@
 """Public addresses and what answers there, in network namespaces of their own; and the modes of run directories."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,10 +35,8 @@ def listening(address):
 
 def in_namespace(addresses: Sequence[str], script: str) -> str:
     """What `script` prints where the loopback interface has `addresses`, too, and there is nothing else."""
-    if os.getuid() != 0 or not (shutil.which("unshare") and shutil.which("ip")):
-        pytest.skip("needs root, unshare and ip for a network namespace")
-    if subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode:
-        pytest.skip("this machine makes no network namespaces")
+    if missing := _no_namespaces():
+        pytest.skip(missing)
     added = " && ".join(f"ip addr add {address} dev lo" for address in addresses)
     setup = f'ip link set lo up && {added or "true"} && exec "$@"'
     command = ["unshare", "-n", "sh", "-ec", setup, "sh", sys.executable, "-c", LISTEN + script]
@@ -45,42 +45,55 @@ def in_namespace(addresses: Sequence[str], script: str) -> str:
     return ran.stdout.strip()
 
 
+@cache
+def _no_namespaces() -> str:
+    """Why there can be no network namespaces here; empty where there can."""
+    if os.getuid() != 0 or not (shutil.which("unshare") and shutil.which("ip")):
+        return "needs root, unshare and ip for a network namespace"
+    made = subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0
+    return "" if made else "this machine makes no network namespaces"
+
+
 PRIVATE = ["10.1.2.3/32", "172.16.0.1/32", "192.168.1.1/32", "100.64.0.1/32", "169.254.1.1/32", "fd00::1/128"]
 PUBLIC = ["8.8.8.8/32", "1.0.0.1/32", "2600::1/128"]
 
 
+@pytest.mark.processes
 def test_private_addresses_are_not_public() -> None:
-    printed = in_namespace(PRIVATE, "print(public_addresses(), warning(listening('::')[1]))")
+    printed = in_namespace(PRIVATE, "server, port = listening('::'); print(public_addresses(), warning(port))")
     assert printed == "[] None"
 
 
-def test_public_addresses_are_found_among_others() -> None:
-    printed = in_namespace([*PRIVATE, *PUBLIC], "print(*public_addresses())")
-    assert printed == "1.0.0.1 2600::1 8.8.8.8"
-
-
-def test_a_server_on_every_interface_is_exposed() -> None:
-    script = "server, port = listening('::'); print(*exposed(port)); print(port); print(warning(port))"
-    addresses, port, said = in_namespace(PUBLIC, script).splitlines()
-    assert addresses == "1.0.0.1 2600::1 8.8.8.8"
+@pytest.mark.processes
+def test_public_addresses_are_found_among_others_and_a_server_on_every_interface_is_exposed() -> None:
+    script = """
+print(*public_addresses())
+server, port = listening("::")
+print(*exposed(port))
+print(port)
+print(warning(port))
+server.close()
+print(exposed(port), warning(port))
+"""
+    public, addresses, port, said, closed = in_namespace([*PRIVATE, *PUBLIC], script).splitlines()
+    assert public == addresses == "1.0.0.1 2600::1 8.8.8.8"
     assert f"without authentication, at 1.0.0.1:{port}, [2600::1]:{port}, 8.8.8.8:{port}; " in said
     assert said.endswith(
         f": iptables -I INPUT ! -i lo -d 1.0.0.1,8.8.8.8 -p tcp --dport {port} -j DROP"
         f" && ip6tables -I INPUT ! -i lo -d 2600::1 -p tcp --dport {port} -j DROP"
     )
+    assert closed == "[] None"
 
 
-@pytest.mark.parametrize(("address", "reached"), [("0.0.0.0", "8.8.8.8"), ("127.0.0.1", ""), ("8.8.8.8", "8.8.8.8")])
-def test_only_what_accepts_is_exposed(address: str, reached: str) -> None:
-    script = f"server, port = listening({address!r}); print(*exposed(port))"
-    assert in_namespace(["8.8.8.8/32", "2600::1/128"], script) == reached
+@pytest.mark.processes
+def test_only_what_accepts_is_exposed() -> None:
+    reached = {"0.0.0.0": ["8.8.8.8"], "127.0.0.1": [], "8.8.8.8": ["8.8.8.8"]}
+    script = f"import json; servers = [listening(address) for address in {[*reached]}]; "
+    script += "print(json.dumps([exposed(port) for _, port in servers]))"
+    assert json.loads(in_namespace(["8.8.8.8/32", "2600::1/128"], script)) == [*reached.values()]
 
 
-def test_a_closed_port_is_not_exposed() -> None:
-    script = "server, port = listening('::'); server.close(); print(exposed(port), warning(port))"
-    assert in_namespace(PUBLIC, script) == "[] None"
-
-
+@pytest.mark.processes
 def test_a_port_that_drops_everything_is_not_waited_for() -> None:
     if not shutil.which("iptables"):
         pytest.skip("needs iptables")
@@ -100,6 +113,7 @@ else:
     assert printed == "[] True"
 
 
+@pytest.mark.processes
 def test_firewall_lines_close_the_public_address_alone() -> None:
     """Two namespaces with a wire between them: a server with a public and a private address, and somebody else.
 
@@ -132,7 +146,7 @@ try:
     server, port = listening("0.0.0.0")
 
     def reached():
-        connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
+        connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 1)"
         command = [*inside, sys.executable, "-c", connect]
         for address in ("8.8.8.8", "10.0.0.1"):
             yield subprocess.run([*command, address, str(port)], capture_output=True).returncode == 0
@@ -219,6 +233,7 @@ def test_the_commands_refuse_a_mode(command: list[str], tmp_path: Path, capsys: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("options", "wanted"), [([], 0o700), (["--dir-mode", "0750"], 0o750)])
 def test_the_command_makes_its_folder_so(
     options: list[str], wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

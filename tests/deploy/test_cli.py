@@ -50,6 +50,7 @@ def test_a_mistake_is_one_line_and_starts_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.processes
 def test_learners_update_together_on_one_device(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deploy.cli", "run", DEMO, "--run-dir", str(tmp_path / "run")]
     environ = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
@@ -79,6 +80,7 @@ def test_a_taken_port_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.processes
 def test_a_missing_replay_environment_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,11 +26,12 @@ EXPERIMENT = Experiment.model_validate(
     {
         "env": "point_u_maze",
         "env_options": {"episode_length": 20},
-        "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5, "actors": 2},
+        "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5},
         "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
         "replay": {"steps_per_environment": 400, "prefill_steps": 40, "samples_per_insert": 2.0},
         "evaluation": {"episodes": 8, "count": 2},
         "budget": {"env_steps": 560},
+        "snapshots": {"count": 2},
         "supervision": {"disk_reserve_gb": RESERVE_GB},
     }
 )
@@ -62,6 +63,7 @@ class Fill:
         threading.Timer(seconds, self._path.unlink).start()
 
 
+@pytest.mark.processes
 def test_a_run_waits_on_a_full_disk_and_ends_as_if_it_had_not(small_disk: Path, tmp_path: Path) -> None:
     record = RunRecord(small_disk / "run", EXPERIMENT, PLAN)
     said: list[str] = []
@@ -99,6 +101,7 @@ def test_a_run_waits_on_a_full_disk_and_ends_as_if_it_had_not(small_disk: Path, 
     assert [row["number"] for row in rows] == [row["number"] for row in read_metrics(other.run_dir, "collector-0")]
 
 
+@pytest.mark.processes
 def test_a_role_goes_on_when_there_is_room_again_and_has_progressed(small_disk: Path) -> None:
     reporter, disk = Reporter(), Disk(small_disk, RESERVE_GB)
     reporter.row({})
@@ -106,7 +109,7 @@ def test_a_role_goes_on_when_there_is_room_again_and_has_progressed(small_disk: 
     assert not disk.short
     fill = Fill(small_disk, 0.5 * RESERVE_GB)
     assert disk.short
-    fill.remove_after(1.0)
+    fill.remove_after(0.6)
     disk.wait_for_room(reporter, should_stop=lambda: False)
     report = reporter.drain()
     assert disk.roomy
@@ -114,6 +117,7 @@ def test_a_role_goes_on_when_there_is_room_again_and_has_progressed(small_disk: 
     assert report.idle_seconds < 0.5
 
 
+@pytest.mark.processes
 def test_a_disk_at_its_reserve_is_neither_short_nor_roomy(small_disk: Path) -> None:
     disk = Disk(small_disk, RESERVE_GB)
     Fill(small_disk, 1.05 * RESERVE_GB)

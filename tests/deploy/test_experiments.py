@@ -22,7 +22,10 @@ PAPER = {
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_it_can_be_planned(path: Path) -> None:
     if "environments" in yaml.safe_load(path.read_text()):
-        assert plan_matrix(load_matrix(path))["totals"]["gradient_steps"] > 0
+        matrix = load_matrix(path)  # which checks every run's configuration
+        ends = matrix.collector_depths[0], matrix.collector_depths[-1]
+        few = matrix.model_copy(update={"collector_depths": tuple(dict.fromkeys(ends)), "seeds": matrix.seeds[:1]})
+        assert plan_matrix(few)["totals"]["gradient_steps"] > 0
     else:
         assert make_envs_and_plan(load_experiment(path))[1].updates > 0
 

@@ -13,6 +13,7 @@ from shared.config import Experiment
 from shared.envs.registry import make_envs
 from shared.plan import make_plan
 
+DEADLINE_S = 60
 EXPERIMENT = Experiment.model_validate(
     {
         "env": "point_u_maze",
@@ -63,6 +64,7 @@ def test_what_a_row_says(role: str, expected: set[tuple]) -> None:
     assert all(("run", *labels) == LABELS[name] for name, _, labels in readings)
 
 
+@pytest.mark.ray
 def test_prometheus_finds_them() -> None:
     ray.init(address="local", num_cpus=0, include_dashboard=False, log_to_driver=False)
     try:
@@ -71,13 +73,12 @@ def test_prometheus_finds_them() -> None:
             gauges.show(role, row)
         port = ray.nodes()[0]["MetricsExportPort"]
         found: set[str] = set()
-        for _ in range(60):  # Ray hands them over every few seconds
+        deadline = time.monotonic() + DEADLINE_S
+        while found != set(LABELS) and time.monotonic() < deadline:
+            time.sleep(0.1)
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as page:
                 text = page.read().decode()
             found = set(re.findall(r'^ray_fathom_(\w+)\{.*run="first"', text, re.MULTILINE))
-            if found == set(LABELS):
-                break
-            time.sleep(0.5)
     finally:
         ray.shutdown()
     assert found == set(LABELS)

@@ -65,6 +65,7 @@ def without_times(value: Any) -> Any:
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 def test_a_run_is_deterministic(twice: tuple[Ran, Ran]) -> None:
     one, other = twice
     assert without_times(one.summary) == without_times(other.summary)
@@ -75,6 +76,7 @@ def test_a_run_is_deterministic(twice: tuple[Ran, Ran]) -> None:
         assert without_times(read_metrics(one.directory, role)) == without_times(read_metrics(other.directory, role))
 
 
+@pytest.mark.slow
 def test_learners_that_train_as_one_computation_learn_the_same(twice: tuple[Ran, Ran], tmp_path: Path) -> None:
     together = go(tmp_path, mode=Mode.TOGETHER)
     assert together.run._groups == [[ACTIVE, "passive"]]
@@ -86,11 +88,14 @@ def test_learners_that_train_as_one_computation_learn_the_same(twice: tuple[Ran,
         assert first == pytest.approx(alone, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_all_learners_make_all_their_updates(twice: tuple[Ran, Ran]) -> None:
     run, summary = twice[0].run, twice[0].summary
     assert 1 < PLAN.updates == run.learners[ACTIVE].updates == run.learners["passive"].updates
     assert summary["env_steps"] == PLAN.env_steps == 560
-    for learner in summary["learners"].values():
+    for name, learner in summary["learners"].items():
+        seconds = [row["update_seconds"] for row in read_metrics(twice[0].directory, f"learner-{name}")]
+        assert learner["gradient_steps_per_second"] == pytest.approx(4 / np.mean(seconds[1:]))  # the first one compiles
         assert learner["gradient_steps"] == PLAN.updates * 4
         assert learner["utd"] == pytest.approx(PLAN.updates * 4 / 560)
     spi = PLAN.updates * 8 / (PLAN.windows - PLAN.prefill_windows)
@@ -104,6 +109,7 @@ def test_all_learners_make_all_their_updates(twice: tuple[Ran, Ran]) -> None:
         assert all(0 <= row["sample_age"] <= 400 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_collector_learners_policy_gathers_the_data(twice: tuple[Ran, Ran]) -> None:
     for index in range(2):
         versions = [row["policy_version"] for row in read_metrics(twice[0].directory, f"collector-{index}")]
@@ -113,12 +119,14 @@ def test_the_collector_learners_policy_gathers_the_data(twice: tuple[Ran, Ran]) 
         assert versions[-1] == PLAN.updates_after(PLAN.windows_after(PLAN.unrolls - 1)) > 0
 
 
+@pytest.mark.slow
 def test_learners_differ_and_learn(twice: tuple[Ran, Ran]) -> None:
     rows = {name: read_metrics(twice[0].directory, f"learner-{name}") for name in (ACTIVE, "passive")}
     assert rows[ACTIVE][0]["critic/loss"] != rows["passive"][0]["critic/loss"]
     assert rows[ACTIVE][0]["sample_age"] != rows["passive"][0]["sample_age"]  # each draws its own windows
 
 
+@pytest.mark.slow
 def test_evaluations_are_at_the_planned_updates(twice: tuple[Ran, Ran]) -> None:
     rows = read_metrics(twice[0].directory, "evaluator")
     for name in (ACTIVE, "passive"):
@@ -129,6 +137,7 @@ def test_evaluations_are_at_the_planned_updates(twice: tuple[Ran, Ran]) -> None:
         assert twice[0].summary["learners"][name]["time_at_goal"] == own[-1]["time_at_goal"]
 
 
+@pytest.mark.slow
 def test_the_run_directory_says_it_all(twice: tuple[Ran, Ran]) -> None:
     directory, _, run = twice[0]
     assert load_experiment(directory / "config.yaml") == EXPERIMENT
@@ -147,6 +156,7 @@ def test_the_run_directory_says_it_all(twice: tuple[Ran, Ran]) -> None:
         jax.tree.map(np.testing.assert_array_equal, restored._replace(key=key), learner.state._replace(key=key))
 
 
+@pytest.mark.slow
 def test_a_stream_fed_again_makes_the_same_learner_to_the_bit(twice: tuple[Ran, Ran], tmp_path: Path) -> None:
     recorded = twice[0]
     stream = open_stream(recorded.directory / "stream")

@@ -1,5 +1,6 @@
 """Whole runs as a user starts them: real Ray processes, a real Reverb server, the `fathom` command."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,75 +10,70 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
 
 from shared.config import load_experiment
-from shared.envs.registry import make_env
+from shared.envs.registry import make_envs
 from shared.metrics import read_metrics
 from shared.plan import Plan, make_plan
 from shared.replay.audit import account, read_audit
 from shared.stream.read import open_stream
 
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("own_envs")]
 DEADLINE_S = 200
-EXPERIMENT = """
+POLL_S = 0.1
+ENDLESS = 100_000_000  # environment steps, of a run that does not end by itself
+EXPERIMENT = f"""
 env: point_u_maze
-collector: {depth: 4, width: 64, environments: 64, unroll_length: 50}
+env_options: {{episode_length: 20}}
+collector: {{depth: 4, width: 8, environments: 16, unroll_length: 10}}
+algorithm: {{batch_size: 16, windows_per_update: 16, minibatches_per_update: 4}}
+replay: {{steps_per_environment: 400, prefill_steps: 40}}
+evaluation: {{episodes: 8, count: 2}}
+snapshots: {{count: 1}}
+supervision: {{heartbeat_seconds: 6}}
+budget: {{env_steps: {ENDLESS}}}
+"""
+WITH_PASSIVE = f"""{EXPERIMENT}
 learners:
-  deep: {depth: 8, width: 64, seed: 1}
-algorithm: {batch_size: 256, windows_per_update: 64, minibatches_per_update: 40}
-replay: {steps_per_environment: 2500, prefill_steps: 250}
+  deep: {{depth: 8, width: 8, seed: 1}}
+"""
+LEARNING = """
+env: field:Field
+collector: {depth: 4, width: 16, environments: 16, unroll_length: 10}
+learners:
+  deep: {depth: 8, width: 16, seed: 1}
+algorithm:
+  {discount: 0.9, batch_size: 64, windows_per_update: 16, minibatches_per_update: 4,
+   actor_learning_rate: 0.003, critic_learning_rate: 0.003, alpha_learning_rate: 0.003}
+replay: {steps_per_environment: 1000, prefill_steps: 20}
 evaluation: {episodes: 64, count: 3}
-supervision: {heartbeat_seconds: 6}
-budget: {env_steps: 80_000}
+snapshots: {count: 1}
+budget: {env_steps: 11_200}
 """
 WANDB = ("--wandb.project", "fathom")  # whose processes have to go, too
-HANGING = """
-import time
-from pathlib import Path
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from shared.config import EnvOptions
-from shared.envs.registry import make_env
-
-ASKED = Path(__file__).with_name("hang")
-
-
-def hang_if_asked(zero: np.ndarray) -> np.ndarray:
-    if ASKED.exists():
-        ASKED.unlink()
-        time.sleep(10_000)
-    return zero
-
-
-class HangingMaze:
-    def __init__(self, options: EnvOptions) -> None:
-        maze = make_env("point_u_maze", options)
-        self.maze, self.spec, self.step, self.cell, self.distance = maze, maze.spec, maze.step, maze.cell, maze.distance
-
-    def reset(self, key: jax.Array):
-        state = self.maze.reset(key)
-        zero = jax.pure_callback(hang_if_asked, jax.ShapeDtypeStruct((), jnp.float32), 0 * state.state[0],
-                                 vmap_method="expand_dims")
-        return state._replace(state=state.state + zero)
-"""
+PACED_STEPS = 16 * 10 * 160  # of a run that a test slows down until its faults are over
 
 
 class Run:
     """`fathom run` in a process of its own, and every process that it starts."""
 
-    def __init__(self, folder: Path, *options: str, module: tuple[str, str] | None = None) -> None:
-        """`module`: a file that the run may import, and what is in it."""
-        folder.mkdir()
-        if module is not None:
-            (folder / module[0]).write_text(module[1])
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        experiment: str = EXPERIMENT,
+        cluster: psutil.Process | None = None,
+    ) -> None:
+        """`cluster`: a process that the run's actors descend from; none: the run itself."""
+        folder.mkdir(exist_ok=True)
         self.experiment = folder / "experiment.yaml"
-        self.experiment.write_text(EXPERIMENT)
+        self.experiment.write_text(experiment)
         self.run_dir = folder / "run"
+        self.cluster = cluster
         self.started: set[psutil.Process] = set()
         self.said = ""
         command = [sys.executable, "-m", "deploy.cli", "run", str(self.experiment), "--run-dir", str(self.run_dir)]
@@ -87,21 +83,39 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env=os.environ | {"WANDB_MODE": "offline", "PYTHONPATH": str(folder)},
+            env=os.environ | {"WANDB_MODE": "offline", "PACE_DIR": str(folder)},
         )
 
-    def wait_for_updates(self) -> None:
-        """Until the passive learner has made an update."""
-        deadline = time.monotonic() + DEADLINE_S
-        while not read_metrics(self.run_dir, "learner-deep"):
+    def wait_until(self, what: Callable[[], bool], seconds: float = DEADLINE_S) -> None:
+        deadline = time.monotonic() + seconds
+        while not what():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
-            time.sleep(0.5)
+            time.sleep(POLL_S)
         self.look()
+
+    def wait_for_row(self, role: str = "learner-deep") -> None:
+        """Until the role, by default the passive learner, has reported its first call."""
+        self.wait_until(lambda: bool(read_metrics(self.run_dir, role)))
+
+    def wait_for_recovery(self, role: str, earlier: int) -> None:
+        """Until the role works again after a fault that `earlier` others came before."""
+        self.wait_until(lambda: len(self.recovered) > earlier)
+        assert self.recovered[earlier:] == [role]
+
+    @property
+    def recovered(self) -> list[str]:
+        return [row["role"] for row in read_metrics(self.run_dir, "recovery")]
 
     def look(self) -> None:
         """Remembers every process that lives."""
-        self.started.update(psutil.Process(self.process.pid).children(recursive=True))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.started.update(psutil.Process(self.process.pid).children(recursive=True))
+        if self.cluster is not None:
+            workers = self.cluster.children(recursive=True)
+            self.started.update(
+                p for p in workers if any("ray::" in part and "Actor" in part for part in _of(p, p.cmdline))
+            )
 
     def find(self, what: str) -> psutil.Process:
         """The run's process whose command line contains `what`."""
@@ -117,18 +131,10 @@ class Run:
         log = str(self.run_dir / "logs" / f"stacks-{role}.log")
         return next(p for p in self.started if log in [file.path for file in _of(p, p.open_files)])
 
-    def wait_for_recovery(self, role: str) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while role not in [row["role"] for row in read_metrics(self.run_dir, "recovery")]:
-            assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        self.look()
-
     @property
     def plan(self) -> Plan:
         experiment = load_experiment(self.run_dir / "config.yaml")
-        return make_plan(experiment, make_env(experiment.env).spec)
+        return make_plan(experiment, make_envs(experiment).training.spec)
 
     def end(self) -> tuple[int, str]:
         """Waits for the end; exit status and standard error."""
@@ -139,7 +145,7 @@ class Run:
     def left_over(self, seconds: float = 20) -> list[str]:
         """The run's processes that still live after `seconds`."""
         _, alive = psutil.wait_procs(self.started, timeout=seconds)
-        return [" ".join(process.cmdline()) for process in alive]
+        return [" ".join(_of(process, process.cmdline)) for process in alive]
 
     def summary(self) -> dict:
         return json.loads((self.run_dir / "summary.json").read_text())
@@ -160,50 +166,81 @@ def _stop(process: psutil.Process) -> None:
     process.send_signal(signal.SIGSTOP)
 
 
-DEATHS = [
-    pytest.param("ray::LearnerActor", psutil.Process.kill, "learner-", id="learner", marks=pytest.mark.chaos),
-    pytest.param("serve.py", psutil.Process.kill, "the replay server (pid", id="replay server"),
-    pytest.param("ray::CollectorActor", _stop, "collector-0", id="stopped collector"),
-]
+class Death(NamedTuple):
+    """The end of a run's process, found by its command line, and the name that the run's last word must have for it."""
+
+    process: str
+    end: Callable[[psutil.Process], None]
+    named: str
 
 
-@pytest.mark.timeout(2 * DEADLINE_S)
-@pytest.mark.parametrize(("process", "kill", "named"), DEATHS)
-def test_a_death_ends_the_run_with_its_name(
-    process: str, kill: Callable[[psutil.Process], None], named: str, tmp_path: Path
-) -> None:
-    run = Run(tmp_path / "run", "--supervision.restarts-per-hour", "0")
-    run.wait_for_updates()
-    victim = run.find(process)
-    kill(victim)
-    killed = time.monotonic()
-    status, errors = run.end()
-    assert time.monotonic() - killed < 60
-    assert status == 1
-    assert len(errors.strip().splitlines()) == 1
-    assert named in errors
-    assert str(victim.pid) in errors
-    assert run.status()["state"] == "failed"
-    assert run.status()["reason"] in errors
-    assert run.left_over() == []
+LEARNER = Death("ray::LearnerActor", psutil.Process.kill, "learner-")
+SERVER = Death("serve.py", psutil.Process.kill, "the replay server (pid")
+STOPPED_COLLECTOR = Death("ray::CollectorActor", _stop, "collector-0")
 
 
 @pytest.mark.timeout(3 * DEADLINE_S)
-def test_a_run_outlives_its_collector_a_learner_and_the_replay_server(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", "--record", "true", "--replay.audit", "true", "--budget.env-steps", "120_000")
-    run.wait_for_updates()
+@pytest.mark.parametrize(
+    "deaths",
+    [
+        pytest.param([LEARNER], id="learner", marks=pytest.mark.chaos),
+        pytest.param([STOPPED_COLLECTOR, SERVER], id="stopped collector, replay server"),
+    ],
+)
+def test_a_death_ends_the_run_with_its_name(deaths: list[Death], tmp_path: Path) -> None:
+    """A run for each death. A stopped process is noticed by its silence, and the next run starts meanwhile."""
+    dead = []
+    for number, death in enumerate(deaths):
+        run = Run(tmp_path / str(number), "--supervision.restarts-per-hour", "0")
+        run.wait_for_row("collector-0")
+        victim = run.find(death.process)
+        death.end(victim)
+        dead.append((run, victim, death.named, time.time()))
+    for run, victim, named, killed in dead:
+        status, errors = run.end()
+        assert (run.run_dir / "status.json").stat().st_mtime - killed < 60
+        assert status == 1
+        assert len(errors.strip().splitlines()) == 1
+        assert named in errors
+        assert str(victim.pid) in errors
+        assert run.status()["state"] == "failed"
+        assert run.status()["reason"] in errors
+        assert run.left_over() == []
+
+
+def _paced_run(folder: Path, *options: str) -> Run:
+    """A recorded, audited run that ends soon after `folder` no longer holds the file `slow`."""
+    folder.mkdir()
+    (folder / "slow").touch()
+    env = ("--env", "paced:PacedMaze", "--evaluation.env", "point_u_maze", "--budget.env-steps", str(PACED_STEPS))
+    audited = ("--record", "true", "--replay.audit", "true")
+    return Run(folder, *env, *audited, *options, experiment=WITH_PASSIVE)
+
+
+@pytest.mark.timeout(3 * DEADLINE_S)
+def test_a_run_outlives_a_hang_and_the_deaths_of_a_collector_a_learner_and_the_replay_server(tmp_path: Path) -> None:
+    run = _paced_run(tmp_path / "run", "--supervision.progress-seconds", "5")
+    slow, hang = (tmp_path / "run" / name for name in ("slow", "hang"))
+    run.wait_for_row()
+    hang.touch()
+    run.wait_for_recovery("collector-0", 0)
+    assert not hang.exists()
     killed: dict[str, int] = {}
-    for role in ("collector-0", "learner-deep", "replay server"):
+    for earlier, role in enumerate(("collector-0", "learner-deep", "replay server"), start=1):
         victim = run.find("serve.py") if role == "replay server" else run.find_role(role)
         victim.kill()
-        run.wait_for_recovery(role)
+        run.wait_for_recovery(role, earlier)
         killed[role] = victim.pid
+    slow.unlink()
     assert run.end() == (0, "")
+    assert re.search(r"collector-0 has made no progress for \d+ s; starting it again", run.said), run.said
+    assert "in pause_if_asked" in (run.run_dir / "logs" / "stacks-collector-0.log").read_text()
     for role, pid in killed.items():
         assert re.search(rf"{role} \(pid {pid}\) [^;]*; starting it again", run.said), run.said
         assert re.search(rf"{role} works again after [\d.]+ s", run.said), run.said
     assert run.left_over() == []
-    assert [row["role"] for row in read_metrics(run.run_dir, "recovery")] == list(killed)
+    assert run.recovered == ["collector-0", *killed]
+    assert set(run.status()["updates"].values()) == {run.status()["updates_planned"]}
     _check_windows(run)
 
 
@@ -211,16 +248,16 @@ def test_a_run_outlives_its_collector_a_learner_and_the_replay_server(tmp_path: 
 @pytest.mark.timeout(3 * DEADLINE_S)
 def test_a_collector_may_die_while_the_next_server_starts(tmp_path: Path) -> None:
     """Its next process puts in what the one before had promised."""
-    run = Run(tmp_path / "run", "--record", "true", "--replay.audit", "true", "--budget.env-steps", "120_000")
-    run.wait_for_updates()
+    run = _paced_run(tmp_path / "run")
+    run.wait_for_row()
     server = run.find("serve.py")
     server.kill()
     while (there := run.all("serve.py")) in ([], [server]):
-        time.sleep(0.1)
+        time.sleep(POLL_S)
     assert server not in there
     run.find_role("collector-0").kill()
-    run.wait_for_recovery("collector-0")
-    run.wait_for_recovery("replay server")
+    run.wait_until(lambda: {"collector-0", "replay server"} <= set(run.recovered))
+    (tmp_path / "run" / "slow").unlink()
     assert run.end() == (0, "")
     assert run.left_over() == []
     _check_windows(run)
@@ -240,26 +277,9 @@ def _check_windows(run: Run) -> None:
 
 
 @pytest.mark.timeout(2 * DEADLINE_S)
-def test_a_role_that_hangs_leaves_its_stacks_and_starts_again(tmp_path: Path) -> None:
-    """An environment whose host code never returns, once."""
-    envs = ("--env", "hanging:HangingMaze", "--evaluation.env", "point_u_maze")
-    folder = tmp_path / "run"
-    run = Run(folder, *envs, "--supervision.progress-seconds", "10", module=("hanging.py", HANGING))
-    run.wait_for_updates()
-    (folder / "hang").touch()
-    run.wait_for_recovery("collector-0")
-    assert not (folder / "hang").exists()
-    assert run.end() == (0, "")
-    assert re.search(r"collector-0 has made no progress for \d+ s; starting it again", run.said), run.said
-    assert "in hang_if_asked" in (run.run_dir / "logs" / "stacks-collector-0.log").read_text()
-    assert set(run.status()["updates"].values()) == {run.status()["updates_planned"]}
-    assert run.left_over() == []
-
-
-@pytest.mark.timeout(2 * DEADLINE_S)
 def test_ctrl_c_ends_the_run_in_order(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", *WANDB)
-    run.wait_for_updates()
+    run = Run(tmp_path / "run", *WANDB, experiment=WITH_PASSIVE)
+    run.wait_for_row()
     os.killpg(run.process.pid, signal.SIGINT)
     assert run.end() == (130, "fathom: interrupted\n")
     assert run.status()["state"] == "interrupted"
@@ -269,24 +289,29 @@ def test_ctrl_c_ends_the_run_in_order(tmp_path: Path) -> None:
 @pytest.mark.timeout(2 * DEADLINE_S)
 def test_nothing_outlives_a_killed_driver(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", *WANDB)
-    run.wait_for_updates()
+    run.wait_for_row("learner-active")
     run.process.kill()
     run.process.communicate(timeout=DEADLINE_S)
     assert run.left_over() == []
 
 
 @pytest.mark.timeout(2 * DEADLINE_S)
-def test_two_runs_at_once_learn_and_never_meet(tmp_path: Path) -> None:
-    # The last one: what it compiles, the others have left in the cache, and two at once would compile it twice.
-    runs = {pace: Run(tmp_path / pace, "--replay.pace", pace, "--record", "true") for pace in ("lockstep", "free")}
+def test_two_runs_at_once_learn_and_never_meet(shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path) -> None:
+    """On one cluster, in both paces; then a learner of another depth on what one of them recorded."""
+    slow, hold = pace_dir / "slow", pace_dir / "hold"
+    slow.touch()
+    paced = ("--env", "paced:PacedField", "--evaluation.env", "field:Field")
+    runs = {
+        pace: Run(tmp_path / pace, "--record", "true", *options, experiment=LEARNING, cluster=shared_cluster)
+        for pace, options in {"lockstep": (), "free": ("--replay.pace", "free", *paced)}.items()
+    }
     for run in runs.values():
-        run.wait_for_updates()
+        run.wait_for_row()
+    _check_that_a_passive_learner_runs_ahead(runs["free"], hold)
+    slow.unlink()
     for pace, run in runs.items():
         assert run.end() == (0, "")
-        assert run.left_over() == []
-        summary = run.summary()
-        experiment = load_experiment(run.run_dir / "config.yaml")
-        plan = make_plan(experiment, make_env(experiment.env).spec)
+        summary, plan = run.summary(), run.plan
         counts = read_metrics(run.run_dir, "replay")[-1]
         for name, learner in summary["learners"].items():
             assert learner["gradient_steps"] == plan.gradient_steps
@@ -303,14 +328,29 @@ def test_two_runs_at_once_learn_and_never_meet(tmp_path: Path) -> None:
         assert run.status()["state"] == "done"
         updates = [row["updates"] for row in read_metrics(run.run_dir, "evaluator") if row["learner"] == "deep"]
         assert updates == list(plan.evaluation_updates)
-    _feed_again(tmp_path / "fed", runs["lockstep"].run_dir)
+    for run in runs.values():
+        assert run.left_over() == []
+    _feed_again(tmp_path / "fed", runs["lockstep"].run_dir, shared_cluster)
 
 
-def _feed_again(folder: Path, recorded: Path) -> None:
+def _check_that_a_passive_learner_runs_ahead(run: Run, hold: Path) -> None:
+    """In free pace it makes all its updates while the collector makes no unroll, and the collector learner waits."""
+    updates = run.plan.updates
+    hold.touch()
+    try:
+        run.wait_until(lambda: read_metrics(run.run_dir, "learner-deep")[-1]["updates"] == updates, seconds=60)
+        assert all(row["updates"] < updates for row in read_metrics(run.run_dir, "learner-active"))
+    finally:
+        hold.unlink()
+
+
+def _feed_again(folder: Path, recorded: Path, cluster: psutil.Process) -> None:
     """A learner of another depth on the stream of a run, with no environment stepped to collect."""
-    run = Run(folder, "--stream", str(recorded / "stream"), "--learners.deep.depth", "12")
-    run.wait_for_updates()
-    assert not any("ray::CollectorActor" in part for process in run.started for part in process.cmdline())
+    stream = ("--stream", str(recorded / "stream"))
+    run = Run(folder, *stream, "--learners.deep.depth", "12", experiment=LEARNING, cluster=cluster)
+    run.wait_for_row()
+    assert run.all("ray::LearnerActor")
+    assert not run.all("ray::CollectorActor")
     assert run.end() == (0, "")
     assert run.left_over() == []
     before, after = (json.loads((path / "summary.json").read_text()) for path in (recorded, run.run_dir))

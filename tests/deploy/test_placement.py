@@ -194,12 +194,6 @@ def test_spread_gives_those_who_act_and_those_who_learn_nodes_of_their_own() -> 
 # --- Ray ---
 
 
-class Where:
-    def where(self) -> tuple[str, str | None, str | None]:
-        names = ("CUDA_VISIBLE_DEVICES", "XLA_CLIENT_MEM_FRACTION")
-        return ray.get_runtime_context().get_node_id(), *(os.environ.get(name) for name in names)  # type: ignore[return-value]
-
-
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Node]]:
     """Two nodes of one core and one GPU each, the second labelled."""
@@ -215,10 +209,16 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Node]]:
 
 
 def found(places: dict[str, Reserved], roles: list[str]) -> dict[str, Any]:
+    class Where:  # in here, so that an actor gets its code by value and imports neither this module nor JAX
+        def where(self) -> tuple[str, str | None, str | None]:
+            names = ("CUDA_VISIBLE_DEVICES", "XLA_CLIENT_MEM_FRACTION")
+            return ray.get_runtime_context().get_node_id(), *(os.environ.get(name) for name in names)  # type: ignore[return-value]
+
     actors = {role: as_actor(Where, places[role]).remote() for role in roles}
     return {role: ray.get(actor.where.remote(), timeout=60) for role, actor in actors.items()}
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(180)
 def test_roles_lie_where_they_were_placed(two_nodes: list[Node]) -> None:
     said: list[str] = []

@@ -5,6 +5,7 @@ import json
 import re
 import zlib
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,11 +126,13 @@ def test_an_episode_ends_where_the_next_would_begin() -> None:
     assert len(episode.physics) == 6
 
 
+@pytest.mark.slow
 def test_an_episode_is_cut_off(slide: Episode) -> None:
     assert len(make_recorder(Falling(), random_policy(1), 3)({}, jax.random.key(0)).states) == 3
     assert len(slide.states) == LENGTH  # truncated by the environment's own length
 
 
+@pytest.mark.slow
 def test_goals_move(slider: Slider, slide: Episode) -> None:
     np.testing.assert_allclose(slide.goals[:, 0], 1 + 0.1 * np.arange(LENGTH), rtol=1e-6)
     positions = Scene(slider, slide).positions
@@ -137,6 +140,7 @@ def test_goals_move(slider: Slider, slide: Episode) -> None:
     np.testing.assert_array_equal(positions[:, 0], slide.states[:, 0])
 
 
+@pytest.mark.slow
 def test_a_sheet_shows_all_there_is(slider: Slider, tmp_path: Path) -> None:
     said = draw(slider, tmp_path / "new" / "sheet.png", "png")
     assert "12 steps" in said[0]
@@ -147,6 +151,7 @@ def test_a_sheet_shows_all_there_is(slider: Slider, tmp_path: Path) -> None:
             assert min(count(panel).values()) > 200
 
 
+@pytest.mark.slow
 def test_a_film_of_a_body(slider: Slider, tmp_path: Path) -> None:
     draw(slider, tmp_path / "film.mp4", "mp4")
     frames, rate, kind = film(tmp_path / "film.mp4")
@@ -156,6 +161,7 @@ def test_a_film_of_a_body(slider: Slider, tmp_path: Path) -> None:
     assert (frames[0] != frames[-1]).any()
 
 
+@pytest.mark.slow
 def test_a_page_holds_the_episode(slider: Slider, slide: Episode, tmp_path: Path) -> None:
     draw(slider, tmp_path / "page.html", "html")
     page = (tmp_path / "page.html").read_text()
@@ -172,28 +178,29 @@ def test_a_page_holds_the_episode(slider: Slider, slide: Episode, tmp_path: Path
         np.testing.assert_allclose(state["pos"][1], [goal, 0, 0.4], atol=1e-3)
 
 
-def still(env: Any) -> Episode:
-    """An episode that does not get beyond its start, so that nothing has to be compiled."""
-    q, _, goal = env.start(jax.random.key(0))
-    return Episode(np.zeros((1, 1)), goal[None], np.zeros(1), [SimpleNamespace(q=np.array(q)[None])])
+@cache
+def still(env_id: str) -> tuple[Any, Episode]:
+    """An environment, and an episode of it that does not get beyond its start, so that no step is compiled."""
+    env: Any = make_env(env_id)
+    q, _, goal = jax.jit(env.start)(jax.random.key(0))
+    return env, Episode(np.zeros((1, 1)), goal[None], np.zeros(1), [SimpleNamespace(q=np.array(q)[None])])
 
 
 @pytest.mark.parametrize("env_id", ["ant", "ant_u4_maze", "ant_push"])
 def test_ants_goals_and_walls_stand_out(env_id: str) -> None:
-    env = make_env(env_id)
-    (frame,) = Scene(env, still(env)).frames([0], 480, 360)
+    (frame,) = Scene(*still(env_id)).frames([0], 480, 360)
     seen = count(frame / 255)
     assert seen[BODY] > 25
     assert seen[GOAL] > 25
     assert (seen[WALL] > 10_000) == (env_id != "ant")
 
 
+@pytest.mark.slow
 def test_bodies_are_where_brax_has_them() -> None:
     from brax import kinematics
 
-    env: Any = make_env("ant_push")
-    episode = still(env)
-    q = episode.physics[0].q[0]
+    env, episode = still("ant_push")
+    q = episode.physics[0].q[0].copy()
     q[3:7] /= np.linalg.norm(q[3:7])  # which MuJoCo does by itself
     (data,) = Scene(env, episode).moments([0])
     system = env.physics.system
@@ -269,6 +276,7 @@ def test_the_choice_of_opengl(
     assert gl.choose_gl() == chosen
 
 
+@pytest.mark.slow
 def test_a_broken_opengl_is_one_line(slider: Slider, slide: Episode, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(slider, slide)
     assert len(list(scene.frames([0], 64, 48))) == 1

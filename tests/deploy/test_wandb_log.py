@@ -68,6 +68,7 @@ def named(name: str, row: Row) -> Row:
     return {f"{name}/{key}": value for key, value in row.items() if isinstance(value, (int, float)) and key != "time"}
 
 
+@pytest.mark.processes
 def test_every_roles_metrics_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_GROUP", "matrix")
     (tmp_path / "experiment.yaml").write_text(json.dumps(EXPERIMENT))
@@ -109,6 +110,7 @@ def test_every_roles_metrics_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [record["exit_code"] for record in records["exit"]] == [0]
 
 
+@pytest.mark.processes
 def test_without_an_answer_it_goes_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +129,7 @@ def test_without_an_answer_it_goes_offline(
     assert [record["exit_code"] for record in records["exit"]] == [1]
 
 
+@pytest.mark.processes
 def test_its_death_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = set(psutil.Process().children())
     record = make_record(tmp_path / "run")

@@ -39,7 +39,8 @@ class Line:
                     "critic_learning_rate": 3e-3,
                 },
                 "replay": {"steps_per_environment": 200, "prefill_steps": 8},
-                "budget": {"env_steps": 3200},
+                "evaluation": {"count": 2},
+                "budget": {"env_steps": 20 * 32},  # two updates; of one plan, so that they are compiled once
             }
             | overrides
         )

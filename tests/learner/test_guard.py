@@ -37,7 +37,9 @@ class Made:
     def guarded(self, reports: Path | None, non_finite: Literal["skip", "end"] = "skip") -> Learner:
         """The learner under another guard."""
         algorithm = self.experiment.algorithm.model_copy(update={"non_finite": non_finite})
-        self.learner._guard = Guard(algorithm, self.plan, self.spec, ACTIVE, reports)
+        guard = Guard(algorithm, self.plan, self.spec, ACTIVE, reports)
+        guard._minibatch = self.learner._guard._minibatch  # compiled before
+        self.learner._guard = guard
         return self.learner
 
     def steps(self, windows: Columns, key: Array) -> Steps:

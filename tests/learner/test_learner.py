@@ -3,8 +3,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
-from hypothesis import strategies as st
 
 from learner.learner import Learner
 from learner.state import LearnerState
@@ -45,7 +43,7 @@ def ran(line: Any) -> Ran:
 
     Then two longer trainings: on windows to learn from (`metrics`), and on windows with nothing to learn.
     """
-    experiment = line.experiment(budget={"env_steps": 20 * 32}, evaluation={"count": 2})
+    experiment = line.experiment()
     plan = make_plan(experiment, line.spec)
     assert plan.updates == 2
     learner, reporter = Learner(experiment, plan, line.spec, ACTIVE), Reporter()
@@ -71,7 +69,8 @@ def ran(line: Any) -> Ran:
     rows = reporter.drain().rows
 
     def train(unrelated: bool) -> list[Metrics]:
-        learner.state = Learner.initial_state(experiment, line.spec, ACTIVE)  # the last one's buffers were donated
+        # Placed as the learner's own, or the update would be compiled again; the last one's buffers were donated.
+        learner.go_on(Learner.initial_state(experiment, line.spec, ACTIVE))
         return [learner.update(line.windows(seed, unrelated=unrelated)) for seed in range(40)]
 
     unrelated, metrics = train(unrelated=True), train(unrelated=False)
@@ -137,7 +136,7 @@ def test_the_actor_learns_to_move_towards_the_goal(line: Any, ran: Ran) -> None:
     rng = np.random.default_rng(0)
     position, way = rng.normal(size=(2, 256, 2))
     state = np.concatenate([np.zeros((256, 1)), position], axis=1)
-    policy = deterministic_policy(make_networks(line.experiment().collector, line.spec).actor)
+    policy = jax.jit(deterministic_policy(make_networks(line.experiment().collector, line.spec).actor))
 
     def alignment(state_of_learner: LearnerState) -> float:
         action = np.asarray(policy(state_of_learner.actor, state, position + way, jax.random.key(0)))
@@ -163,15 +162,12 @@ def test_every_metric_moves(ran: Ran) -> None:
     assert all(abs(first[name] - last[name]) > 1e-4 for name in first)
 
 
-@settings(max_examples=2, deadline=None, derandomize=True, phases=[Phase.generate])
-@given(count=st.integers(2, 3), depth=st.sampled_from([4, 8]), width=st.integers(6, 24))
-def test_learners_updated_together_learn_what_they_learn_alone(line: Any, count: int, depth: int, width: int) -> None:
-    """A window that is not finite costs its own learner steps, and nobody else."""
-    learners = {str(seed): {"depth": depth, "width": width, "seed": seed} for seed in range(count)}
-    # Rates so small that Adam, which makes steps of equal length from gradients however small, keeps close.
-    rates = {f"{part}_learning_rate": 1e-5 for part in ("actor", "critic", "alpha")}
+@pytest.mark.slow
+def test_learners_updated_together_learn_what_they_learn_alone(line: Any) -> None:
+    """A window that is not finite costs its own learner steps, and no other learner."""
+    count = 3
+    learners = {str(seed): {"depth": 4, "width": 16, "seed": seed} for seed in range(count)}
     experiment = line.experiment(learners=learners)
-    experiment = experiment.model_copy(update={"algorithm": experiment.algorithm.model_copy(update=rates)})
     plan = make_plan(experiment, line.spec)
     together, alone = ([Learner(experiment, plan, line.spec, name) for name in learners] for _ in range(2))
     windows = [line.windows(seed) for seed in range(count)]
@@ -182,10 +178,12 @@ def test_learners_updated_together_learn_what_they_learn_alone(line: Any, count:
         expected = other.update(each)
         assert (row["guard/skipped"] > 0) == (one is together[-1])
         del expected["update_seconds"], row["update_seconds"]
+        # Rows with equal goals tie, and rounding decides between them: a few of 192.
+        assert row.pop("critic/accuracy") == pytest.approx(expected.pop("critic/accuracy"), abs=6 / 192)
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-4)
         assert (one.updates, int(one.state.updates)) == (1, 1)
         moved, apart = (
             np.mean([np.mean(np.abs(leaf - wanted)) for leaf, wanted in zip(leaves(other.state), place, strict=True)])
             for place in (start, leaves(one.state))
         )
-        assert apart < 0.02 * moved
+        assert apart < 1e-4 * moved

@@ -1,5 +1,6 @@
+from typing import Any, NamedTuple
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import expit, logsumexp, softmax
@@ -10,13 +11,53 @@ from learner.losses import (
     PAIR_ENERGIES,
     actor_loss,
     alpha_loss,
-    binary_nce,
     critic_loss,
     forward_infonce,
 )
 from shared.config import AlgorithmConfig
 
-energy_matrix = jax.jit(losses.energy_matrix, static_argnums=0)
+
+class Energies(NamedTuple):
+    """One energy of 7 representations each: its matrix, its pairs one by one, and the gradients of both."""
+
+    matrix: np.ndarray
+    pairs: np.ndarray
+    d_matrix: tuple[np.ndarray, np.ndarray]
+    d_pair: tuple[np.ndarray, np.ndarray]
+
+
+@jax.jit
+def compute_energies(phi: Any, psi: Any) -> dict[str, Energies]:
+    """All energies of `phi` and `psi` `[7, 5]`, compiled at once."""
+
+    def one(name: str) -> Energies:
+        pair = PAIR_ENERGIES[name]
+
+        def gradients(energy: Any) -> Any:
+            return jax.grad(lambda x, y: energy(x, y).sum(), argnums=(0, 1))(phi, psi)
+
+        return Energies(
+            losses.energy_matrix(name, phi, psi),
+            jax.vmap(lambda x: jax.vmap(lambda y: pair(x, y))(psi))(phi),
+            gradients(lambda x, y: losses.energy_matrix(name, x, y)),
+            gradients(pair),
+        )
+
+    return {name: one(name) for name in PAIR_ENERGIES}
+
+
+compute_losses = jax.jit(lambda energy: {name: jax.value_and_grad(f)(energy) for name, f in CONTRASTIVE_LOSSES.items()})
+compute_critic = jax.jit(lambda energy, penalty: critic_loss(energy, forward_infonce, penalty))
+compute_actor = jax.jit(jax.value_and_grad(actor_loss, argnums=1, has_aux=True))
+compute_alpha = jax.jit(jax.value_and_grad(alpha_loss, argnums=(0, 1)))
+
+
+def padded(rows: Any) -> np.ndarray:
+    """`rows` `[n, k]` among zeros `[7, 5]`: no energy of two rows depends on other rows or on zeros."""
+    whole = np.zeros((7, 5), np.float32)
+    whole[: len(rows), : len(rows[0])] = rows
+    return whole
+
 
 PHI = np.array([[3.0, 4.0], [1.0, 0.0]], np.float32)
 PSI = np.array([[0.0, 0.0], [0.0, 2.0]], np.float32)
@@ -60,15 +101,14 @@ def test_every_option_of_the_configuration_exists_and_is_tested() -> None:
 
 @pytest.mark.parametrize("name", ENERGIES_BY_HAND)
 def test_energy_by_hand(name: str) -> None:
-    np.testing.assert_allclose(energy_matrix(name, PHI, PSI), ENERGIES_BY_HAND[name], atol=1e-5)
+    matrix = compute_energies(padded(PHI), padded(PSI))[name].matrix
+    np.testing.assert_allclose(matrix[:2, :2], ENERGIES_BY_HAND[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", PAIR_ENERGIES)
 def test_matrix_is_the_pairwise_definition(name: str) -> None:
-    phi, psi = np.random.default_rng(0).normal(size=(2, 7, 5)).astype(np.float32)
-    pair = jax.jit(PAIR_ENERGIES[name])
-    pairs = [[pair(phi[i], psi[j]) for j in range(7)] for i in range(7)]
-    np.testing.assert_allclose(energy_matrix(name, phi, psi), pairs, rtol=1e-4, atol=1e-4)
+    energies = compute_energies(*np.random.default_rng(0).normal(size=(2, 7, 5)).astype(np.float32))[name]
+    np.testing.assert_allclose(energies.matrix, energies.pairs, rtol=1e-4, atol=1e-4)
 
 
 def test_the_diagonal_is_precise_where_the_matmul_loses_digits() -> None:
@@ -77,7 +117,7 @@ def test_the_diagonal_is_precise_where_the_matmul_loses_digits() -> None:
     phi = (100 * phi / np.linalg.norm(phi, axis=1, keepdims=True)).astype(np.float32)
     psi = (phi + step / np.linalg.norm(step, axis=1, keepdims=True)).astype(np.float32)  # distance about 1
     exact = -np.linalg.norm(phi[:, None].astype(np.float64) - psi.astype(np.float64), axis=-1)
-    error = abs(np.asarray(energy_matrix("norm", phi, psi)) - exact)
+    error = abs(np.asarray(jax.jit(losses.energy_matrix, static_argnums=0)("norm", phi, psi)) - exact)
     assert np.diagonal(error).max() < 1e-6
     assert error.max() < 1e-4
 
@@ -90,35 +130,38 @@ def test_the_matmul_never_drops_to_tf32(name: str) -> None:
 
 
 def test_cosine_is_of_each_row() -> None:
-    longer = energy_matrix("cosine", PHI * np.array([[10.0], [0.1]], np.float32), PSI)
-    np.testing.assert_allclose(longer, energy_matrix("cosine", PHI, PSI), atol=1e-6)
-    np.testing.assert_allclose(np.diagonal(energy_matrix("cosine", PHI, 7 * PHI)), 1, rtol=1e-6)
+    def cosine(phi: np.ndarray, psi: np.ndarray) -> np.ndarray:
+        return np.asarray(compute_energies(padded(phi), padded(psi))["cosine"].matrix)[:2, :2]
+
+    longer = cosine(PHI * np.array([[10.0], [0.1]], np.float32), PSI)
+    np.testing.assert_allclose(longer, cosine(PHI, PSI), atol=1e-6)
+    np.testing.assert_allclose(np.diagonal(cosine(PHI, 7 * PHI)), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", PAIR_ENERGIES)
-def test_gradients_are_finite_where_representations_meet(name: str) -> None:
-    for point in (PHI, np.zeros_like(PHI), np.ones_like(PHI)):
-        for energy in (lambda x, y: energy_matrix(name, x, y), PAIR_ENERGIES[name]):
-            loss = jax.grad(lambda x, y, f=energy: f(x, y).sum(), argnums=(0, 1))
-            assert all(np.isfinite(gradient).all() for gradient in loss(point, point))
+@pytest.mark.parametrize("point", [padded(PHI), padded(0 * PHI), np.ones((7, 5), np.float32)], ids=["any", "0", "1"])
+def test_gradients_are_finite_where_representations_meet(point: np.ndarray) -> None:
+    for name, energies in compute_energies(point, point).items():
+        for gradient in (*energies.d_matrix, *energies.d_pair):
+            assert np.isfinite(gradient).all(), name
 
 
 @pytest.mark.parametrize("name", LOSSES_BY_HAND)
 def test_contrastive_loss_by_hand(name: str) -> None:
-    assert CONTRASTIVE_LOSSES[name](MATRIX) == pytest.approx(LOSSES_BY_HAND[name], rel=1e-5)
+    assert compute_losses(MATRIX)[name][0] == pytest.approx(LOSSES_BY_HAND[name], rel=1e-5)
 
 
 def test_every_option_moves_the_result() -> None:
     assert len({round(loss, 3) for loss in LOSSES_BY_HAND.values()}) == len(LOSSES_BY_HAND)
-    phi, psi = np.random.default_rng(1).normal(size=(2, 4, 3)).astype(np.float32)
-    matrices = [np.asarray(energy_matrix(name, phi, psi)) for name in PAIR_ENERGIES]
+    energies = compute_energies(*np.random.default_rng(1).normal(size=(2, 7, 5)).astype(np.float32))
+    matrices = [np.asarray(each.matrix) for each in energies.values()]
     for i, one in enumerate(matrices):
         assert all(abs(one - other).min() > 1e-3 for other in matrices[:i])
 
 
 def test_binary_nce_has_negatives() -> None:
-    assert binary_nce(MATRIX + 1 - np.eye(3, dtype=np.float32)) > binary_nce(MATRIX) + 0.1
-    gradient = np.asarray(jax.grad(binary_nce)(MATRIX))
+    loss, gradient = compute_losses(MATRIX)["binary_nce"]
+    assert compute_losses(MATRIX + 1 - np.eye(3, dtype=np.float32))["binary_nce"][0] > loss + 0.1
+    gradient = np.asarray(gradient)
     assert (np.diagonal(gradient) < 0).all()
     assert (gradient[~np.eye(3, dtype=bool)] > 0).all()
 
@@ -126,13 +169,13 @@ def test_binary_nce_has_negatives() -> None:
 def test_the_penalty_is_on_the_rows_logsumexp() -> None:
     rows = logsumexp(MATRIX, axis=1)
     for penalty in (0.0, 0.1, 2.0):
-        loss, _ = critic_loss(MATRIX, forward_infonce, penalty)
+        loss, _ = compute_critic(MATRIX, penalty)
         assert loss == pytest.approx(cross_entropy(MATRIX) + penalty * np.mean(rows**2), rel=1e-5)
     assert not np.isclose(np.mean(rows**2), np.mean(logsumexp(MATRIX, axis=0) ** 2), rtol=0.01)
 
 
 def test_critic_metrics_by_hand() -> None:
-    _, metrics = critic_loss(MATRIX, forward_infonce, 0.1)
+    _, metrics = compute_critic(MATRIX, 0.1)
     by_hand = {
         "critic/accuracy": 1 / 3,  # row 0 alone has its largest energy on the diagonal
         "critic/positive": (2 + 1 - 0.5) / 3,
@@ -144,26 +187,27 @@ def test_critic_metrics_by_hand() -> None:
 
 
 def test_every_critic_metric_moves() -> None:
-    _, before = critic_loss(MATRIX, forward_infonce, 0.1)
-    _, after = critic_loss(MATRIX.T + 2 * np.eye(3, dtype=np.float32) - 1, forward_infonce, 0.1)
-    assert all(abs(before[name] - after[name]) > 0.01 for name in before)
+    _, before = compute_critic(MATRIX, 0.1)
+    _, after = compute_critic(MATRIX.T + 2 * np.eye(3, dtype=np.float32) - 1, 0.1)
+    assert all(abs(float(before[name]) - float(after[name])) > 0.01 for name in before)
 
 
 def test_actor_loss_by_hand() -> None:
     log_prob, energy = np.array([-1.0, 3.0], np.float32), np.array([-2.0, -6.0], np.float32)
-    loss, metrics = actor_loss(log_prob, energy, np.log(0.5, dtype=np.float32))
+    (loss, metrics), _ = compute_actor(log_prob, energy, np.log(0.5, dtype=np.float32))
     assert loss == pytest.approx((0.5 * -1 + 2 + 0.5 * 3 + 6) / 2)
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
         {"actor/loss": 4.5, "actor/entropy": -1.0, "actor/energy": -4.0}
     )
-    gradient = jax.grad(lambda e: actor_loss(log_prob, e, jnp.zeros(()))[0])(energy)
-    np.testing.assert_allclose(gradient, [-0.5, -0.5])  # more energy, less loss
+    _, d_energy = compute_actor(log_prob, energy, np.float32(0))
+    np.testing.assert_allclose(d_energy, [-0.5, -0.5])  # more energy, less loss
 
 
 def test_alpha_loss_by_hand() -> None:
-    log_prob, log_alpha = np.array([1.0, 2.0], np.float32), jnp.log(2.0)
+    log_prob, log_alpha = np.array([1.0, 2.0], np.float32), np.log(2.0, dtype=np.float32)
     # Entropy -1.5 is below the target -1: the coefficient must grow.
-    assert alpha_loss(log_alpha, log_prob, target_entropy=-1.0) == pytest.approx(2 * (-1.5 + 1))
-    assert jax.grad(alpha_loss)(log_alpha, log_prob, -1.0) == pytest.approx(-1.0)
-    assert jax.grad(alpha_loss)(log_alpha, -log_prob, -1.0) == pytest.approx(5.0)
-    assert (jax.grad(alpha_loss, argnums=1)(log_alpha, log_prob, -1.0) == 0).all()
+    loss, (d_log_alpha, d_log_prob) = compute_alpha(log_alpha, log_prob, -1.0)
+    assert loss == pytest.approx(2 * (-1.5 + 1))
+    assert d_log_alpha == pytest.approx(-1.0)
+    assert (np.asarray(d_log_prob) == 0).all()
+    assert compute_alpha(log_alpha, -log_prob, -1.0)[1][0] == pytest.approx(5.0)

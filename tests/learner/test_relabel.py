@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from learner.relabel import SELF_WEIGHT, crop, goal_offsets, later_rows, relabel
+from learner.relabel import SELF_WEIGHT, Transitions, crop, goal_offsets, later_rows, relabel
 from shared.types import Rows
 
 # One window of 12 rows that ends one episode, holds a whole one, one of a single row, and starts a fourth.
@@ -12,8 +12,15 @@ LATER = np.array([3, 2, 1, 0, 4, 3, 2, 1, 0, 0, 1, 0])
 
 
 MANY = 20_000
+GOAL_INDICES = ((1, 3), (3, 1, 2), (2,))
 draw = jax.jit(goal_offsets)
-jitted = jax.jit(relabel, static_argnums=1)
+count_later = jax.jit(later_rows)
+
+
+@jax.jit
+def relabel_each(rows: Rows, discount: float, key: jax.Array) -> list[Transitions]:
+    """`relabel` for each of `GOAL_INDICES`, compiled at once."""
+    return [relabel(rows, goal_indices, discount, key) for goal_indices in GOAL_INDICES]
 
 
 def counting_rows(episode: np.ndarray) -> Rows:
@@ -48,8 +55,8 @@ def assert_follows(offsets: np.ndarray, probabilities: np.ndarray) -> None:
 
 
 def test_later_rows_by_hand() -> None:
-    np.testing.assert_array_equal(later_rows(np.stack([EPISODES, EPISODES * 0]))[0], LATER)
-    np.testing.assert_array_equal(later_rows(np.stack([EPISODES, EPISODES * 0]))[1], np.arange(11, -1, -1))
+    later = count_later(np.stack([EPISODES, EPISODES * 0]))
+    np.testing.assert_array_equal(later, [LATER, np.arange(11, -1, -1)])
 
 
 @pytest.mark.parametrize("discount", [0.5, 0.9, 0.99])
@@ -92,7 +99,8 @@ def test_keys_decide() -> None:
 def test_every_crop_occurs_and_no_other() -> None:
     unroll, length, windows = 5, 11, 5000
     rows = counting_rows(np.zeros((windows, 3 * unroll), np.int32))
-    cropped = jax.tree.map(np.asarray, crop(rows, length, max_offset=unroll - 1, key=jax.random.key(0)))
+    cropped = jax.jit(crop, static_argnums=(1, 2))(rows, length, unroll - 1, jax.random.key(0))
+    cropped = jax.tree.map(np.asarray, cropped)
     starts = cropped.step[:, 0]
     assert chisquare(np.bincount(starts, minlength=unroll)).pvalue > 1e-3
     assert len(np.bincount(starts)) == unroll
@@ -103,11 +111,12 @@ def test_every_crop_occurs_and_no_other() -> None:
     np.testing.assert_array_equal(cropped.state[:, 0, 0], np.arange(windows))  # ... and each of its own window
 
 
-@pytest.mark.parametrize("goal_indices", [(1, 3), (3, 1, 2), (2,)])
+@pytest.mark.parametrize("goal_indices", GOAL_INDICES)
 def test_goals_are_the_goal_coordinates_of_the_chosen_row(goal_indices: tuple[int, ...]) -> None:
     episode = np.stack([EPISODES, EPISODES[::-1], np.zeros_like(EPISODES)] * 200)
     rows = counting_rows(episode)
-    relabelled = jax.tree.map(np.asarray, jitted(rows, goal_indices, 0.9, jax.random.key(0)))
+    relabelled = relabel_each(rows, 0.9, jax.random.key(0))[GOAL_INDICES.index(goal_indices)]
+    relabelled = jax.tree.map(np.asarray, relabelled)
     assert relabelled.goal.shape == (600, 11, len(goal_indices))
     np.testing.assert_array_equal(relabelled.state, rows.state[:, :-1])  # the last row is dropped
     np.testing.assert_array_equal(relabelled.action, rows.action[:, :-1])

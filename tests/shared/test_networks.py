@@ -1,12 +1,11 @@
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from shared.config import NetworkConfig
 from shared.envs.base import EnvSpec
@@ -39,6 +38,12 @@ def build(**config: Any) -> tuple[Networks, NetworkParams]:
     """Small networks; their shapes alone cost nothing."""
     networks = make_networks(NetworkConfig.model_validate({"width": 8, "representation_size": 4} | config), SPEC)
     return networks, jax.eval_shape(lambda key: init_params(networks, SPEC, key), jax.random.key(0))
+
+
+def filled(shapes: Any, seed: int = 0) -> Any:
+    """Parameters of these shapes, drawn without compiling anything."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: rng.normal(scale=0.5, size=x.shape).astype(x.dtype), shapes)
 
 
 def stacked(params: Any) -> set[int]:
@@ -82,9 +87,7 @@ def test_actor_and_critic_may_differ() -> None:
 
 def test_trunk_by_hand() -> None:
     trunk = Trunk(depth=8, width=6, layer_norm=True, residual=True, activation="swish")
-    params = trunk.init(jax.random.key(1), STATE)
-    # Shift every array off its initial value, so that biases and scales count.
-    params = jax.tree.map(lambda x: x + 0.1 * np.arange(x.size).reshape(x.shape) / x.size, params)
+    params = filled(jax.eval_shape(trunk.init, jax.random.key(1), STATE))
 
     def layer(x: np.ndarray, values: Any, block: Any = ()) -> np.ndarray:
         dense, norm = values["Dense_0"], values["LayerNorm_0"]
@@ -100,20 +103,23 @@ def test_trunk_by_hand() -> None:
         for index in range(4):
             y = layer(y, values["blocks"][f"_Layer_{index}"], block)
         x = x + y
-    np.testing.assert_allclose(trunk.apply(params, STATE), x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(trunk.apply)(params, STATE), x, rtol=1e-4, atol=1e-5)
 
 
 def test_every_switch_changes_the_output() -> None:
     switches = {"layer_norm": True, "residual": True, "activation": "swish"}
     changes: list[dict[str, Any]] = [{"layer_norm": False}, {"residual": False}, {"activation": "relu"}]
-    base = Encoder(Trunk(depth=4, width=8, **switches), 4)
-    params = base.init(jax.random.key(0), STATE)
-    before = base.apply(params, STATE)
-    for change in changes:
-        network = Encoder(Trunk(depth=4, width=8, **(switches | change)), 4)
-        own = network.init(jax.random.key(0), STATE)  # without layer norms there are fewer arrays
-        assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), kernels(own), kernels(params)))
-        after = network.apply(own, STATE)
+    networks = [Encoder(Trunk(depth=4, width=8, **(switches | change)), 4) for change in ({}, *changes)]
+
+    @jax.jit
+    def compute(key: jax.Array) -> list[tuple[Any, jax.Array]]:
+        """Parameters and output of each network; without layer norms there are fewer arrays."""
+        every = [network.init(key, STATE) for network in networks]
+        return [(params, network.apply(params, STATE)) for network, params in zip(networks, every, strict=True)]
+
+    (params, before), *changed = jax.device_get(compute(jax.random.key(0)))
+    for change, (own, after) in zip(changes, changed, strict=True):
+        assert jax.tree.all(jax.tree.map(np.array_equal, kernels(own), kernels(params)))
         assert abs(before - after).max() > 1e-3, change
     without = jax.eval_shape(Encoder(Trunk(4, 8, False, True, "swish"), 4).init, jax.random.key(0), STATE)
     assert parameter_count(params) - parameter_count(without) == 2 * 8 * 5  # scales and biases of 5 layer norms
@@ -130,10 +136,10 @@ def test_switches_reach_all_three_networks(change: dict[str, Any]) -> None:
 def test_initial_parameters() -> None:
     networks, _ = build(depth=8, width=64)
     init = jax.jit(lambda key: init_params(networks, SPEC, key))
-    params, again, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
-    assert jax.tree.all(jax.tree.map(lambda x, y: (x == y).all(), params, again))
+    params, again, other = (jax.device_get(init(jax.random.key(seed))) for seed in (0, 0, 1))
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, again))
     assert all((x != y).any() for x, y in zip(kernels(params), kernels(other), strict=True))
-    for kernel in map(np.asarray, kernels(params)):
+    for kernel in kernels(params):
         bound = 1 / np.sqrt(kernel.shape[-2])  # uniform of variance 1 / (3 fan in)
         assert abs(kernel).max() <= bound
         assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.35 if kernel.size < 300 else 0.05)
@@ -142,13 +148,25 @@ def test_initial_parameters() -> None:
     assert (blocks["bias"] == 0).all()
 
 
-def test_log_std_is_bounded() -> None:
-    networks, _ = build()
-    params = networks.actor.init(jax.random.key(0), STATE, GOAL)
-    head = params["params"]["log_std"]
+class Acting(NamedTuple):
+    """An actor, compiled for one state and one goal each of 5 rows, and parameters for it."""
+
+    apply: Callable[..., tuple[jax.Array, jax.Array]]
+    params: Any
+
+
+@pytest.fixture(scope="module")
+def acting() -> Acting:
+    networks, shapes = build()
+    return Acting(jax.jit(networks.actor.apply), filled(shapes.actor))
+
+
+def test_log_std_is_bounded(acting: Acting) -> None:
+    params = acting.params["params"]
+    head = params["log_std"]
     for bias, bound in ((0.0, None), (100.0, LOG_STD_MAX), (-100.0, LOG_STD_MIN)):
-        moved = {"params": params["params"] | {"log_std": head | {"bias": jnp.full(2, bias)}}}
-        mean, log_std = networks.actor.apply(moved, STATE, GOAL)
+        moved = {"params": params | {"log_std": head | {"bias": np.full(2, bias, np.float32)}}}
+        mean, log_std = map(np.asarray, acting.apply(moved, STATE, GOAL))
         assert mean.shape == log_std.shape == (5, 2)
         if bound is not None:
             np.testing.assert_allclose(log_std, bound, atol=1e-5)
@@ -158,49 +176,67 @@ def test_log_std_is_bounded() -> None:
     assert (LOG_STD_MIN, LOG_STD_MAX) == (-5, 2)
 
 
-def test_the_actor_sees_state_and_goal() -> None:
-    networks, _ = build()
-    params = networks.actor.init(jax.random.key(0), STATE, GOAL)
-    mean = networks.actor.apply(params, STATE, GOAL)[0]
-    assert (networks.actor.apply(params, STATE + 1, GOAL)[0] != mean).all()
-    assert (networks.actor.apply(params, STATE, GOAL + 1)[0] != mean).all()
+def test_the_actor_sees_state_and_goal(acting: Acting) -> None:
+    mean, other_state, other_goal = (
+        np.asarray(acting.apply(acting.params, *inputs)[0])
+        for inputs in ((STATE, GOAL), (STATE + 1, GOAL), (STATE, GOAL + 1))
+    )
+    assert (other_state != mean).all()
+    assert (other_goal != mean).all()
+
+
+SHAPES = [(7,), (4, 5), (2, 3, 6)]
+
+
+@pytest.fixture(scope="module")
+def norms() -> dict[tuple[str, tuple[int, ...]], tuple[Any, Any]]:
+    """Values and gradients of our layer norm and of flax's, for each activation and shape; compiled at once."""
+    rng = np.random.default_rng(0)
+
+    def one(activation: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        x, weights = rng.normal(size=(2, *shape)).astype(np.float32) * 3 + 1
+        scale, bias = rng.normal(size=(2, shape[-1])).astype(np.float32)
+
+        def ours(x: Any, scale: Any, bias: Any) -> jax.Array:
+            return jnp.sum(weights * norm_activation(activation, x, scale, bias))
+
+        def flaxs(x: Any, scale: Any, bias: Any) -> jax.Array:
+            normal = nn.LayerNorm().apply({"params": {"scale": scale, "bias": bias}}, x)
+            return jnp.sum(weights * ACTIVATIONS[activation](normal))
+
+        of_ours, of_flaxs = (jax.value_and_grad(of, argnums=(0, 1, 2))(x, scale, bias) for of in (ours, flaxs))
+        return of_ours, of_flaxs
+
+    cases = [(activation, shape) for activation in ("swish", "relu") for shape in SHAPES]
+    return dict(zip(cases, jax.device_get(jax.jit(lambda: [one(*case) for case in cases])()), strict=True))
 
 
 @pytest.mark.parametrize("activation", ["swish", "relu"])
-@pytest.mark.parametrize("shape", [(7,), (4, 5), (2, 3, 6)])
-def test_norm_activation_and_its_gradient_are_flaxs(activation: str, shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(0)
-    x, weights = rng.normal(size=(2, *shape)).astype(np.float32) * 3 + 1
-    scale, bias = rng.normal(size=(2, shape[-1])).astype(np.float32)
-
-    def ours(x: Any, scale: Any, bias: Any) -> jax.Array:
-        return jnp.sum(weights * norm_activation(activation, x, scale, bias))
-
-    def flaxs(x: Any, scale: Any, bias: Any) -> jax.Array:
-        normal = nn.LayerNorm().apply({"params": {"scale": scale, "bias": bias}}, x)
-        return jnp.sum(weights * ACTIVATIONS[activation](normal))
-
-    of_ours, of_flaxs = (jax.value_and_grad(of, argnums=(0, 1, 2))(x, scale, bias) for of in (ours, flaxs))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norm_activation_and_its_gradient_are_flaxs(norms: Any, activation: str, shape: tuple[int, ...]) -> None:
+    of_ours, of_flaxs = norms[activation, shape]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), of_ours, of_flaxs)
 
 
-@settings(max_examples=4, deadline=None)
-@given(
-    blocks=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    widths=st.tuples(st.integers(2, 9), st.integers(2, 9)),
-    batch=st.integers(1, 5),
-    layer_norm=st.booleans(),
-    residual=st.booleans(),
-    activation=st.sampled_from(["swish", "relu"]),
+@pytest.mark.parametrize(
+    ("blocks", "widths", "batch", "switches"),
+    [
+        ((2, 2), (5, 5), 3, (True, True, "swish")),
+        ((1, 3), (8, 3), 1, (True, False, "relu")),
+        pytest.param((3, 1), (2, 9), 5, (False, True, "relu"), marks=pytest.mark.slow),
+        pytest.param((2, 3), (6, 4), 2, (False, False, "swish"), marks=pytest.mark.slow),
+    ],
+    ids=lambda value: str(value).replace(" ", ""),
 )
 def test_side_by_side_equals_one_after_the_other(
-    blocks: tuple[int, int], widths: tuple[int, int], batch: int, **switches: Any
+    blocks: tuple[int, int], widths: tuple[int, int], batch: int, switches: tuple[bool, bool, str]
 ) -> None:
     """Outputs and gradients, against a plain loop over the blocks."""
-    actor = Actor(Trunk(4 * blocks[0], widths[0], **switches), 2)
-    encoder = Encoder(Trunk(4 * blocks[1], widths[1], **switches), 3)
+    actor = Actor(Trunk(4 * blocks[0], widths[0], *switches), 2)
+    encoder = Encoder(Trunk(4 * blocks[1], widths[1], *switches), 3)
     inputs = STATE[:batch], GOAL[:batch]
-    params = actor.init(jax.random.key(0), *inputs), encoder.init(jax.random.key(1), STATE)
+    key = jax.random.key(0)
+    params = filled((jax.eval_shape(actor.init, key, *inputs), jax.eval_shape(encoder.init, key, STATE)))
 
     def plain(network: Actor | Encoder, params: Any, inputs: tuple) -> Any:
         x = network.apply(params, *inputs, method="before_blocks")
@@ -216,25 +252,32 @@ def test_side_by_side_equals_one_after_the_other(
             outputs = [plain(actor, params[0], inputs), plain(encoder, params[1], inputs[:1])]
         return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs)), outputs
 
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), step(params, True), step(params, False)
-    )
-    whole = actor.apply(params[0], *inputs), encoder.apply(params[1], *inputs[:1])
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), step(params, True)[0][1], list(whole)
-    )
+    @jax.jit
+    def compute(params: Any) -> Any:
+        step = jax.value_and_grad(loss, has_aux=True)
+        whole = [actor.apply(params[0], *inputs), encoder.apply(params[1], *inputs[:1])]
+        return step(params, True), step(params, False), whole
+
+    together, apart, whole = jax.device_get(compute(params))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), together, apart)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), together[0][1], whole)
 
 
 def test_bfloat16_is_the_hidden_layers_alone() -> None:
-    networks, _ = build(width=32, precision="bfloat16")
+    networks, shapes = build(width=32, precision="bfloat16")
     plain, _ = build(width=32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     params = jax.jit(lambda key: init_params(networks, SPEC, key))(jax.random.key(0))
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     inputs = {"actor": (STATE, GOAL), "goal": (GOAL,)}
-    for name, of in (("actor", params.actor), ("goal", params.critic.goal)):
-        half, full = (getattr(each, name).apply(of, *inputs[name]) for each in (networks, plain))
-        for x, y in zip(jax.tree.leaves(half), jax.tree.leaves(full), strict=True):
-            assert x.dtype == jnp.float32
-            assert (x != y).any()
-            np.testing.assert_allclose(x, y, atol=0.05 * abs(y).max())
+
+    @jax.jit
+    def compute(params: NetworkParams) -> list[Any]:
+        of = {"actor": params.actor, "goal": params.critic.goal}
+        return [[getattr(each, name).apply(of[name], *inputs[name]) for name in inputs] for each in (networks, plain)]
+
+    half, full = map(jax.tree.leaves, jax.device_get(compute(params)))
+    assert len(half) == 3
+    for x, y in zip(half, full, strict=True):
+        assert x.dtype == np.float32
+        assert (x != y).any()
+        np.testing.assert_allclose(x, y, atol=0.05 * abs(y).max())

@@ -1,8 +1,8 @@
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import kstest, norm
@@ -12,16 +12,19 @@ from shared.policy import deterministic_policy, random_policy, sample_action, st
 
 N = 4000
 ACTOR = Actor(nn.Dense(4), 2)
-STATE, GOAL = jnp.zeros((N, 3)), jnp.zeros((N, 2))
+STATE, GOAL = np.zeros((N, 3), np.float32), np.zeros((N, 2), np.float32)
+draw = jax.jit(partial(sample_action, ACTOR))
+act = jax.jit(stochastic_policy(ACTOR))
 MEAN, LOG_STD = np.array([0.4, -0.2]), np.array([-0.5, 0.1])
 
 
 @pytest.fixture(scope="module")
 def params() -> Any:
     """An actor whose action has mean `MEAN` and log std `LOG_STD` before its tanh, whatever it sees."""
-    zeros = jax.tree.map(jnp.zeros_like, ACTOR.init(jax.random.key(0), STATE[0], GOAL[0]))["params"]
-    zeros["mean"]["bias"] = jnp.asarray(MEAN, jnp.float32)
-    zeros["log_std"]["bias"] = jnp.asarray(np.arctanh(2 * (LOG_STD + 5) / 7 - 1), jnp.float32)
+    shapes = jax.eval_shape(ACTOR.init, jax.random.key(0), STATE[0], GOAL[0])["params"]
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    zeros["mean"]["bias"] = MEAN.astype(np.float32)
+    zeros["log_std"]["bias"] = np.arctanh(2 * (LOG_STD + 5) / 7 - 1).astype(np.float32)
     return {"params": zeros}
 
 
@@ -31,8 +34,8 @@ def log_density(action: np.ndarray) -> np.ndarray:
 
 
 def test_log_prob_is_the_squashed_gaussians(params: Any) -> None:
-    sampled, log_prob = sample_action(ACTOR, params, STATE, GOAL, jax.random.key(0))
-    action = np.asarray(sampled, np.float64)
+    sampled, log_prob = map(np.asarray, draw(params, STATE, GOAL, jax.random.key(0)))
+    action = sampled.astype(np.float64)
     inside = (abs(action) < 0.99).all(axis=1)  # nearer to 1 the reference's 1e-6 shows
     assert inside.mean() > 0.8
     np.testing.assert_allclose(log_prob[inside], log_density(action)[inside], atol=2e-3)
@@ -47,7 +50,7 @@ def test_the_density_integrates_to_one(params: Any) -> None:
 
 
 def test_actions_follow_it(params: Any) -> None:
-    action = np.asarray(stochastic_policy(ACTOR)(params, STATE, GOAL, jax.random.key(1)))
+    action = np.asarray(act(params, STATE, GOAL, jax.random.key(1)))
     assert action.shape == (N, 2)
     assert abs(action).max() <= 1
     for axis in range(2):
@@ -58,27 +61,26 @@ def test_actions_follow_it(params: Any) -> None:
 
 def test_log_prob_is_finite_at_the_edge(params: Any) -> None:
     far = {"params": params["params"] | {"mean": jax.tree.map(lambda x: x + 50, params["params"]["mean"])}}
-    action, log_prob = sample_action(ACTOR, far, STATE, GOAL, jax.random.key(0))
+    action, log_prob = map(np.asarray, draw(far, STATE, GOAL, jax.random.key(0)))
     assert (action == 1).all()
     assert np.isfinite(log_prob).all()
 
 
 def test_keys_decide_the_stochastic_policy(params: Any) -> None:
-    policy = stochastic_policy(ACTOR)
-    first, again, other = (policy(params, STATE, GOAL, jax.random.key(seed)) for seed in (0, 0, 1))
+    first, again, other = (np.asarray(act(params, STATE, GOAL, jax.random.key(seed))) for seed in (0, 0, 1))
     assert (first == again).all()
     assert (first != other).any()
 
 
 def test_the_deterministic_policy_is_tanh_of_the_mean(params: Any) -> None:
-    policy = deterministic_policy(ACTOR)
-    action = policy(params, STATE, GOAL, jax.random.key(0))
+    policy = jax.jit(deterministic_policy(ACTOR))
+    action = np.asarray(policy(params, STATE, GOAL, jax.random.key(0)))
     np.testing.assert_allclose(action, np.broadcast_to(np.tanh(MEAN), (N, 2)), rtol=1e-6)
-    assert (action == policy(params, STATE, GOAL, jax.random.key(1))).all()
+    np.testing.assert_array_equal(action, policy(params, STATE, GOAL, jax.random.key(1)))
 
 
 def test_the_random_policy_is_uniform_and_asks_nothing() -> None:
-    action = np.asarray(random_policy(2)({}, STATE, GOAL, jax.random.key(0)))
+    action = np.asarray(jax.jit(random_policy(2))({}, STATE, GOAL, jax.random.key(0)))
     assert action.shape == (N, 2)
     for axis in range(2):
         assert kstest(action[:, axis], "uniform", args=(-1, 2)).pvalue > 1e-3

@@ -221,7 +221,7 @@ for line in sys.stdin:
         number = writer.next_number + 1
         while True:
             writer.write(unroll(number), number)
-            print(number, flush=True)
+            os.write(1, f"{number}\\n".encode())  # whole lines alone, also of a process that is killed
             number += 1
     os.waitpid(writer_pid, 0)
     print("ended", flush=True)

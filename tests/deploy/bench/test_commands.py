@@ -62,6 +62,7 @@ def all_positive(row: dict[str, Any]) -> bool:
     return all(math.isfinite(number) and number > 0 for number in numbers)
 
 
+@pytest.mark.slow
 def test_update(capsys: pytest.CaptureFixture[str]) -> None:
     small = ("--depths", "4", "--batch", "8", "--width", "8", "--repeats", "1", "--seconds", "0.01")
     result = bench(capsys, "update", *small)
@@ -71,6 +72,7 @@ def test_update(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(map(all_positive, (result, *result["rows"])))
 
 
+@pytest.mark.processes
 def test_rollout_without_and_with_replay(capsys: pytest.CaptureFixture[str]) -> None:
     small = ("rollout", "--num-envs", "8", "--width", "8", "--repeats", "1")
     with_replay = bench(capsys, *small, "--with-replay")
@@ -88,6 +90,7 @@ def test_rollout_without_and_with_replay(capsys: pytest.CaptureFixture[str]) -> 
     assert all_positive({name: value for name, value in without.items() if name not in missing})
 
 
+@pytest.mark.processes
 def test_replay(capsys: pytest.CaptureFixture[str]) -> None:
     small = ("--repeats", "1", "--unrolls", "2", "--batches", "1")
     result = bench(capsys, "replay", *small)
@@ -101,6 +104,7 @@ def test_replay(capsys: pytest.CaptureFixture[str]) -> None:
     assert ours["ahead_ratio"] == pytest.approx(ours["ahead_steps_per_second"] / ours["insert_steps_per_second"])
 
 
+@pytest.mark.ray
 def test_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "new" / "weights.json"
     result = bench(capsys, "weights", "--depth", "4", "--width", "8", "--repeats", "2", "--save", str(file))

@@ -48,6 +48,7 @@ WHOLE = {
 }
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_quick_one_runs_for_real(capsys: pytest.CaptureFixture[str]) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
@@ -83,6 +84,7 @@ def test_a_mistake_in_an_experiment_starts_nothing(tmp_path: Path, capsys: pytes
     assert "collector.depth: depth 6 is not a positive multiple of 4" in capsys.readouterr().err
 
 
+@pytest.mark.processes
 def test_a_run_that_fails_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text("env: point_u_maze\nbudget: {env_steps: 10}\n")

@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -25,7 +26,7 @@ GONE_S = 20.0
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    """Whether they all end; a zombie has, and is only waited for by nobody."""
+    """True if all processes end in time; a zombie has ended."""
     deadline = time.monotonic() + GONE_S
     while time.monotonic() < deadline:
         if not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
@@ -35,21 +36,62 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 
 def left() -> list[psutil.Process]:
-    """What we started, and what that started."""
+    """All processes below this one."""
     return psutil.Process().children(recursive=True)
 
 
-def test_a_small_simulation_counts_what_it_says(reverb_python: Path) -> None:
-    before, said = left(), []
-    result = bench_scaling([1, 2], [2], **SMALL, state_size=5, action_size=2, say=said.append)
+class Simulated(NamedTuple):
+    """`killed`: a process of each of the first three rows."""
+
+    result: dict[str, Any]
+    said: list[str]
+    killed: list[psutil.Process]
+
+
+SAMPLES_PER_INSERT = 4.0
+VICTIMS = ("a role", "the roles' parent", "the server")
+
+
+@pytest.fixture(scope="module")
+def simulated(reverb_python: Path) -> Simulated:
+    """Five rows with two learners each: in the first three a process is killed, the last two are measured."""
+    before, said, killed = left(), [], []
+
+    def kill(text: str) -> None:
+        said.append(text)
+        if not text.startswith("measuring") or len(killed) == len(VICTIMS):
+            return
+        new = [process for process in left() if process not in before]
+        parents = [process for process in new if process.children()]
+        servers = [p for p in new if p not in parents and p.parent() == psutil.Process()]
+        roles = [p for p in new if p not in parents and p not in servers]
+        choice = {"a role": roles, "the roles' parent": parents, "the server": servers}
+        killed.append(choice[VICTIMS[len(killed)]][0])
+        killed[-1].kill()
+
+    result = bench_scaling(
+        [1, 1, 1, 1, 2],
+        [2],
+        **SMALL,
+        state_size=5,
+        action_size=2,
+        samples_per_insert=SAMPLES_PER_INSERT,
+        say=kill,
+    )
     assert left() == before
+    return Simulated(result, said, killed)
+
+
+def test_a_small_simulation_counts_what_it_says(simulated: Simulated) -> None:
+    result, said, _ = simulated
     json.dumps(result)
     assert result["row_bytes"] == 4 * (5 + 2) + 12
     assert result["window_rows"] == 125  # ceil((100 + 24) / 25) = 5 chunks
     assert result["window_bytes"] == 125 * 40
-    assert [row["roles"] for row in result["rows"]] == ["1 x 2", "2 x 2"]
-    assert [(row["collectors"], row["learners"]) for row in result["rows"]] == [(1, 2), (2, 2)]
-    for row, detail in zip(result["rows"], result["details"], strict=True):
+    rows, details = result["rows"][-2:], result["details"][-2:]
+    assert [row["roles"] for row in rows] == ["1 x 2", "2 x 2"]
+    assert [(row["collectors"], row["learners"]) for row in rows] == [(1, 2), (2, 2)]
+    for row, detail in zip(rows, details, strict=True):
         assert list(row) == ["roles", "collectors", "learners", *FIGURES, "error"]
         assert list(detail) == ["roles", "collectors", "learners", *DETAILS, "load_average"]
         assert (detail["collectors"], detail["learners"]) == (row["collectors"], row["learners"])
@@ -64,7 +106,7 @@ def test_a_small_simulation_counts_what_it_says(reverb_python: Path) -> None:
         assert detail["clients_megabytes"] > 0
         assert detail["received_windows"] >= 2 * 64  # every learner's first batch
         assert detail["received_bytes"] == detail["received_windows"] * 5000  # of the arrays that were decoded
-        assert detail["error_buffer"] == 2 * detail["environments"] + 2 * 64
+        assert detail["error_buffer"] == 2 * detail["environments"] * SAMPLES_PER_INSERT + 2 * 64
         least, most = detail["samples_ahead"]
         assert -detail["error_buffer"] <= least <= most <= detail["error_buffer"]
     assert [text.partition(":")[0] for text in said if " steps/s " in text] == [
@@ -73,12 +115,14 @@ def test_a_small_simulation_counts_what_it_says(reverb_python: Path) -> None:
     ]
 
 
-def test_more_samples_per_insert_are_more_samples(reverb_python: Path) -> None:
-    result = bench_scaling([1], [1], **SMALL, samples_per_insert=4.0, say=lambda _: None)
-    (row,), (detail,) = result["rows"], result["details"]
-    assert row["error"] == ""
-    assert detail["error_buffer"] == 2 * 8 * 4 + 2 * 64
-    assert max(map(abs, detail["samples_ahead"])) <= detail["error_buffer"]
+def test_what_dies_is_named(simulated: Simulated) -> None:
+    failed = dict(zip(VICTIMS, simulated.result["rows"], strict=False))
+    for row in failed.values():
+        assert row["error"]
+        assert "\n" not in row["error"]
+        assert {row[name] for name in FIGURES} == {None}
+    assert failed["a role"]["error"] == f"a simulated role failed: process {simulated.killed[0].pid} died"
+    assert "SIGKILL" in failed["the server"]["error"]
 
 
 def test_an_exception_leaves_nothing(reverb_python: Path) -> None:
@@ -94,52 +138,29 @@ def test_an_exception_leaves_nothing(reverb_python: Path) -> None:
     assert left() == before
 
 
-@pytest.mark.parametrize("victim", ["a role", "the roles' parent", "the server"])
-def test_what_dies_is_named_and_the_next_row_is_measured(reverb_python: Path, victim: str) -> None:
-    before, killed = left(), []
-
-    def kill_once(text: str) -> None:
-        if not text.startswith("measuring") or killed:
-            return
-        new = [process for process in left() if process not in before]
-        parents = [process for process in new if process.children()]
-        servers = [p for p in new if p not in parents and p.parent() == psutil.Process()]
-        roles = [p for p in new if p not in parents and p not in servers]
-        killed.append({"a role": roles, "the roles' parent": parents, "the server": servers}[victim][0])
-        killed[0].kill()
-
-    failed, *others = bench_scaling([1, 1] if victim == "a role" else [1], [1], **SMALL, say=kill_once)["rows"]
-    assert left() == before
-    assert "\n" not in failed["error"]
-    assert failed["error"]
-    if victim == "a role":
-        assert failed["error"] == f"a simulated role failed: process {killed[0].pid} died"
-    if victim == "the server":
-        assert "SIGKILL" in failed["error"]
-    assert {failed[name] for name in FIGURES} == {None}
-    for row in others:
-        assert row["error"] == ""
-        assert row["windows_per_second"] > 0
-
-
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_whoever_ends_it_nothing_stays(reverb_python: Path, tmp_path: Path, ending: signal.Signals) -> None:
+def test_whoever_ends_it_nothing_stays(reverb_python: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deploy.cli", "bench", "scaling", "--quick", "--seconds", "100"]
     command += ["--collectors", "2", "--learners", "1"]
     pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
-    environ = {**os.environ, "TMPDIR": str(tmp_path)}  # who is killed leaves a folder with logs
-    with subprocess.Popen(command, cwd=ROOT, env=environ, **pipes) as bench:
-        assert bench.stderr is not None
-        while not (line := bench.stderr.readline()).startswith("measuring"):
-            assert line, "it ended before it measured"
-        started = psutil.Process(bench.pid).children(recursive=True)
-        assert len(started) == 5
-        bench.send_signal(ending)
-        bench.communicate(timeout=GONE_S)
-    assert bench.returncode != 0
-    assert gone(started)
-    if ending is signal.SIGINT:
-        assert not list(tmp_path.glob("fathom-bench-*"))
+    with ExitStack() as stack:
+        benches = {}
+        for ending in (signal.SIGINT, signal.SIGKILL):
+            folder = tmp_path / ending.name  # a bench that is killed leaves a folder with logs
+            folder.mkdir()
+            environ = {**os.environ, "TMPDIR": str(folder)}
+            benches[ending] = stack.enter_context(subprocess.Popen(command, cwd=ROOT, env=environ, **pipes))
+            stack.callback(benches[ending].kill)
+        for ending, bench in benches.items():
+            assert bench.stderr is not None
+            while not (line := bench.stderr.readline()).startswith("measuring"):
+                assert line, "it ended before it measured"
+            started = psutil.Process(bench.pid).children(recursive=True)
+            assert len(started) == 5
+            bench.send_signal(ending)
+            bench.communicate(timeout=GONE_S)
+            assert bench.returncode != 0
+            assert gone(started)
+    assert not list((tmp_path / "SIGINT").glob("fathom-bench-*"))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +208,7 @@ def test_what_is_full(figures: tuple[int, float, float, float, float, float, flo
     assert saturated(*figures) == expected
 
 
+@pytest.mark.slow
 def test_bytes_of_rows_that_an_environment_made() -> None:
     (row,) = bench_row_bytes({"point_u_maze": make_env("point_u_maze")}, unrolls=6)["rows"]
     assert (row["state"], row["action"], row["chunks_per_window"]) == (4, 2, 5)

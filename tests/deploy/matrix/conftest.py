@@ -29,7 +29,7 @@ MakeMatrix = Callable[..., MatrixConfig]
 WriteMatrix = Callable[..., Path]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_matrix() -> MakeMatrix:
     """`make_matrix(axis=..., experiment_key=...)`: what is named replaces what is there."""
 

@@ -1,4 +1,7 @@
+"""Matrices that are carried out: each run is a process of its own."""
+
 import csv
+import io
 import json
 import os
 import signal
@@ -6,9 +9,10 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +22,7 @@ import yaml
 
 from deploy.cli import run_command
 from deploy.matrix.config import MatrixConfig, expand
+from deploy.matrix.config import write_matrix as save_matrix
 from deploy.matrix.results import COLUMNS
 from learner.learner import Learner
 from shared import checkpoint
@@ -25,7 +30,26 @@ from shared.envs.registry import make_envs
 from shared.metrics import read_metrics
 from shared.plan import make_plan
 
+MakeMatrix = Callable[..., MatrixConfig]
 WriteMatrix = Callable[..., Path]
+
+pytestmark = pytest.mark.processes
+
+
+class Printed(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def fathom_matrix(matrix: MatrixConfig, out: Path, *options: str) -> Printed:
+    """`fathom matrix`, and what it prints."""
+    path = out.with_name("asked.yaml")
+    save_matrix(matrix, path)
+    printed, complained = io.StringIO(), io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(complained):
+        status = run_command(["matrix", str(path), "--out", str(out), *options])
+    return Printed(status, printed.getvalue(), complained.getvalue())
 
 
 def cells(out: Path) -> list[dict[str, str]]:
@@ -33,46 +57,85 @@ def cells(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_runs_fail_alone_and_are_made_up_for(
-    write_matrix: WriteMatrix,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)  # neither needed in one process, nor where all is done
-    path, out = write_matrix(), tmp_path / "out"
-    command = ["matrix", str(path), "--out", str(out), "--dir-mode", "0750", "--in-process"]
-    blocked = out / "point_u_maze-c4-s1"
-    out.mkdir()
-    (out / "matrix.yaml").write_text(path.read_text())
-    blocked.mkdir()
-    (blocked / "thesis.tex").touch()  # which no run may replace
-    assert run_command(command) == 1
-    printed = capsys.readouterr()
-    assert "1 of 2 runs failed: point_u_maze-c4-s1" in printed.err
-    assert f"failed (--run-dir: {blocked} holds no run, so --overwrite will not remove it" in printed.out
-    assert json.loads((out / "summary.json").read_text())["missing"] == ["point_u_maze-c4-s1"]
-    assert stat.S_IMODE((out / "point_u_maze-c4-s0").stat().st_mode) == 0o750
+@pytest.fixture(scope="module", autouse=True)
+def no_ray() -> Iterator[None]:
+    """Makes `import ray` fail: runs in one process need no Ray, and neither does a matrix that is done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "ray", None)
+        yield
 
+
+class Grown(NamedTuple):
+    """A matrix of two seeds that was carried out twice, two runs at a time.
+
+    At first it has depth 4 alone, and seed 1 fails. Then depth 8 is added, before it, and nothing fails.
+    """
+
+    out: Path
+    matrix: MatrixConfig
+    first: Printed
+    first_summary: dict[str, Any]
+    first_status: str  # of seed 0
+    second: Printed
+
+
+@pytest.fixture(scope="module")
+def grown(make_matrix: MakeMatrix, tmp_path_factory: pytest.TempPathFactory) -> Grown:
+    out = tmp_path_factory.mktemp("matrix") / "out"
+    few, more = (make_matrix(learner_depths=depths, record=True) for depths in ([4], [8, 4]))
+    options = ("--dir-mode", "0750", "--parallel", "2", "--in-process")
+    blocked = out / "point_u_maze-c4-s1"
+    blocked.mkdir(parents=True)
+    save_matrix(few, out / "matrix.yaml")
+    (blocked / "thesis.tex").touch()  # which no run may replace
+    first = fathom_matrix(few, out, *options)
+    first_summary = json.loads((out / "summary.json").read_text())
+    first_status = (out / "point_u_maze-c4-s0" / "status.json").read_text()
     (blocked / "thesis.tex").unlink()
-    assert run_command(command) == 0
-    printed = capsys.readouterr()
-    assert "point_u_maze-c4-s0: done before" in printed.out
-    rows = cells(out)
+    second = fathom_matrix(more, out, *options)
+    return Grown(out, more, first, first_summary, first_status, second)
+
+
+def test_runs_fail_alone(grown: Grown) -> None:
+    assert grown.first.status == 1
+    assert "1 of 2 runs failed: point_u_maze-c4-s1" in grown.first.err
+    blocked = grown.out / "point_u_maze-c4-s1"
+    assert f"failed (--run-dir: {blocked} holds no run, so --overwrite will not remove it" in grown.first.out
+    assert grown.first_summary["missing"] == ["point_u_maze-c4-s1"]
+    assert stat.S_IMODE((grown.out / "point_u_maze-c4-s0").stat().st_mode) == 0o750
+
+
+def test_failed_runs_are_made_up_for(grown: Grown) -> None:
+    assert grown.second.status == 0
+    assert "point_u_maze-c4-s0: done before" in grown.second.out
+    assert (grown.out / "point_u_maze-c4-s0" / "status.json").read_text() == grown.first_status
+    rows = cells(grown.out)
     assert tuple(rows[0]) == COLUMNS
-    assert [(row["learner_depth"], row["seed"]) for row in rows] == [("4", "0"), ("8", "0"), ("4", "1"), ("8", "1")]
+    # Rows of an added depth stand where the matrix names it.
+    assert [(row["learner_depth"], row["seed"]) for row in rows] == [("8", "0"), ("4", "0"), ("8", "1"), ("4", "1")]
     assert {row["gradient_steps"] for row in rows} == {"20"}
     assert all(float(row["coverage"]) > 0 for row in rows)
-    assert len(json.loads((out / "summary.json").read_text())["active"]) == 2
+    assert len(json.loads((grown.out / "summary.json").read_text())["active"]) == 2
 
-    started = time.monotonic()
-    assert run_command(command[:-1]) == 0
-    assert capsys.readouterr().out.count("done before") == 2
-    assert time.monotonic() - started < 10
 
-    assert run_command(["matrix", str(write_matrix(learner_depths=[4, 8, 12])), "--out", str(out)]) == 2
-    assert "12 was added, but" in capsys.readouterr().err
-    assert "12" not in (out / "matrix.yaml").read_text()  # nothing was begun
+def test_what_is_done_is_not_run_again(grown: Grown) -> None:
+    logs = {path: path.stat().st_mtime_ns for path in grown.out.glob("*.log")}
+    printed = fathom_matrix(grown.matrix, grown.out)
+    assert (printed.status, printed.out.count("done before")) == (0, len(logs))
+    assert {path: path.stat().st_mtime_ns for path in grown.out.glob("*.log")} == logs
+    assert sorted(path.stem for path in logs) == [f"point_u_maze-c4-{run}" for run in ("s0", "s0-d8", "s1")]
+
+
+def test_a_depth_that_cannot_be_added_is_refused(grown: Grown, make_matrix: MakeMatrix) -> None:
+    manifest = grown.out / "point_u_maze-c4-s0" / "stream" / "manifest.json"
+    aside = manifest.rename(manifest.with_name("aside"))
+    try:
+        printed = fathom_matrix(make_matrix(learner_depths=[8, 4, 12], record=True), grown.out)
+    finally:
+        aside.rename(manifest)
+    assert printed.status == 2
+    assert "12 was added, but" in printed.err
+    assert "12" not in (grown.out / "matrix.yaml").read_text()  # nothing was begun
 
 
 def state_of(run_dir: Path, matrix: MatrixConfig, name: str) -> Any:
@@ -83,28 +146,14 @@ def state_of(run_dir: Path, matrix: MatrixConfig, name: str) -> Any:
     return checkpoint.load(run_dir / "checkpoints" / name, like)._replace(key=np.zeros(()))  # NumPy knows no keys
 
 
-def run_whole(matrix: MatrixConfig, run_dir: Path) -> None:
-    """The matrix's first run, with all learners from the start."""
-    path = run_dir.with_name("experiment.yaml")
+def test_an_added_depth_is_what_it_would_have_been_from_the_start(grown: Grown, tmp_path: Path) -> None:
+    out, matrix, once = grown.out, grown.matrix, tmp_path / "once"
+    added = out / "point_u_maze-c4-s0-d8"
+    path = tmp_path / "experiment.yaml"
     path.write_text(yaml.safe_dump(expand(matrix)[0].experiment.model_dump(mode="json")))
-    assert run_command(["run", str(path), "--run-dir", str(run_dir), "--in-process"]) == 0
+    assert run_command(["run", str(path), "--run-dir", str(once), "--in-process"]) == 0
 
-
-def test_an_added_depth_is_what_it_would_have_been_from_the_start(
-    write_matrix: WriteMatrix, make_matrix: Callable[..., MatrixConfig], tmp_path: Path
-) -> None:
-    few, more = ({"learner_depths": depths, "seeds": [0], "record": True} for depths in ([4], [8, 4]))
-    out, once = tmp_path / "out", tmp_path / "once"
-    base, added = out / "point_u_maze-c4-s0", out / "point_u_maze-c4-s0-d8"
-    out.mkdir()
-    (out / "matrix.yaml").write_text(write_matrix(**few).read_text())
-    run_whole(make_matrix(**few), base)
-    finished = (base / "status.json").read_text()
-    assert run_command(["matrix", str(write_matrix(**more)), "--out", str(out), "--in-process"]) == 0
-    assert (base / "status.json").read_text() == finished
-
-    run_whole(make_matrix(**more), once)
-    states = [state_of(run_dir, make_matrix(**more), "d8") for run_dir in (added, once)]
+    states = [state_of(run_dir, matrix, "d8") for run_dir in (added, once)]
     jax.tree.map(np.testing.assert_array_equal, *states)
     evaluated = [
         [(row["updates"], row["time_at_goal"], row["success_rate"]) for row in rows if row["learner"] == "d8"]
@@ -113,17 +162,16 @@ def test_an_added_depth_is_what_it_would_have_been_from_the_start(
     assert evaluated[0] == evaluated[1]
     assert len(evaluated[0]) == 3
 
-    # Nothing was collected again, and its row stands where the matrix names the depth.
+    # Nothing was collected again.
     assert read_metrics(added, "collector-0") == []
     assert len(read_metrics(added, "stream-0")) == 20
-    rows = cells(out)
-    assert [row["learner_depth"] for row in rows] == ["8", "4"]
+    rows = {row["learner_depth"]: row for row in cells(out) if row["seed"] == "0"}
     for name in ("coverage", "gradient_steps", "samples_per_insert"):
-        assert rows[0][name] == rows[1][name]
+        assert rows["8"][name] == rows["4"][name]
 
 
 def test_ctrl_c_ends_the_runs_too(write_matrix: WriteMatrix, tmp_path: Path) -> None:
-    path, out = write_matrix(), tmp_path / "out"
+    path, out = write_matrix(learner_depths=[4]), tmp_path / "out"
     command = [sys.executable, "-m", "deploy.cli", "matrix", str(path), "--out", str(out), "--in-process"]
     process = subprocess.Popen([*command, "--parallel", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

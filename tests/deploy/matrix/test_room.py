@@ -97,17 +97,19 @@ def named(processes: Iterable[psutil.Process], what: str) -> set[psutil.Process]
     return found
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(2 * DEADLINE_S)
 def test_runs_share_one_cluster_and_leave_nothing(write_matrix: Callable[..., Path], tmp_path: Path) -> None:
     sizes = {"width": 8, "environments": 4, "unroll_length": 5}
-    driver = matrix(write_matrix(collector={**sizes, "resources": {"cpus": 0.1}}), tmp_path / "out")
+    endless = write_matrix(collector={**sizes, "resources": {"cpus": 0.1}}, budget={"env_steps": 100_000_000})
+    driver = matrix(endless, tmp_path / "out")
     started: set[psutil.Process] = set()
     deadline = time.monotonic() + DEADLINE_S
     while len(named(started, "ray::ParamStoreActor")) < 2:  # one of each run
         assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline
         started |= set(psutil.Process(driver.pid).children(recursive=True))
-        time.sleep(0.2)
+        time.sleep(0.1)
     assert len(named(started, "gcs_server")) == 1
     os.kill(driver.pid, signal.SIGINT)
     printed, errors = driver.communicate(timeout=DEADLINE_S)
@@ -115,10 +117,15 @@ def test_runs_share_one_cluster_and_leave_nothing(write_matrix: Callable[..., Pa
     assert printed.count("started") == 2
     assert psutil.wait_procs(started, timeout=20)[1] == []
 
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("shared_cluster")
+def test_a_matrix_too_large_for_the_cluster_starts_nothing(write_matrix: Callable[..., Path], tmp_path: Path) -> None:
+    sizes = {"width": 8, "environments": 4, "unroll_length": 5}
     large = write_matrix(collector={**sizes, "actor_resources": {"gpus": 1000}})
-    driver = matrix(large, tmp_path / "other")
+    driver = matrix(large, tmp_path / "out")
     printed, errors = driver.communicate(timeout=DEADLINE_S)
     assert (driver.returncode, printed) == (2, "")
     assert "run point_u_maze-c4-s0: collector-0 needs 1000 GPUs, the largest node has" in errors
     assert len(errors.splitlines()) == 1
-    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,8 @@ import pytest
 
 from deploy.replay_server.provision import ProvisionError, _cause, reverb_python
 
+pytestmark = pytest.mark.processes
+
 # Enough to go through all steps without downloading anything.
 NO_REQUIREMENTS = "# nothing\n"
 

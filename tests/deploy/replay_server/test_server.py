@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,41 @@ LIMITED = TableSpec("run/limited", 40, min_size_to_sample=10, samples_per_insert
 LIMITS = ("samples_per_insert", "min_size_to_sample", "min_diff", "max_diff")
 
 
-def test_two_servers_do_not_meet(start_server: Callable[..., Any]) -> None:
-    first, first_address = start_server(TABLE)
-    _, second_address = start_server(TableSpec("other/learner", 10, min_size_to_sample=1))
+FREE = replace(LIMITED, name="run/free", samples_per_insert=None, error_buffer=None)
+REFILLED = replace(LIMITED, name="run/refilled", inserted=25, sampled=30, refilled=12)
+OTHER = TableSpec("other/learner", 10, min_size_to_sample=1)
+
+Served = tuple[ReplayServer, str]  # and its address
+
+
+def serve(reverb_python: Path, folder: Path, *tables: TableSpec) -> Iterator[Served]:
+    server = ReplayServer(reverb_python, folder / "server.log")
+    yield server, server.start(tables)
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def standing(reverb_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that no test stops."""
+    yield from serve(reverb_python, tmp_path_factory.mktemp("standing"), TABLE, LIMITED, FREE, REFILLED)
+
+
+@pytest.fixture(scope="module")
+def other(reverb_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Another one, with a table of another name. A test that stops it starts it again."""
+    yield from serve(reverb_python, tmp_path_factory.mktemp("other"), OTHER)
+
+
+def test_two_servers_do_not_meet(standing: Served, other: Served, start_server: Callable[..., Any]) -> None:
+    (first, first_address), (_, second_address) = standing, other
     assert first_address != second_address
-    assert set(server_info(first_address).tables) == {"run/learner"}
-    assert set(server_info(second_address).tables) == {"other/learner"}
+    assert set(server_info(first_address).tables) == {TABLE.name, LIMITED.name, FREE.name, REFILLED.name}
+    assert set(server_info(second_address).tables) == {OTHER.name}
     port = int(first_address.rpartition(":")[2])
     with pytest.raises(PortTakenError, match=f"port {port} is taken by another replay server"):
         start_server(TABLE, port=port)
     # Without our lock (another user's server, say) the bind must find it.
-    first._port_lock.release()
+    first._port_lock.release()  # type: ignore[union-attr]
     with pytest.raises(PortTakenError, match=f"port {port} is taken"):
         start_server(TABLE, port=port)
     assert first.alive()
@@ -53,17 +77,17 @@ def test_port_of_another_program_is_refused(start_server: Callable[..., Any]) ->
             start_server(TABLE, port=port)
 
 
-def test_stop_and_start_again_on_the_same_port(start_server: Callable[..., Any]) -> None:
-    server, address = start_server(TABLE)
+def test_stop_and_start_again_on_the_same_port(other: Served) -> None:
+    server, address = other
     before = server_info(address).tables_state_id
     server.stop()
     server.stop()
     assert not server.alive()
-    assert "exited with status 0" in server.exit_reason()
-    assert server.start([TABLE], int(address.rpartition(":")[2])) == address
+    assert "exited with status 0" in str(server.exit_reason())
+    assert server.start([OTHER], int(address.rpartition(":")[2])) == address
     assert server_info(address).tables_state_id != before
     with pytest.raises(ReplayServerError, match="already started"):
-        server.start([TABLE])
+        server.start([OTHER])
 
 
 def test_server_goes_with_its_parent(reverb_python: Path, tmp_path: Path) -> None:
@@ -97,7 +121,9 @@ def is_running(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
-def test_failed_start_quotes_the_log(tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_failed_start_quotes_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.replay_server.server.STOP_WAIT_S", 1.0)  # what is silent does not end by itself
     server = ReplayServer(Path(sys.executable), tmp_path / "log")  # has no reverb
     with pytest.raises(ReplayServerError, match="did not start: ModuleNotFoundError: No module named 'reverb'"):
         server.start([TABLE])
@@ -164,10 +190,9 @@ def test_a_table_without_a_ratio_waits_for_its_refill() -> None:
         assert (table["min_size_to_sample"], table["samples_per_insert"]) == (least, None)
 
 
-def test_more_may_be_refilled_than_the_limiter_lets_in(start_server: Callable[..., Any]) -> None:
+def test_more_may_be_refilled_than_the_limiter_lets_in(standing: Served) -> None:
     """Samples were lost on their way: they are owed before the last of the refill fits."""
-    spec = replace(LIMITED, inserted=25, sampled=30, refilled=12)
-    _, address = start_server(spec)
+    spec, (_, address) = REFILLED, standing
     inserter = Inserter(address, [spec.name], 1, 1, timeout_s=20)
     rows = Columns(np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 3), np.int32))
     refill = threading.Thread(target=lambda: [inserter.insert(rows) for _ in range(12)])
@@ -191,12 +216,11 @@ def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def test_a_table_with_another_limiter_is_refused(start_server: Callable[..., Any]) -> None:
-    """Tables of the same names that are not as they were asked for: a server that was there before ours."""
-    free = replace(LIMITED, name="run/free", samples_per_insert=None, error_buffer=None)
-    _, address = start_server(LIMITED, free)
+def test_a_table_with_another_limiter_is_refused(standing: Served) -> None:
+    """Another server was there before, with tables of the same names."""
+    _, address = standing
     tables = server_info(address).tables
-    for spec in (LIMITED, free):
+    for spec in (LIMITED, FREE):
         _check_limits(tables[spec.name], spec.as_served(), address)
     others = {
         "max_size 40, 41 was": replace(LIMITED, max_size=41),
@@ -204,8 +228,8 @@ def test_a_table_with_another_limiter_is_refused(start_server: Callable[..., Any
         "samples_per_insert 2, 3 was": replace(LIMITED, samples_per_insert=3.0),
         "min_diff 4, 5 was": replace(LIMITED, error_buffer=15.0),
         "min_diff 4, 9 was": replace(LIMITED, sampled=5),
-        "samples_per_insert 2, 1 was": replace(free, name=LIMITED.name),
-        "samples_per_insert 1, 2 was": replace(LIMITED, name=free.name),
+        "samples_per_insert 2, 1 was": replace(FREE, name=LIMITED.name),
+        "samples_per_insert 1, 2 was": replace(LIMITED, name=FREE.name),
     }
     for text, spec in others.items():
         with pytest.raises(ReplayMismatch, match=f"{address}: its table {spec.name} has {text} asked for"):

@@ -1,6 +1,8 @@
 """A matrix's folder as runs leave it, with numbers chosen by hand."""
 
 import copy
+import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -36,27 +38,38 @@ SECONDS = 60.0
 WriteRuns = Callable[..., Path]
 
 
+@pytest.fixture(scope="session")
+def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A matrix's folder with all runs done; written once, `write_runs` copies it."""
+    matrix = MatrixConfig.model_validate(copy.deepcopy(MATRIX))
+    folder = tmp_path_factory.mktemp("runs") / "matrix"
+    folder.mkdir()
+    write_matrix(matrix, folder / "matrix.yaml")
+    for run in expand(matrix):
+        _write_run(folder / run.name, run)
+    return folder
+
+
 @pytest.fixture
-def write_runs(tmp_path: Path) -> WriteRuns:
-    """`write_runs(skip=(), changes={}, **matrix)` writes a matrix's folder and returns it.
+def write_runs(all_runs: Path, tmp_path: Path) -> WriteRuns:
+    """`write_runs(skip=(), changes={})` writes a matrix's folder and returns it.
 
     `skip`: runs that are left out; `changes`: (run, learner) -> what its summary says instead.
     """
 
-    def write(skip: tuple[str, ...] = (), changes: dict[tuple[str, str], Any] | None = None, **axes: Any) -> Path:
-        matrix = MatrixConfig.model_validate({**copy.deepcopy(MATRIX), **axes})
+    def write(skip: tuple[str, ...] = (), changes: dict[tuple[str, str], Any] | None = None) -> Path:
         folder = tmp_path / "matrix"
-        folder.mkdir()
-        write_matrix(matrix, folder / "matrix.yaml")
-        for run in expand(matrix):
-            if run.name not in skip:
-                _write_run(folder / run.name, run, changes or {})
+        shutil.copytree(all_runs, folder, ignore=shutil.ignore_patterns(*skip))
+        for (run, learner), change in (changes or {}).items():
+            summary = json.loads((folder / run / "summary.json").read_text())
+            summary["learners"][learner] |= change
+            write_json(folder / run / "summary.json", summary)
         return folder
 
     return write
 
 
-def _write_run(folder: Path, run: MatrixRun, changes: dict[tuple[str, str], Any]) -> None:
+def _write_run(folder: Path, run: MatrixRun) -> None:
     experiment = run.experiment
     folder.mkdir()
     write_config(folder, experiment)
@@ -85,7 +98,6 @@ def _write_run(folder: Path, run: MatrixRun, changes: dict[tuple[str, str], Any]
             "gradient_steps_per_second": 400 / config.depth,
             "time_at_goal": final,
             "success_rate": final / 20,
-            **changes.get((run.name, name), {}),
         }
     for unroll in range(1, plan.unrolls + 1):
         visited = min(unroll, run.collector_depth)  # one cell more each unroll, up to so many

@@ -10,6 +10,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from deploy.cli import run_command
+from deploy.report.analyse import make_report
+from deploy.report.page import write_page
+from deploy.report.read import read_matrix
 
 PHONE, DESK = 400, 1200
 WriteRuns = Callable[..., Path]
@@ -30,9 +33,21 @@ def browser() -> Iterator[webdriver.Chrome]:
     opened.quit()
 
 
-def show(browser: webdriver.Chrome, folder: Path, width: int) -> None:
-    """Makes the report and opens it, as wide as that; no network."""
+@pytest.fixture(scope="module")
+def whole(all_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page that `fathom report` makes of a matrix with all runs done."""
+    folder = tmp_path_factory.mktemp("report") / "matrix"
+    shutil.copytree(all_runs, folder)
     assert run_command(["report", str(folder)]) == 0
+    return folder / "report.html"
+
+
+def page_of(folder: Path) -> Path:
+    return write_page(make_report(read_matrix(folder)), folder / "report.html")
+
+
+def show(browser: webdriver.Chrome, page: Path, width: int) -> None:
+    """Opens the page in a window of that width (pixels), without a network."""
     browser.execute_cdp_cmd("Network.enable", {})
     browser.execute_cdp_cmd(
         "Network.emulateNetworkConditions",
@@ -40,7 +55,7 @@ def show(browser: webdriver.Chrome, folder: Path, width: int) -> None:
     )
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == PHONE}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get((folder / "report.html").as_uri())
+    browser.get(page.as_uri())
 
 
 def heatmap(browser: webdriver.Chrome, name: str) -> tuple[list[str], list[str], list[list[float | None]]]:
@@ -49,8 +64,8 @@ def heatmap(browser: webdriver.Chrome, name: str) -> tuple[list[str], list[str],
     return x, y, z
 
 
-def test_the_heatmap_carries_the_right_numbers(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
-    show(browser, write_runs(), DESK)
+def test_the_heatmap_carries_the_right_numbers(browser: webdriver.Chrome, whole: Path) -> None:
+    show(browser, whole, DESK)
     x, y, z = heatmap(browser, "point_u_maze-matrix-0")
     assert (x, y) == (["4", "16"], ["4", "16"])  # learner depths along, collector depths up
     assert z == [[5, 6], [7, 13]]
@@ -60,8 +75,8 @@ def test_the_heatmap_carries_the_right_numbers(browser: webdriver.Chrome, write_
     assert browser.get_log("browser") == []
 
 
-def test_it_fits_a_phone_and_paper(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
-    show(browser, write_runs(), PHONE)
+def test_it_fits_a_phone_and_paper(browser: webdriver.Chrome, whole: Path) -> None:
+    show(browser, whole, PHONE)
     assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE
     figures = browser.find_elements(By.CLASS_NAME, "js-plotly-plot")
     assert len(figures) == 11  # two heatmaps, twice three learning curves, coverage, two costs
@@ -77,7 +92,7 @@ def test_it_fits_a_phone_and_paper(browser: webdriver.Chrome, write_runs: WriteR
 def test_it_says_what_is_missing_and_marked(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
     changes = {("point_u_maze-c4-s0", "d16"): {"gradient_steps": 16}}
     missing = tuple(f"point_u_maze-c16-s{seed}" for seed in range(3))
-    show(browser, write_runs(skip=missing, changes=changes), DESK)
+    show(browser, page_of(write_runs(skip=missing, changes=changes)), DESK)
     assert all(name in browser.find_element(By.ID, "missing").text for name in missing)
     assert heatmap(browser, "point_u_maze-matrix-0")[2] == [[5, 6], [None, None]]
     assert browser.find_element(By.ID, "point_u_maze-matrix-0").text.count("missing") == 2
@@ -89,6 +104,8 @@ def test_it_says_what_is_missing_and_marked(browser: webdriver.Chrome, write_run
 
 def test_nothing_done_is_a_page_too(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
     every = tuple(f"point_u_maze-c{depth}-s{seed}" for depth in (4, 16) for seed in range(3))
-    show(browser, write_runs(skip=every), DESK)
+    folder = write_runs(skip=every)
+    assert run_command(["report", str(folder)]) == 0
+    show(browser, folder / "report.html", DESK)
     assert "0 of 6 runs done" in browser.find_element(By.TAG_NAME, "body").text
     assert browser.get_log("browser") == []

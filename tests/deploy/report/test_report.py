@@ -10,8 +10,8 @@ from PIL import Image
 
 from deploy.cli import run_command
 from deploy.report import text
-from deploy.report.analyse import EXPLORING, EXPRESSING, TOGETHER, EnvironmentReport, make_report
-from deploy.report.read import read_matrix
+from deploy.report.analyse import EXPLORING, EXPRESSING, TOGETHER, EnvironmentReport, _paired, make_report
+from deploy.report.read import _seconds, read_matrix
 from deploy.report.statistics import Interval, estimate
 
 WriteRuns = Callable[..., Path]
@@ -21,9 +21,14 @@ def of(folder: Path) -> EnvironmentReport:
     return make_report(read_matrix(folder)).environments[0]
 
 
-def test_cells_hold_the_last_evaluations_of_all_seeds(write_runs: WriteRuns) -> None:
-    report = of(write_runs())
-    cells = {(cell.collector_depth, cell.learner_depth): cell for cell in report.cells}
+@pytest.fixture(scope="module")
+def whole(all_runs: Path) -> EnvironmentReport:
+    """The report of a matrix with all runs done."""
+    return of(all_runs)
+
+
+def test_cells_hold_the_last_evaluations_of_all_seeds(whole: EnvironmentReport) -> None:
+    cells = {(cell.collector_depth, cell.learner_depth): cell for cell in whole.cells}
     # Seeds 0, 1 and 2 add 0, 1 and 2 steps; of three seeds none is cut.
     assert {place: cell.time_at_goal.value for place, cell in cells.items()} == {
         (4, 4): 5, (4, 16): 6, (16, 4): 7, (16, 16): 13,
@@ -32,12 +37,12 @@ def test_cells_hold_the_last_evaluations_of_all_seeds(write_runs: WriteRuns) -> 
     assert cells[4, 4].success_rate.value == pytest.approx(5 / 20)
     # 0, 2 and 5 steps at 0, 280 and 400 environment steps.
     assert cells[4, 4].area.value == pytest.approx((280 * 1 + 120 * 3.5) / 400)
-    assert [cell.learner_depth for cell in report.active] == [4, 16]
-    assert {cell.time_at_goal.value for cell in report.active} == {1.0}
+    assert [cell.learner_depth for cell in whole.active] == [4, 16]
+    assert {cell.time_at_goal.value for cell in whole.active} == {1.0}
 
 
-def test_gains_separate_exploring_from_expressing(write_runs: WriteRuns) -> None:
-    gains = {gain.cause: gain.difference for gain in of(write_runs()).gains}
+def test_gains_separate_exploring_from_expressing(whole: EnvironmentReport) -> None:
+    gains = {gain.cause: gain.difference for gain in whole.gains}
     assert gains[EXPRESSING].mean == pytest.approx((1 + 6) / 2)
     assert gains[EXPLORING].mean == pytest.approx((2 + 7) / 2)
     assert gains[TOGETHER].mean == pytest.approx(6 - 1)
@@ -52,16 +57,26 @@ def test_learners_are_compared_seed_by_seed(write_runs: WriteRuns) -> None:
     assert (deep.seeds, deep.wins, deep.interval) == (2, 2, Interval(6, 6))  # seeds differ, the difference does not
 
 
-def test_critical_depths_along_every_axis(write_runs: WriteRuns) -> None:
-    steps = {(each.axis, each.held): each.step for each in of(write_runs()).critical}
+def test_a_difference_is_of_one_seed() -> None:
+    found = _paired({0: 3.0, 1: 5.0, 2: 9.0}, {1: 1.0, 0: 4.0})
+    assert (found.seeds, found.wins, found.mean) == (2, 1, 1.5)
+
+
+def test_wall_clock_leaves_out_the_time_between_a_runs_lives() -> None:
+    status = {"started": 100.0, "resumed": [{"time": 500.0, "seconds": 60.0}]}
+    assert [_seconds(status, time) for time in (130.0, 500.0, 520.0)] == [30.0, 60.0, 80.0]
+
+
+def test_critical_depths_along_every_axis(whole: EnvironmentReport) -> None:
+    steps = {(each.axis, each.held): each.step for each in whole.critical}
     assert set(steps) == {("learner", 4), ("learner", 16), ("collector", 4), ("collector", 16), ("active", None)}
     assert steps["learner", 16].ratio == pytest.approx(13 / 7)
     assert steps["collector", 4].ratio == pytest.approx(7 / 5)
     assert steps["active", None].ratio == 1
 
 
-def test_curves_by_steps_and_by_wall_clock(write_runs: WriteRuns) -> None:
-    curve = of(write_runs()).curves[0]
+def test_curves_by_steps_and_by_wall_clock(whole: EnvironmentReport) -> None:
+    curve = whole.curves[0]
     np.testing.assert_allclose(curve.steps, [0, 280, 400])
     np.testing.assert_allclose(curve.by_steps.centre, [0, 2 * 5 / 5, 5])
     np.testing.assert_allclose(curve.by_steps.low, [0, 4 * 2 / 5, 4])
@@ -71,8 +86,8 @@ def test_curves_by_steps_and_by_wall_clock(write_runs: WriteRuns) -> None:
     np.testing.assert_allclose(curve.by_seconds.centre, [0, 2.5, 5], atol=0.05)
 
 
-def test_coverage_of_all_points_of_a_run(write_runs: WriteRuns) -> None:
-    shallow, deep = of(write_runs()).explored
+def test_coverage_of_all_points_of_a_run(whole: EnvironmentReport) -> None:
+    shallow, deep = whole.explored
     assert (shallow.coverage.value, deep.coverage.value) == pytest.approx((0.2, 0.8))  # 4 and 16 of 20 cells
     np.testing.assert_allclose(deep.by_steps.centre[:3], [0.05, 0.1, 0.15])
     np.testing.assert_allclose(deep.steps[[0, -1]], [20, 400])
@@ -118,8 +133,9 @@ def test_a_half_done_matrix_says_what_is_missing(write_runs: WriteRuns) -> None:
     assert [gain.cause for gain in report.environments[0].gains] == []  # each needs a cell that is missing
 
 
-def test_files_say_the_same(write_runs, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_runs(skip=("point_u_maze-c16-s0", "point_u_maze-c16-s1", "point_u_maze-c16-s2"))
+def test_files_say_the_same(write_runs: WriteRuns, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tuple(f"point_u_maze-c16-s{seed}" for seed in range(3))
+    folder = write_runs(skip=missing, changes={("point_u_maze-c4-s0", "d16"): {"gradient_steps": 16}})
     assert run_command(["report", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "point_u_maze-c16-s1: not started" in printed

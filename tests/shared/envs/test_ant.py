@@ -1,4 +1,5 @@
 import warnings
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,13 @@ with warnings.catch_warnings():
     from brax.envs.ant import Ant as BraxAnt
 
 OPTIONS = EnvOptions()
+QUICK = {  # to compile
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:Brax System")
 
 
 class Seen(NamedTuple):
@@ -32,16 +40,31 @@ def model_of(env_id: str, options: EnvOptions = OPTIONS) -> mujoco.MjModel:
     return compile_model(build(env_id, options).model_spec())
 
 
-def drawn(env_id: str, n: int = 500) -> list[np.ndarray]:
-    starts = jax.jit(jax.vmap(build(env_id, OPTIONS).start))(jax.random.split(jax.random.key(0), n))
-    return [np.asarray(x) for x in starts]
+DRAWN = ("ant", "ant_u5_maze", "ant_big_maze_eval", "ant_u2_maze_gen_1f3f", "ant_ball", "ant_push")
+
+
+@cache
+def all_drawn() -> dict[str, tuple[np.ndarray, ...]]:
+    """`drawn` of each of `DRAWN`, compiled at once."""
+    envs = {env_id: build(env_id, OPTIONS) for env_id in DRAWN}
+    draw = jax.jit(lambda keys: {env_id: jax.vmap(env.start)(keys) for env_id, env in envs.items()})
+    return jax.device_get(draw(jax.random.split(jax.random.key(0), 500)))
+
+
+def drawn(env_id: str) -> tuple[np.ndarray, ...]:
+    """Positions, velocities and goals of 500 starts."""
+    return all_drawn()[env_id]
+
+
+def observe(env: Ant, q: Any, qd: Any, goal: Any) -> np.ndarray:
+    q, qd = np.asarray(q, np.float32), np.asarray(qd, np.float32)
+    return np.asarray(jax.jit(lambda q, qd: env.observe(Seen(q, qd), jnp.zeros(8), goal))(q, qd))
 
 
 def geom(model: mujoco.MjModel, name: str) -> int:
     return mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, name)
 
 
-@pytest.mark.filterwarnings("ignore:Brax System")
 @pytest.mark.parametrize("backend", ["spring", "generalized", "mjx"])
 def test_the_body_is_brax_s(backend: Any) -> None:
     ours, theirs = build("ant", EnvOptions(backend=backend)).physics, BraxAnt(backend=backend)
@@ -77,8 +100,8 @@ def test_the_ball_slides_and_its_place_is_the_goal_s() -> None:
     np.testing.assert_allclose(np.linalg.norm(goal, axis=1), 5, rtol=1e-5)
     assert abs(aside).max() <= 1.0001
     np.testing.assert_allclose(aside[:, 1], goal[:, 1] / 5, atol=1e-5)  # the sine of the goal's angle
-    state = env.observe(Seen(jnp.arange(17.0), jnp.zeros(16)), jnp.zeros(8), jnp.zeros(2))
-    np.testing.assert_array_equal(state[jnp.array(env.spec.goal_indices)], [15, 16])
+    state = observe(env, np.arange(17), np.zeros(16), np.zeros(2))
+    np.testing.assert_array_equal(state[list(env.spec.goal_indices)], [15, 16])
 
 
 def test_the_pushing_ant_is_heavy_and_its_room_is_the_reference_s() -> None:
@@ -104,11 +127,11 @@ def test_the_pushing_ant_is_heavy_and_its_room_is_the_reference_s() -> None:
     assert {tuple(cell) for cell in (8 * np.floor(goal / 8)).tolist()} == {(8, 16), (16, 8)}
     assert (goal % 8).max() <= 2
     assert abs(q[:, 2] - 0.75).max() <= 0.1
-    state = env.observe(Seen(jnp.zeros(18).at[15:17].set(jnp.array([1.0, -2.0])), jnp.zeros(17)), jnp.zeros(8), goal[0])
+    state = observe(env, [*np.zeros(15), 1.0, -2.0, 0], np.zeros(17), goal[0])
     np.testing.assert_array_equal(state[29:], [9, 6])
 
 
-@pytest.mark.parametrize("env_id", ["ant", "ant_u5_maze", "ant_big_maze_eval", "ant_u2_maze_gen_1f3f"])
+@pytest.mark.parametrize("env_id", DRAWN[:4])
 def test_starts_are_noisy_and_goals_are_in_cells(env_id: str) -> None:
     q, qd, goal = drawn(env_id)
     space = build(env_id, OPTIONS).space
@@ -135,13 +158,16 @@ def test_starts_are_noisy_and_goals_are_in_cells(env_id: str) -> None:
 def test_health_and_success_of_hand_made_states() -> None:
     env = build("ant", OPTIONS)
 
-    def fell(z: float) -> bool:
-        return bool(env.fell(Seen(jnp.zeros(15).at[2].set(z), jnp.zeros(14))))
+    @jax.jit
+    def compute(heights: Array, goals: Array) -> tuple[Array, Array]:
+        fell = jax.vmap(lambda z: env.fell(Seen(jnp.zeros(15).at[2].set(z), jnp.zeros(14))))(heights)
+        state = jnp.zeros(29).at[:3].set(jnp.array([3.0, 4.0, 0.6]))
+        return fell, env.distance(state, goals)
 
-    assert [fell(z) for z in (0.19, 0.21, 0.99, 1.01, float("nan"))] == [True, False, False, True, True]
-    state = jnp.zeros(29).at[:3].set(jnp.array([3.0, 4.0, 0.6]))
-    assert float(env.distance(state, jnp.array([3.0, 4.0]))) == 0  # height does not count
-    assert float(env.distance(state, jnp.array([0.0, 0.0]))) == 5
+    heights = np.array([0.19, 0.21, 0.99, 1.01, np.nan], np.float32)
+    fell, distances = compute(heights, np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
+    assert fell.tolist() == [True, False, False, True, True]
+    assert distances.tolist() == [0, 5]  # height does not count
     assert (env.spec.goal_radius, env.spec.easy_radius, env.spec.hard_radius) == (0.5, 2.0, None)
 
 
@@ -168,17 +194,24 @@ def thrown() -> tuple[Ant, EnvState, list[EnvState], int]:
         traces += 1
         return jax.vmap(env.step)(env_state, action)
 
-    fresh = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 2))
-    q = jnp.tile(jnp.asarray([4.0, 4.0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1]), (2, 1))
-    qd = jnp.zeros((2, 14)).at[0, 0].set(-8.0).at[1, 1].set(8.0)
-    state = fresh._replace(physics=jax.jit(jax.vmap(env.physics.init))(q, qd))
-    stepped, seen = jax.jit(step), []
+    q = np.tile(np.array([4.0, 4.0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1], np.float32), (2, 1))
+    qd = np.zeros((2, 14), np.float32)
+    qd[0, 0], qd[1, 1] = -8.0, 8.0
+
+    def begin(key: Array, q: Array, qd: Array) -> tuple[EnvState, EnvState]:
+        """A reset, and the same with the ant at `q` and `qd`."""
+        fresh = env.reset(key)
+        return fresh, fresh._replace(physics=env.physics.init(q, qd))
+
+    fresh, state = jax.jit(jax.vmap(begin), compiler_options=QUICK)(jax.random.split(jax.random.key(0), 2), q, qd)
+    stepped, seen = jax.jit(step, compiler_options=QUICK), []
     for _ in range(20):
-        state = stepped(state, jnp.zeros((2, 8)))
+        state = stepped(state, np.zeros((2, 8), np.float32))
         seen.append(state)
     return env, fresh, seen, traces
 
 
+@pytest.mark.slow
 def test_steps_are_finite_and_compiled_once(thrown: tuple[Ant, EnvState, list[EnvState], int]) -> None:
     env, fresh, seen, traces = thrown
     assert traces == 1
@@ -188,9 +221,11 @@ def test_steps_are_finite_and_compiled_once(thrown: tuple[Ant, EnvState, list[En
         assert not any(np.array_equal(pair, goal) for pair in zip(fresh.state[0][:-1], fresh.state[0][1:], strict=True))
     assert all(np.isfinite(state.state).all() for state in seen)
     np.testing.assert_array_equal(seen[-1].goal, fresh.goal)
-    assert ((env.cell(fresh.goal) >= 0) & (env.cell(fresh.goal) < env.spec.num_cells)).all()
+    cells = np.asarray(jax.jit(env.cell)(fresh.goal))
+    assert ((cells >= 0) & (cells < env.spec.num_cells)).all()
 
 
+@pytest.mark.slow
 def test_walls_stop_an_ant(thrown: tuple[Ant, EnvState, list[EnvState], int]) -> None:
     _, _, seen, _ = thrown
     path = np.stack([np.asarray(state.state[:, :2]) for state in seen])
@@ -215,7 +250,13 @@ def test_a_diverged_step_ends_the_episode_with_the_last_finite_state() -> None:
 
     env = build("ant", OPTIONS)
     env.__dict__["physics"] = Diverging()
-    before = env.reset(jax.random.key(0))
-    after = env.step(before, jnp.zeros(8))
+
+    @jax.jit
+    def compute(key: Array) -> tuple[EnvState, EnvState]:
+        before = env.reset(key)
+        return before, env.step(before, jnp.zeros(8))
+
+    before, after = compute(jax.random.key(0))
     assert bool(after.terminated)
+    assert np.isfinite(before.state).all()
     np.testing.assert_array_equal(after.state, before.state)

@@ -1,7 +1,8 @@
 """The arm's compiled models against the numbers of the reference, which are written out here once more."""
 
 import itertools
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,11 @@ START = (1.571, 0.742, 0, -1.571, 0, 3.054, 1.449)
 FINGERS = ("left_finger", "right_finger")
 SETTLED = np.array([1, 1, 2000 / 3500, 2000 / 3500, 0.5, 0.5, 0.5])  # of what the servos are told
 
-QUICK = {"xla_backend_optimization_level": 1}  # to run: on a CPU, XLA's usual 3 is far slower with MJX's long chains
+QUICK = {  # to compile
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 every_id = pytest.mark.parametrize("env_id", IDS)
 pytestmark = pytest.mark.filterwarnings("ignore:Brax System")
@@ -69,7 +74,7 @@ def started(env_id: str, control: Array | None = None, seconds: float = 0.0) -> 
     """MuJoCo's own simulation from a start, with `control` held."""
     model_, data = model(env_id), mujoco.MjData(model(env_id))
     model_.opt.timestep = 0.002
-    data.qpos[:] = env(env_id).start(jax.random.key(0))[0]
+    data.qpos[:] = drawn(env_id)[0][0]
     if control is not None:
         data.ctrl[:] = control
     for _ in range(round(seconds / 0.002)):
@@ -79,10 +84,33 @@ def started(env_id: str, control: Array | None = None, seconds: float = 0.0) -> 
 
 
 @cache
-def drawn(env_id: str) -> list[np.ndarray]:
+def all_drawn() -> dict[str, tuple[np.ndarray, ...]]:
+    """`drawn` of all environments, compiled at once."""
+    draw = jax.jit(lambda keys: {env_id: jax.vmap(env(env_id).start)(keys) for env_id in IDS})
+    return jax.device_get(draw(jax.random.split(jax.random.key(0), 1000)))
+
+
+def drawn(env_id: str) -> tuple[np.ndarray, ...]:
     """Positions, velocities and goals of 1000 starts."""
-    starts = jax.jit(jax.vmap(env(env_id).start))(jax.random.split(jax.random.key(0), 1000))
-    return [np.asarray(x) for x in starts]
+    return all_drawn()[env_id]
+
+
+@cache
+def compiled_control(env_id: str) -> Callable[[np.ndarray], Array]:
+    """`control` of actions `[N, A]`."""
+    return jax.jit(jax.vmap(partial(env(env_id).control, None)))
+
+
+def controls(env_id: str, actions: Any) -> np.ndarray:
+    """What the actuators get for each of `actions` `[N, A]`."""
+    padded = np.zeros((2746, env(env_id).spec.action_size), np.float32)  # one shape, so that it is compiled once
+    padded[: len(actions)] = actions
+    return np.asarray(compiled_control(env_id)(padded))[: len(actions)]
+
+
+@cache
+def compiled_cell(env_id: str) -> Callable[[np.ndarray], Array]:
+    return jax.jit(env(env_id).cell)
 
 
 @every_id
@@ -243,9 +271,8 @@ def test_sizes(env_id: str, state: int, goal_at: tuple[int, int], action: int) -
     assert (spec.episode_length, spec.backend) == (1000, "mjx")
     radii = (0.05, 0.15, 0.02) if env_id == "arm_grasp" else (0.1, 0.3, 0.03)
     assert (spec.goal_radius, spec.easy_radius, spec.hard_radius) == radii
-    fresh = jax.eval_shape(env(env_id).reset, jax.random.key(0))
-    assert (fresh.state.shape, fresh.goal.shape) == ((state,), (spec.goal_size,))
-    points = jax.eval_shape(env(env_id).goal_points, fresh.goal)
+    # test_registry.py has the shapes of what a reset makes.
+    points = jax.eval_shape(env(env_id).goal_points, np.zeros(spec.goal_size, np.float32))
     assert points.shape == (2 if env_id == "arm_grasp" else 1, 3)
 
 
@@ -270,7 +297,15 @@ def test_what_is_seen(env_id: str) -> None:
         apart = 2 * data.qpos[-1] + (0.01 if env_id == "arm_grasp" else 0)
         expected = [data.body("cube").xpos, *expected, *places * (env_id == "arm_grasp"), [apart]]
         np.testing.assert_allclose(np.linalg.norm(places[0] - places[1]), apart, atol=1e-4)
-    seen = env(env_id).observe(physics, data.ctrl, np.zeros(env(env_id).spec.goal_size))
+    goal = np.zeros(env(env_id).spec.goal_size)
+    q, pos, vel, xmat = (x.astype(np.float32) for x in (physics.q, physics.x.pos, physics.xd.vel, physics.xmat))
+
+    @jax.jit
+    def observe(q: Array, pos: Array, vel: Array, xmat: Array) -> Array:
+        moving = SimpleNamespace(pos=pos), SimpleNamespace(vel=vel)
+        return env(env_id).observe(SimpleNamespace(q=q, x=moving[0], xd=moving[1], xmat=xmat), data.ctrl, goal)
+
+    seen = observe(q, pos, vel, xmat)
     assert seen.shape == (env(env_id).spec.state_size,)
     np.testing.assert_allclose(seen, np.concatenate(expected), atol=1e-4)
 
@@ -278,7 +313,7 @@ def test_what_is_seen(env_id: str) -> None:
 def test_the_goal_of_a_grasp_follows_the_cube() -> None:
     cube = np.array([0.1, 0.5, 0.03])
     physics = SimpleNamespace(q=np.append(cube, np.zeros(13)))
-    goal = env("arm_grasp").follow(physics, np.zeros(7))
+    goal = jax.jit(lambda q: env("arm_grasp").follow(SimpleNamespace(q=q), np.zeros(7)))(physics.q)
     np.testing.assert_allclose(goal, (0.1375, 0.5, 0.03, 0.0625, 0.5, 0.03, 0.075), rtol=1e-6)
     np.testing.assert_allclose(env("arm_grasp").goal_points(goal), np.reshape(goal[:6], (2, 3)))
     kept = np.ones(3)
@@ -328,18 +363,30 @@ def test_actions_are_where_to_turn(env_id: str) -> None:
     lowest, highest = [0.3491, 0, 0, -3.0718, 0, 2.3562, 1.4487], [2.7925, 1.48353, 0, -0.0698, 0, 3.7525, 1.4487]
     fingers = 2 * (env_id in WITH_CUBE)
     size = env(env_id).spec.action_size
-    for value, told in ((-1, lowest), (1, highest), (0, np.mean([lowest, highest], axis=0))):
-        control = env(env_id).control(None, jnp.full(size, float(value)))
-        assert control.shape == (model(env_id).nu,)
-        np.testing.assert_allclose(control, [*told, *[0 if value > 0 else 255] * fingers], atol=1e-6)
-    alone = env(env_id).control(None, jnp.zeros(size).at[2].set(1.0))
-    np.testing.assert_allclose(np.flatnonzero(alone - env(env_id).control(None, jnp.zeros(size))), [3])
+    told = np.array([lowest, highest, np.mean([lowest, highest], axis=0)])
+    alone = np.zeros(size)
+    alone[2] = 1.0
+    *seen, moved = controls(env_id, [np.full(size, -1.0), np.full(size, 1.0), np.zeros(size), alone])
+    assert np.shape(seen) == (3, model(env_id).nu)
+    np.testing.assert_allclose(
+        seen, np.append(told, [[255] * fingers, [0] * fingers, [255] * fingers], axis=1), atol=1e-6
+    )
+    np.testing.assert_allclose(np.flatnonzero(moved - seen[2]), [3])
 
 
-@pytest.mark.parametrize(("last", "told"), [(-1, 255), (-1e-3, 255), (0, 255), (1e-3, 0), (1, 0)])
-def test_the_last_action_opens_or_closes(last: float, told: float) -> None:
-    control = env("arm_push_hard").control(None, jnp.zeros(5).at[-1].set(last))
-    np.testing.assert_array_equal(control[-2:], told)
+def test_the_last_action_opens_or_closes() -> None:
+    last, told = (-1, -1e-3, 0, 1e-3, 1), (255, 255, 255, 0, 0)
+    actions = np.zeros((5, 5))
+    actions[:, -1] = last
+    np.testing.assert_array_equal(controls("arm_push_hard", actions)[:, -2:], np.transpose([told, told]))
+
+
+GRASPS: list[tuple[float, float]] = [(0.0, 0.0), (1 - 1e-3, 1 - 1e-3), (1 + 1e-3, 0.0), (0.0, 1 + 1e-3)]
+
+
+@cache
+def grasp_distance() -> Callable[[np.ndarray, np.ndarray], Array]:
+    return jax.jit(env("arm_grasp").distance)
 
 
 @pytest.mark.parametrize(
@@ -350,23 +397,19 @@ def test_the_last_action_opens_or_closes(last: float, told: float) -> None:
 def test_a_grasp_needs_both_its_place_and_its_opening(radius: str, midpoint: float, opening: float, more: bool) -> None:
     grasp = env("arm_grasp")
     limit = getattr(grasp.spec, radius)
-    inside, outside = 1 - 1e-3, 1 + 1e-3
     cube = np.array([0.1, 0.5, 0.03])
     goal = np.array([cube[0] + 0.0375, *cube[1:], cube[0] - 0.0375, *cube[1:], 0.075])
 
-    def succeeds(off: float, error: float) -> bool:
+    def state(off: float, error: float) -> np.ndarray:
         apart = 0.075 + error if more else 0.075 - error
         direction = np.array([2, -1, 2]) / 3
         tips = cube + off * direction + np.array([[0.0, 0.5, 0.0], [0.0, -0.5, 0.0]]) * apart
-        state = np.concatenate([np.full(16, 9.0), tips.ravel(), [apart]])
-        state[:3] = cube
-        return bool(grasp.distance(state, goal) < limit)
+        return np.concatenate([cube, np.full(13, 9.0), tips.ravel(), [apart]])
 
-    assert succeeds(0.0, 0.0)
-    assert succeeds(midpoint * inside, opening * inside)
-    assert not succeeds(midpoint * outside, 0.0)
-    assert not succeeds(0.0, opening * outside)
-    assert not succeeds(0.0, 2.0)
+    errors = [(off * midpoint, error * opening) for off, error in GRASPS]
+    states = np.array([state(off, error) for off, error in [*errors, (0.0, 2.0)]])
+    succeeds = np.asarray(grasp_distance()(states.astype(np.float32), goal.astype(np.float32))) < limit
+    assert succeeds.tolist() == [True, True, False, False, False]
 
 
 def test_a_grasp_s_distance_by_hand_and_in_batches() -> None:
@@ -378,35 +421,38 @@ def test_a_grasp_s_distance_by_hand_and_in_batches() -> None:
     goal = np.zeros(7)
     state = np.zeros((2, 8, 23))
     state[..., 22] = np.multiply.outer([1, -1], errors)
-    np.testing.assert_allclose(env("arm_grasp").distance(state, goal), [distances] * 2, atol=1e-6)
+    distance = jax.jit(env("arm_grasp").distance)
+    np.testing.assert_allclose(distance(state, goal), [distances] * 2, atol=1e-6)
     state[..., [16, 19]] = 0.12  # both tips are off by more
-    np.testing.assert_allclose(env("arm_grasp").distance(state, goal), [np.maximum(distances, 0.12)] * 2, atol=1e-6)
+    np.testing.assert_allclose(distance(state, goal), [np.maximum(distances, 0.12)] * 2, atol=1e-6)
 
 
 def test_the_others_distance_is_euclidean() -> None:
     push = env("arm_push_easy")
     state = np.zeros((2, 17))
     state[1, :3] = (0.03, 0.04, 0.0)
-    np.testing.assert_allclose(push.distance(state, np.zeros(3)), [0, 0.05], atol=1e-7)
+    np.testing.assert_allclose(jax.jit(push.distance)(state, np.zeros(3)), [0, 0.05], atol=1e-7)
 
 
 @every_id
 def test_cells_tell_goals_apart(env_id: str) -> None:
     here, goals = env(env_id), drawn(env_id)[2]
-    cells = np.asarray(here.cell(goals.reshape(10, 100, -1)))
+    cells = np.asarray(compiled_cell(env_id)(goals.reshape(10, 100, -1)))
     assert (cells.shape, cells.dtype) == ((10, 100), np.int32)
     assert ((cells >= 0) & (cells < here.spec.num_cells)).all()
     assert here.spec.num_cells == (256 if env_id in MOVES else 512)
     assert len(np.unique(cells)) > 30
-    far = np.asarray(here.cell(np.array([[-9.0] * here.spec.goal_size, [9.0] * here.spec.goal_size])))
-    np.testing.assert_array_equal(far, [0, here.spec.num_cells - 1])
+    far = np.full(goals.shape, 9.0, np.float32)
+    far[::2] *= -1
+    far = np.asarray(compiled_cell(env_id)(far.reshape(10, 100, -1))).ravel()
+    np.testing.assert_array_equal(far, [0, here.spec.num_cells - 1] * 500)
 
 
 @pytest.mark.parametrize("env_id", MOVES)
 def test_cells_are_those_between_cube_and_goal(env_id: str) -> None:
     q, _, goals = drawn(env_id)
-    cells = env(env_id).cell(np.concatenate([q[:, :3], goals]))
-    rows, columns = np.unravel_index(np.asarray(cells), (16, 16))
+    cells = [np.asarray(compiled_cell(env_id)(x.reshape(10, 100, -1))).ravel() for x in (q[:, :3], goals)]
+    rows, columns = np.unravel_index(np.concatenate(cells), (16, 16))
     assert (rows.min(), rows.max()) == (0, 15)
     assert len(np.unique(columns)) == 16
 
@@ -416,7 +462,7 @@ def test_closed_tips_reach_cubes_and_goals() -> None:
     data = mujoco.MjData(compiled)
     actions = np.array(list(itertools.product((0.0,), *[np.linspace(-1, 1, 14)] * 3, (1.0,))))
     reached = []
-    for told in np.asarray(jax.vmap(lambda action: env("arm_push_easy").control(None, action))(actions)):
+    for told in controls("arm_push_easy", actions):
         data.qpos[7:] = np.append(SETTLED * told[:7], [0, 0])
         mujoco.mj_kinematics(compiled, data)
         finger = data.body("left_finger")
@@ -453,6 +499,7 @@ class Strong(ArmReach):
         return spec
 
 
+@pytest.mark.slow
 def test_compiled_once_it_does_what_mujoco_does() -> None:
     reach = Strong(EnvOptions(), TASKS["arm_reach"])
     options = reach.physics.system.mj_model.opt
@@ -466,14 +513,14 @@ def test_compiled_once_it_does_what_mujoco_does() -> None:
         return jax.vmap(reach.step)(env_state, action)
 
     env_state = jax.jit(jax.vmap(reach.reset), compiler_options=QUICK)(jnp.stack([jax.random.key(0)] * 2))
-    env_state = env_state._replace(goal=env_state.goal.at[1].add(0.1))
+    env_state = env_state._replace(goal=env_state.goal + np.array([[0], [0.1]], np.float32))
     goal = np.asarray(env_state.goal)
     compiled = jax.jit(step, compiler_options=QUICK)
     data = mujoco.MjData(reach.physics.system.mj_model)
     data.qpos[:] = START
     for action in np.array([[0.5, -0.5, 0.2, -0.2], [-0.3, 0.1, 0.0, 0.4], [0.9, 0.3, -0.6, 0.1]], np.float32):
         env_state = compiled(env_state, jnp.stack([action] * 2))
-        data.ctrl[:] = reach.control(None, action)
+        data.ctrl[:] = controls("arm_reach", action[None])[0]
         mujoco.mj_step(reach.physics.system.mj_model, data, 25)
         seen = np.asarray(env_state.state)
         np.testing.assert_allclose(seen[0, :7], data.qpos, atol=1e-4)

@@ -1,4 +1,5 @@
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,11 @@ with warnings.catch_warnings():
 
 OPTIONS = EnvOptions()
 IDS = ["reacher", "pusher_easy", "pusher_hard", "cheetah"]
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
+QUICK = {  # to compile
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 pytestmark = pytest.mark.filterwarnings("ignore:Brax System", "ignore:compiler attribute 'settotalmass'")
 
@@ -36,14 +41,31 @@ class Seen(NamedTuple):
     xd: Any = None
 
 
-def drawn(env: BoxedEnv, n: int = 2000) -> list[np.ndarray]:
-    starts = jax.jit(jax.vmap(env.start))(jax.random.split(jax.random.key(0), n))
-    return [np.asarray(x) for x in starts]
+@cache
+def env_of(env_id: str) -> BoxedEnv:
+    return build(env_id, OPTIONS)
 
 
-def at(env: BoxedEnv, q: np.ndarray, qd: np.ndarray) -> Seen:
-    forward = jax.jit(lambda *args: kinematics.forward(env.physics.system, *args), compiler_options=QUICK)
-    return Seen(q, qd, *forward(q, qd))
+@cache
+def all_drawn() -> dict[str, tuple[np.ndarray, ...]]:
+    """`drawn` of all environments, compiled at once."""
+    draw = jax.jit(lambda keys: {env_id: jax.vmap(env_of(env_id).start)(keys) for env_id in IDS})
+    return jax.device_get(draw(jax.random.split(jax.random.key(0), 2000)))
+
+
+def drawn(env_id: str) -> tuple[np.ndarray, ...]:
+    """Positions, velocities and goals of 2000 starts."""
+    return all_drawn()[env_id]
+
+
+def observed(env: BoxedEnv, q: np.ndarray, qd: np.ndarray) -> tuple[Seen, np.ndarray]:
+    """The links at `q` and `qd`, and the state `[S]` there."""
+
+    def observe(q: Array, qd: Array) -> tuple[Seen, Array]:
+        seen = Seen(q, qd, *kinematics.forward(env.physics.system, q, qd))
+        return seen, env.observe(seen, jnp.zeros(env.spec.action_size), jnp.zeros(env.spec.goal_size))
+
+    return jax.device_get(jax.jit(observe, compiler_options=QUICK)(q, qd))
 
 
 @pytest.mark.parametrize(
@@ -85,22 +107,20 @@ def test_without_the_target_the_rest_is_brax_s(
     [("reacher", (10, 3, 2)), ("pusher_easy", (20, 3, 7)), ("pusher_hard", (20, 3, 7)), ("cheetah", (18, 1, 6))],
 )
 def test_sizes(env_id: str, sizes: tuple[int, ...]) -> None:
-    env = build(env_id, OPTIONS)
-    state = jax.eval_shape(env.reset, jax.random.key(0))
-    assert (*state.state.shape, *state.goal.shape) == sizes[:2]
+    env = env_of(env_id)  # test_registry.py has the shapes of what a reset makes
     assert (env.spec.state_size, env.spec.goal_size, env.spec.action_size) == sizes
     assert len(env.spec.goal_indices) == sizes[1]
     assert env.spec.episode_length == 1000
-    assert env.goal_points(jnp.zeros(sizes[1])).shape == (1, 3)
+    assert jax.eval_shape(env.goal_points, np.zeros(sizes[1], np.float32)).shape == (1, 3)
     assert not env.fell(None)
-    action = jnp.full(sizes[2], 0.7)
+    action = np.full(sizes[2], 0.7, np.float32)
     np.testing.assert_array_equal(env.control(None, action), action)
 
 
 def test_the_reacher_s_tip_and_its_velocity() -> None:
     env = build("reacher", OPTIONS)
     q, qd, dt = np.array([0.7, -2.0]), np.array([3.0, -5.0]), 1e-3
-    state = np.asarray(env.observe(at(env, q, qd), jnp.zeros(2), jnp.zeros(3)))
+    _, state = observed(env, q, qd)
     np.testing.assert_allclose(state[:4], [*np.cos(q), *np.sin(q)], rtol=1e-6)
 
     def tip(q: np.ndarray) -> np.ndarray:
@@ -109,16 +129,16 @@ def test_the_reacher_s_tip_and_its_velocity() -> None:
 
     np.testing.assert_allclose(state[4:7], tip(q), atol=1e-6)
     np.testing.assert_allclose(state[7:], (tip(q + dt * qd) - tip(q - dt * qd)) / (2 * dt), atol=1e-4)
-    assert float(env.distance(state, tip(q) + np.array([0.03, 0.04, 0]))) == pytest.approx(0.05, abs=1e-5)
+    distance = jax.jit(env.distance)(state, tip(q) + np.array([0.03, 0.04, 0]))
+    assert float(distance) == pytest.approx(0.05, abs=1e-5)
 
 
 def test_the_pusher_s_wrist_and_object_are_where_brax_says() -> None:
     env = build("pusher_hard", OPTIONS)
     rng = np.random.default_rng(0)
-    seen = at(env, np.append(rng.uniform(-0.5, 0.5, 7), [-0.1, 0.2]), rng.normal(size=9))
-    state = np.asarray(env.observe(seen, jnp.zeros(7), jnp.zeros(3)))
+    seen, state = observed(env, np.append(rng.uniform(-0.5, 0.5, 7), [-0.1, 0.2]), rng.normal(size=9))
     system = env.physics.system
-    centres = seen.x.vmap().do(Transform.create(pos=system.link.inertia.transform.pos)).pos
+    centres = jax.jit(lambda x: x.vmap().do(Transform.create(pos=system.link.inertia.transform.pos)).pos)(seen.x)
     np.testing.assert_allclose(state[7:10], centres[system.link_names.index("r_wrist_flex_link")], atol=1e-6)
     np.testing.assert_allclose(state[10:13], centres[-1], atol=1e-6)
     np.testing.assert_allclose(state[10:13], [0.45 + 0.2, -0.05 - 0.1, -0.275], atol=1e-6)
@@ -127,7 +147,7 @@ def test_the_pusher_s_wrist_and_object_are_where_brax_says() -> None:
 
 
 def test_the_reacher_starts_anywhere_near_straight_and_reaches_its_goals() -> None:
-    q, qd, goal = drawn(build("reacher", OPTIONS))
+    q, qd, goal = drawn("reacher")
     np.testing.assert_allclose([q.min(0), q.max(0)], [[-0.1] * 2, [0.1] * 2], atol=1e-3)
     np.testing.assert_allclose([qd.min(0), qd.max(0)], [[-0.005] * 2, [0.005] * 2], atol=1e-4)
     radius = np.linalg.norm(goal[:, :2], axis=1)
@@ -144,7 +164,7 @@ def test_the_reacher_starts_anywhere_near_straight_and_reaches_its_goals() -> No
 def test_the_pusher_s_object_lies_apart_from_its_goal(
     env_id: str, low: tuple[float, float], high: tuple[float, float]
 ) -> None:
-    q, qd, goal = drawn(build(env_id, OPTIONS))
+    q, qd, goal = drawn(env_id)
     assert not q[:, :7].any()
     assert not qd[:, 7:].any()
     np.testing.assert_allclose([qd[:, :7].min(), qd.max()], [-0.005, 0.005], atol=1e-4)
@@ -160,25 +180,33 @@ def test_the_pusher_s_object_lies_apart_from_its_goal(
 
 
 def test_the_cheetah_runs_to_the_same_place_always() -> None:
-    env = build("cheetah", OPTIONS)
-    q, qd, goal = drawn(env)
+    env = env_of("cheetah")
+    q, qd, goal = drawn("cheetah")
     np.testing.assert_allclose([q.min(0), q.max(0)], [[-0.1] * 9, [0.1] * 9], atol=1e-3)
     np.testing.assert_allclose(qd.std(axis=0), 0.1, rtol=0.1)
     assert (goal == 5).all()
-    state = env.observe(Seen(jnp.arange(9.0), jnp.arange(9.0, 18)), jnp.zeros(6), goal[0])
+
+    @jax.jit
+    def compute(q: Array, qd: Array, goal: Array) -> tuple[Array, ...]:
+        state = env.observe(Seen(q, qd), jnp.zeros(6), goal)
+        return state, env.distance(state, goal), env.goal_points(goal)
+
+    state, distance, points = compute(np.arange(9, dtype=np.float32), np.arange(9, 18, dtype=np.float32), goal[0])
     np.testing.assert_array_equal(state, np.arange(18))
-    assert float(env.distance(state, goal[0])) == 5
-    np.testing.assert_allclose(env.goal_points(goal[0]), [[5, 0, 0.6]])
+    assert float(distance) == 5
+    np.testing.assert_allclose(points, [[5, 0, 0.6]])
 
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_goals_are_in_many_cells_and_what_is_outside_in_the_nearest(env_id: str) -> None:
-    env = build(env_id, OPTIONS)
-    cells = np.asarray(env.cell(drawn(env)[2]))
+    env = env_of(env_id)
+    goals = drawn(env_id)[2]
+    outside = np.array([[-99.0], [99.0]], np.float32) * np.ones(env.spec.goal_size, np.float32)
+    cells = np.asarray(jax.jit(env.cell)(np.concatenate([goals, outside])))
+    cells, ends = cells[:-2], cells[-2:]
     assert cells.dtype == np.int32
     assert ((cells >= 0) & (cells < env.spec.num_cells)).all()
     assert len(np.unique(cells)) == 1 if env_id == "cheetah" else len(np.unique(cells)) > 10
-    ends = np.asarray(env.cell(np.array([[-99.0], [99.0]]) * np.ones(env.spec.goal_size)))
     assert list(ends) == [0, env.spec.num_cells - 1]
 
 
@@ -199,6 +227,7 @@ def test_options_are_taken_or_refused(env_id: str) -> None:
             build(env_id, options)
 
 
+@pytest.mark.slow
 def test_a_reacher_holds_together_and_its_steps_are_compiled_once() -> None:
     env = build("reacher", OPTIONS)
     traces = 0
@@ -211,15 +240,16 @@ def test_a_reacher_holds_together_and_its_steps_are_compiled_once() -> None:
     state = fresh = jax.jit(jax.vmap(env.reset), compiler_options=QUICK)(jax.random.split(jax.random.key(0), 2))
     stepped = jax.jit(step, compiler_options=QUICK)
     for i in range(100):
-        state = stepped(state, jnp.array([[1.0, 1.0], [-1.0, 0.5]]) * (-1) ** (i // 10))
+        state = stepped(state, np.array([[1.0, 1.0], [-1.0, 0.5]], np.float32) * (-1) ** (i // 10))
     assert traces == 1
     assert np.isfinite(state.state).all()
     assert not state.terminated.any()
     np.testing.assert_array_equal(state.goal, fresh.goal)
     assert not np.array_equal(fresh.goal[0], fresh.goal[1])
     # The arm has not come apart, as it does where physics steps are too long: its tip is where its angles say.
-    first, both = state.physics.q[:, 0], state.physics.q.sum(axis=1)
-    tip = [0.1 * jnp.cos(first) + 0.11 * jnp.cos(both), 0.1 * jnp.sin(first) + 0.11 * jnp.sin(both)]
+    q = np.asarray(state.physics.q)
+    first, both = q[:, 0], q.sum(axis=1)
+    tip = [0.1 * np.cos(first) + 0.11 * np.cos(both), 0.1 * np.sin(first) + 0.11 * np.sin(both)]
     np.testing.assert_allclose(state.state[:, 4:6], np.stack(tip, axis=1), atol=0.01)
     np.testing.assert_allclose(state.state[:, 6], 0.01, atol=0.01)
     assert np.abs(np.asarray(state.state[:, 7:9])).max() > 0.1

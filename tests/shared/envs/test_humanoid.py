@@ -1,4 +1,5 @@
 import warnings
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from shared.config import EnvOptions
 from shared.envs.base import EnvState
 from shared.envs.brax_env import Physics, brax_model, compile_model
-from shared.envs.humanoid import HumanoidMaze, build
+from shared.envs.humanoid import Humanoid, HumanoidMaze, build
 from shared.envs.space import Maze
 from shared.types import Array
 
@@ -19,7 +20,11 @@ with warnings.catch_warnings():
     from brax import kinematics
     from brax.envs.humanoid import Humanoid as BraxHumanoid
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
+QUICK = {  # to compile
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 OPTIONS = EnvOptions()
 REFERENCE = EnvOptions(reference_state=True)
 MAZES = {"humanoid_u_maze": 6, "humanoid_u_maze_eval": 3, "humanoid_big_maze": 25}
@@ -72,31 +77,30 @@ def pose() -> Pose:
     return Pose(Seen(q[:24], qd[:23], x.slice(0, 11), xd.slice(0, 11)), Seen(q, qd, x, xd))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["spring", "generalized"])
 def test_the_state_is_brax_s_and_the_reference_s(backend: Any, pose: Pose) -> None:
     action = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, 17))
-    for reference, seen in enumerate(pose):
-        ours = build("humanoid", EnvOptions(backend=backend, reference_state=bool(reference)))
-        theirs = brax_s(bool(reference), backend)
+    ours = [build("humanoid", EnvOptions(backend=backend, reference_state=reference)) for reference in (False, True)]
+    theirs = [brax_s(reference, backend) for reference in (False, True)]
 
-        def both(own: Seen, seen: Seen, action: Array, ours: Any = ours, theirs: Any = theirs) -> tuple[Array, Array]:
-            low, high = theirs.sys.actuator.ctrl_range.T
-            expected = theirs._get_obs(seen, (action + 1) * (high - low) * 0.5 + low)
-            return ours.observe(own, ours.control(own, action), GOAL), expected
+    def both(own: Humanoid, brax: BraxHumanoid, seen: Seen) -> tuple[Array, Array]:
+        low, high = brax.sys.actuator.ctrl_range.T
+        expected = brax._get_obs(seen, (action + 1) * (high - low) * 0.5 + low)
+        return own.observe(pose.own, own.control(pose.own, action), GOAL), expected
 
-        state, expected = jax.jit(both, compiler_options=QUICK)(pose.own, seen, action)
+    compute = jax.jit(lambda pose: list(map(both, ours, theirs, pose)), compiler_options=QUICK)
+    for reference, (state, expected) in enumerate(compute(pose)):
         assert state.shape == expected.shape == ((246, 268)[reference],)
         np.testing.assert_allclose(state, expected, rtol=1e-5, atol=2e-5)
 
 
 def test_only_the_reference_s_state_depends_on_the_goal(pose: Pose) -> None:
-    def changed(options: EnvOptions) -> np.ndarray:
-        observe = jax.jit(build("humanoid", options).observe, compiler_options=QUICK)
-        near, far = (np.asarray(observe(pose.own, np.ones(17), goal)) for goal in (GOAL, GOAL + np.array([1, 1, 0])))
-        return np.flatnonzero(near != far)
-
-    assert not len(changed(OPTIONS))
-    where = changed(REFERENCE)
+    envs = [build("humanoid", options) for options in (OPTIONS, REFERENCE)]
+    observe = jax.jit(lambda goal: [env.observe(pose.own, np.ones(17), goal) for env in envs], compiler_options=QUICK)
+    near, far = observe(GOAL), observe(GOAL + np.array([1, 1, 0], np.float32))
+    plain, where = (np.flatnonzero(np.asarray(one) != np.asarray(other)) for one, other in zip(near, far, strict=True))
+    assert not len(plain)
     assert {24, 25} < set(where)
     assert set(where[where > 25]) <= set(range(51, 171))  # inertia about a centre of mass that the target shifts
     assert len(where) > 50
@@ -134,28 +138,39 @@ def test_mazes_have_walls_and_a_finer_step() -> None:
     assert separate.ngeom > model.ngeom
 
 
-@pytest.mark.parametrize(
-    ("env_id", "options"), [("humanoid", REFERENCE), *((env_id, OPTIONS) for env_id in ["humanoid", *MAZES])]
-)
-def test_sizes(env_id: str, options: EnvOptions) -> None:
-    env = build(env_id, options)
-    env.__dict__["physics"] = build("humanoid", options).physics  # walls are not what is asked about
+def test_sizes() -> None:
+    for env_id in ("humanoid", *MAZES):  # test_registry.py has the shapes of what their resets make
+        spec = build(env_id, OPTIONS).spec
+        assert (spec.state_size, spec.goal_size) == (246, 3)
+        assert (spec.action_size, spec.episode_length, spec.goal_indices) == (17, 1000, (0, 1, 2))
+    env = build("humanoid", REFERENCE)
     state = jax.eval_shape(env.reset, jax.random.key(0))
-    assert state.state.shape == (env.spec.state_size,) == (268 if options.reference_state else 246,)
+    assert state.state.shape == (env.spec.state_size,) == (268,)
     assert state.goal.shape == (env.spec.goal_size,) == (3,)
     assert (env.spec.action_size, env.spec.episode_length, env.spec.goal_indices) == (17, 1000, (0, 1, 2))
+
+
+@cache
+def all_drawn() -> dict[str, tuple[Any, ...]]:
+    """1000 starts of each environment and the cells of their goals, compiled at once."""
+    envs = {env_id: build(env_id, OPTIONS) for env_id in ("humanoid", *MAZES)}
+
+    def draw(env: Humanoid, key: Array) -> tuple[Array, ...]:
+        q, qd, goal = env.start(key)
+        return q, qd, goal, env.cell(goal)
+
+    every = jax.jit(lambda keys: {name: jax.vmap(partial(draw, env))(keys) for name, env in envs.items()})
+    return jax.device_get(every(jax.random.split(jax.random.key(0), 1000)))
 
 
 @pytest.mark.parametrize("env_id", ["humanoid", *MAZES])
 def test_starts_are_upright_and_goals_are_in_cells(env_id: str) -> None:
     env = build(env_id, OPTIONS)
-    starts = jax.jit(jax.vmap(env.start))(jax.random.split(jax.random.key(0), 1000))
-    q, qd, goal = (np.asarray(x) for x in starts)
+    q, qd, goal, cells = all_drawn()[env_id]
     assert q.dtype == qd.dtype == goal.dtype == np.float32
     assert (q[:, 2:] == np.array([1.4, 1, *np.zeros(20)], np.float32)).all()
     assert not qd.any()
     assert (goal[:, 2] == 1.25).all()
-    cells = np.asarray(env.cell(goal))
     assert ((cells >= 0) & (cells < env.spec.num_cells)).all()
     if not isinstance(env.space, Maze):
         distance = np.linalg.norm(goal[:, :2], axis=1)
@@ -170,20 +185,23 @@ def test_starts_are_upright_and_goals_are_in_cells(env_id: str) -> None:
 def test_health_and_success_of_hand_made_states() -> None:
     env = build("humanoid", OPTIONS)
 
-    def fell(z: float) -> bool:
-        return bool(env.fell(Seen(jnp.zeros(24).at[2].set(z), jnp.zeros(23))))
+    @jax.jit
+    def compute(heights: Array, goal: Array) -> tuple[Array, Array]:
+        fell = jax.vmap(lambda z: env.fell(Seen(jnp.zeros(24).at[2].set(z), jnp.zeros(23))))(heights)
+        return fell, env.distance(jnp.zeros(246).at[:3].set(jnp.array([3.0, 4.0, 1.05])), goal)
 
-    assert [fell(z) for z in (0.99, 1.01, 1.99, 2.01, float("nan"))] == [True, False, False, True, True]
-    state = jnp.zeros(246).at[:3].set(jnp.array([3.0, 4.0, 1.05]))
-    assert float(env.distance(state, jnp.array([3.0, 4.0, 1.25]))) == pytest.approx(0.2)  # height counts
+    heights = np.array([0.99, 1.01, 1.99, 2.01, np.nan], np.float32)
+    fell, distance = compute(heights, np.array([3.0, 4.0, 1.25], np.float32))
+    assert fell.tolist() == [True, False, False, True, True]
+    assert float(distance) == pytest.approx(0.2)  # height counts
     assert (env.spec.goal_radius, env.spec.easy_radius, env.spec.hard_radius) == (0.5, 2.0, None)
     np.testing.assert_array_equal(env.goal_points(GOAL), GOAL[None])
 
 
 def test_actions_span_what_the_motors_take() -> None:
     env = build("humanoid", OPTIONS)
-    for action, control in ((-1, -0.4), (0, 0), (0.5, 0.2), (1, 0.4)):
-        np.testing.assert_allclose(env.control(None, jnp.full(17, action)), control, atol=1e-7)
+    actions = np.repeat(np.array([[-1], [0], [0.5], [1]], np.float32), 17, axis=1)
+    np.testing.assert_allclose(jax.jit(lambda x: env.control(None, x))(actions), 0.4 * actions, atol=1e-7)
 
 
 def test_options_are_taken_or_refused() -> None:
@@ -193,6 +211,7 @@ def test_options_are_taken_or_refused() -> None:
         build("humanoid", EnvOptions(separate_walls=True))
 
 
+@pytest.mark.slow
 def test_steps_are_finite_and_compiled_once() -> None:
     env = build("humanoid_u_maze", OPTIONS)
     assert isinstance(env, HumanoidMaze)
@@ -206,11 +225,11 @@ def test_steps_are_finite_and_compiled_once() -> None:
     state = fresh = jax.jit(jax.vmap(env.reset), compiler_options=QUICK)(jax.random.split(jax.random.key(0), 2))
     stepped = jax.jit(step, compiler_options=QUICK)
     for _ in range(3):
-        state = stepped(state, jnp.ones((2, 17)))
+        state = stepped(state, np.ones((2, 17), np.float32))
     assert traces == 1
     assert np.isfinite(state.state).all()
     assert not state.terminated.any()
-    assert np.abs(np.asarray(state.state - fresh.state)).max() > 0.01
+    assert np.abs(np.asarray(state.state) - np.asarray(fresh.state)).max() > 0.01
     np.testing.assert_array_equal(state.goal, fresh.goal)
     assert not np.array_equal(fresh.goal[0], fresh.goal[1])
     torque = np.asarray(state.state)[0, -23:]

@@ -1,5 +1,7 @@
 from collections import deque
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ Controller = Callable[[EnvState], Array]
 IDS = ("point_u_maze", "point_big_maze", "point_spiral_maze")
 
 
+@cache
 def build(env_id: str) -> PointMaze:
     return build_env(env_id, EnvOptions())
 
@@ -23,12 +26,30 @@ def build(env_id: str) -> PointMaze:
 mazes = pytest.mark.parametrize("maze", [build(env_id) for env_id in IDS], ids=list(IDS))
 
 
-def at(x: float, y: float, vx: float = 0.0, vy: float = 0.0) -> EnvState:
-    return EnvState((), jnp.array([x, y, vx, vy]), jnp.ones(2), jnp.array(False))
+MANY = 20_000
 
 
-def reset_many(maze: PointMaze, n: int, seed: int = 0) -> EnvState:
-    return jax.jit(jax.vmap(maze.reset))(jax.random.split(jax.random.key(seed), n))
+@cache
+def _drawn(maze: PointMaze) -> EnvState:
+    return jax.device_get(jax.jit(jax.vmap(maze.reset))(jax.random.split(jax.random.key(0), MANY)))
+
+
+def reset_many(maze: PointMaze, n: int) -> EnvState:
+    """The first `n` of many starts, which are drawn once for each maze."""
+    return jax.tree.map(lambda x: x[:n], _drawn(maze))
+
+
+def moved(before: Any, action: Any) -> EnvState:
+    """The U-maze's points at `before` `[N, 4]` after one step with `action` `[N, 2]`."""
+    state = np.asarray(before, np.float32)
+    start = EnvState((), state, np.ones((len(state), 2), np.float32), np.zeros(len(state), bool))
+    return jax.jit(jax.vmap(build("point_u_maze").step))(start, np.asarray(action, np.float32))
+
+
+@cache
+def solved(maze: PointMaze) -> tuple[np.ndarray, np.ndarray]:
+    """Episodes of the controller that knows the shortest path."""
+    return episodes(maze, reset_many(maze, 512), shortest_path(maze))
 
 
 def episodes(maze: PointMaze, start: EnvState, controller: Controller) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +109,7 @@ def overlaps_wall(maze: PointMaze, positions: np.ndarray) -> np.ndarray:
 
 @mazes
 def test_every_reset_draws_a_start_and_a_goal_uniformly(maze: PointMaze) -> None:
-    n = 20_000
+    n = MANY
     drawn = reset_many(maze, n)
     for positions, cells in ((drawn.state[:, :2], maze.maze.starts), (drawn.goal, maze.maze.goals)):
         positions = np.asarray(positions)
@@ -107,29 +128,27 @@ def test_every_reset_draws_a_start_and_a_goal_uniformly(maze: PointMaze) -> None
 
 
 def test_motion_by_hand() -> None:
-    maze = build("point_u_maze")
     # v' = v + 0.1 s (5 a - 2 v), x' = x + 0.1 s v'; the action is clipped to [-1, 1].
-    moved = maze.step(at(1.0, 1.0, 0.5, 0.0), jnp.array([0.5, 3.0]))
-    np.testing.assert_allclose(moved.state, [1.065, 1.05, 0.65, 0.5], rtol=1e-6)
-    np.testing.assert_array_equal(moved.goal, [1, 1])
-    at_top_speed = maze.step(at(1.0, 1.0, 0.0, 2.5), jnp.array([0.0, 1.0]))
-    np.testing.assert_allclose(at_top_speed.state, [1.0, 1.25, 0.0, 2.5], rtol=1e-6)
+    after = moved([(1.0, 1.0, 0.5, 0.0), (1.0, 1.0, 0.0, 2.5)], [(0.5, 3.0), (0.0, 1.0)])
+    np.testing.assert_allclose(after.state[0], [1.065, 1.05, 0.65, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(after.state[1], [1.0, 1.25, 0.0, 2.5], rtol=1e-6)  # the top speed
+    np.testing.assert_array_equal(after.goal, np.ones((2, 2)))
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ((0.7, 1.0, -2.0, 1.0), (0.65, 1.08, 0.0, 0.8)),  # the wall below x = 0.5 stops x, y slides on
-        ((1.3, 1.0, 2.0, 1.0), (1.35, 1.08, 0.0, 0.8)),  # the same from the other side
-        ((1.0, 0.7, 1.0, -2.0), (1.08, 0.65, 0.8, 0.0)),  # the wall below y = 0.5 stops y, x slides on
-        ((0.65, 0.65, -2.0, -2.0), (0.65, 0.65, 0.0, 0.0)),  # both, in a corner
-        ((1.34, 2.3, 0.5, 2.0), (1.35, 2.46, 0.0, 1.6)),  # slides along the inner wall towards its end ...
-        ((1.35, 2.75, 0.5, 0.0), (1.39, 2.75, 0.4, 0.0)),  # ... and past it goes round the corner
-    ],
-)
-def test_walls_stop_and_slide(before: tuple[float, ...], after: tuple[float, ...]) -> None:
-    moved = build("point_u_maze").step(at(*before), jnp.zeros(2))
-    np.testing.assert_allclose(moved.state, after, rtol=1e-6, atol=1e-6)
+WALLS = [  # before and after a step
+    ((0.7, 1.0, -2.0, 1.0), (0.65, 1.08, 0.0, 0.8)),  # the wall below x = 0.5 stops x, y slides on
+    ((1.3, 1.0, 2.0, 1.0), (1.35, 1.08, 0.0, 0.8)),  # the same from the other side
+    ((1.0, 0.7, 1.0, -2.0), (1.08, 0.65, 0.8, 0.0)),  # the wall below y = 0.5 stops y, x slides on
+    ((0.65, 0.65, -2.0, -2.0), (0.65, 0.65, 0.0, 0.0)),  # both, in a corner
+    ((1.34, 2.3, 0.5, 2.0), (1.35, 2.46, 0.0, 1.6)),  # slides along the inner wall towards its end ...
+    ((1.35, 2.75, 0.5, 0.0), (1.39, 2.75, 0.4, 0.0)),  # ... and past it goes round the corner
+]
+
+
+def test_walls_stop_and_slide() -> None:
+    after = moved([before for before, _ in WALLS], np.zeros((len(WALLS), 2)))
+    for state, (before, expected) in zip(np.asarray(after.state), WALLS, strict=True):
+        np.testing.assert_allclose(state, expected, rtol=1e-6, atol=1e-6, err_msg=str(before))
 
 
 @mazes
@@ -145,14 +164,14 @@ def test_nothing_gets_into_or_through_a_wall(maze: PointMaze) -> None:
     # Half of the actions last, so that points reach top speed and keep pushing into corners.
     lasting = rng.uniform(-3, 3, (steps // 10, n, 2)).repeat(10, axis=0)
     actions = np.where(rng.random((steps, n, 1)) < 0.5, rng.uniform(-1, 1, (steps, n, 2)), lasting)
-    state = jnp.asarray(np.concatenate([position, velocity], axis=1), jnp.float32)
-    start = EnvState((), state, jnp.zeros((n, 2)), jnp.zeros(n, bool))
+    state = np.concatenate([position, velocity], axis=1).astype(np.float32)
+    start = EnvState((), state, np.zeros((n, 2), np.float32), np.zeros(n, bool))
 
     def step(env_state: EnvState, action: Array) -> tuple[EnvState, Array]:
         env_state = jax.vmap(maze.step)(env_state, action)
         return env_state, env_state.state
 
-    states = np.asarray(jax.jit(lambda s, a: jax.lax.scan(step, s, a))(start, jnp.asarray(actions))[1])
+    states = np.asarray(jax.jit(lambda s, a: jax.lax.scan(step, s, a))(start, actions.astype(np.float32))[1])
     path = np.concatenate([position[None], states[..., :2]])
     assert not overlaps_wall(maze, path).any()
     assert abs(np.diff(path, axis=0)).max() <= TOP_SPEED * SECONDS_PER_STEP + 1e-5
@@ -164,7 +183,7 @@ def test_nothing_gets_into_or_through_a_wall(maze: PointMaze) -> None:
 
 @mazes
 def test_shortest_path_controller_solves_the_maze_and_stays(maze: PointMaze) -> None:
-    positions, distances = episodes(maze, reset_many(maze, 512), shortest_path(maze))
+    positions, distances = solved(maze)
     at_goal = distances < maze.spec.goal_radius
     assert at_goal.any(axis=0).all()
     assert at_goal[-20:].all()
@@ -173,21 +192,20 @@ def test_shortest_path_controller_solves_the_maze_and_stays(maze: PointMaze) -> 
 
 def test_u_maze_is_crossed_in_well_under_half_an_episode() -> None:
     maze = build("point_u_maze")
-    _, distances = episodes(maze, reset_many(maze, 512), shortest_path(maze))
+    _, distances = solved(maze)
     assert (distances < maze.spec.goal_radius).argmax(axis=0).max() < 60
 
 
 def test_random_actions_spend_little_time_at_the_goal() -> None:
     maze = build("point_u_maze")
-    start = reset_many(maze, 2048)
+    actions = np.random.default_rng(0).uniform(-1, 1, (200, 2048, 2)).astype(np.float32)
 
-    def step(env_state: EnvState, key: Array) -> tuple[EnvState, Array]:
-        action = jax.random.uniform(key, (2048, 2), minval=-1, maxval=1)
+    def step(env_state: EnvState, action: Array) -> tuple[EnvState, Array]:
         env_state = jax.vmap(maze.step)(env_state, action)
         return env_state, goal_distance(maze.spec, env_state.state, env_state.goal) < maze.spec.goal_radius
 
-    at_goal = jax.jit(lambda s, keys: jax.lax.scan(step, s, keys))(start, jax.random.split(jax.random.key(1), 200))[1]
-    assert at_goal.mean() < 0.05
+    at_goal = jax.jit(lambda s, a: jax.lax.scan(step, s, a)[1])(reset_many(maze, 2048), actions)
+    assert np.asarray(at_goal).mean() < 0.05
 
 
 def test_a_straight_line_never_solves_the_spiral() -> None:
@@ -208,7 +226,8 @@ def test_cells_number_the_free_space(maze: PointMaze) -> None:
     assert np.isfinite(steps_from(maze, tuple(maze.maze.starts[0].astype(int)))[~maze.maze.walls]).all()
     axes = [np.linspace(-0.5, size - 0.5, 8 * size, endpoint=False) + 1 / 16 for size in maze.maze.walls.shape]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    cells = np.asarray(maze.cell(points))
+    outside = np.array([[-9.0, 99.0], [99.0, -9.0]])
+    cells, far = map(np.asarray, jax.jit(lambda: (maze.cell(points), maze.cell(outside)))())
     where = np.round(points).astype(int)
     free = ~maze.maze.walls[where[..., 0], where[..., 1]]
     numbers, counts = np.unique(cells[free], return_counts=True)
@@ -216,6 +235,5 @@ def test_cells_number_the_free_space(maze: PointMaze) -> None:
     assert maze.spec.num_cells == 4 * (~maze.maze.walls).sum()
     assert (counts == 16).all()
     assert cells.dtype == np.int32
-    far = np.asarray(maze.cell(np.array([[-9.0, 99.0], [99.0, -9.0]])))
     assert ((far >= 0) & (far < maze.spec.num_cells)).all()
     assert ((cells >= 0) & (cells < maze.spec.num_cells)).all()

@@ -1,15 +1,20 @@
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from shared.config import ConfigError, EnvOptions, Experiment
+from shared.envs.base import EnvState
+from shared.envs.brax_env import BraxEnv, compile_model
 from shared.envs.check import check_env
 from shared.envs.registry import PAPER_TASKS, env_entries, make_env, make_envs
+from shared.envs.space import Maze
 
 IDS = tuple(entry.env_id for entry in env_entries())
 SIZES = {  # state, goal and action, of the first pattern that fits
@@ -54,13 +59,43 @@ class Lazy:
 '''
 
 
-@pytest.mark.parametrize("env_id", IDS)
+SLOW = re.compile("arm_|ant_push")  # seconds each to trace
+
+
+def shapes(tree: Any) -> list[tuple[int, ...]]:
+    return [leaf.shape for leaf in jax.tree.leaves(tree)]
+
+
+@cache
+def first_maze(kind: type, backend: str) -> tuple[list[tuple[int, ...]], EnvState]:
+    """The shapes of the start and of the reset in the first maze of this kind."""
+    env = next(
+        env
+        for env in map(make_env, IDS)
+        if type(env) is kind and isinstance(env.space, Maze) and env.backend == backend
+    )
+    key = jax.random.key(0)
+    model = compile_model(env.model_spec())
+    started = shapes(jax.eval_shape(env.start, key))
+    assert started[:2] == [(model.nq,), (model.nv,)]
+    return started, jax.eval_shape(env.reset, key)
+
+
+@pytest.mark.parametrize(
+    "env_id", [pytest.param(env_id, marks=[pytest.mark.slow] * bool(SLOW.match(env_id))) for env_id in IDS]
+)
 def test_sizes_are_the_published_ones(env_id: str) -> None:
     env = make_env(env_id)
     spec = env.spec
     expected = next(sizes for pattern, sizes in SIZES.items() if re.match(pattern, env_id))
     assert (spec.state_size, spec.goal_size, spec.action_size) == expected
-    fresh = jax.eval_shape(env.reset, jax.random.key(0))
+    if "maze" in env_id and isinstance(env, BraxEnv):  # walls add nothing to a state: one of all mazes is reset
+        started, fresh = first_maze(type(env), env.backend)
+        model = compile_model(env.model_spec())
+        assert shapes(jax.eval_shape(env.start, jax.random.key(0))) == started
+        assert [(model.nq,), (model.nv,)] == started[:2]
+    else:
+        fresh = jax.eval_shape(env.reset, jax.random.key(0))
     assert (fresh.state.shape, fresh.goal.shape) == ((spec.state_size,), (spec.goal_size,))
     assert spec.episode_length == (200 if env_id.startswith("point") else 1000)
     radii = [radius for radius in (spec.hard_radius, spec.goal_radius, spec.easy_radius) if radius is not None]
@@ -68,7 +103,9 @@ def test_sizes_are_the_published_ones(env_id: str) -> None:
     assert min(radii) > 0
 
 
-@pytest.mark.parametrize("env_id", ONE_OF_EACH)
+@pytest.mark.parametrize(
+    "env_id", [pytest.param(env_id, marks=[pytest.mark.slow] * bool(SLOW.match(env_id))) for env_id in ONE_OF_EACH]
+)
 def test_every_family_keeps_the_interface(env_id: str) -> None:
     check_env(env_id, make_env(env_id))
 
@@ -134,6 +171,7 @@ def test_mistakes_name_their_key(wrong: Experiment, message: str) -> None:
     assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.processes
 def test_no_family_is_imported_before_it_is_used() -> None:
     probe = (
         "import sys, shared.envs.registry as r; r.env_entries(); r.make_env('point_u_maze')\n"
@@ -172,7 +210,7 @@ def test_the_documented_environment_is_one(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "documented_slope.py").write_text(code[1])
     monkeypatch.syspath_prepend(str(tmp_path))
     env = make_env("documented_slope:Slope", EnvOptions(episode_length=20))
-    after = env.step(env.reset(jax.random.key(0)), jnp.ones(1))
+    after = jax.jit(lambda key: env.step(env.reset(key), jnp.ones(1)))(jax.random.key(0))
     assert bool(jnp.isfinite(after.state).all())
     with pytest.raises(ValueError, match=r"env_options\.backend"):
         make_env("documented_slope:Slope", EnvOptions(backend="mjx"))

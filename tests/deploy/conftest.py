@@ -1,0 +1,60 @@
+"""A Ray cluster for tests of runs whose own cluster is not what they test."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+OWN_ENVS = Path(__file__).with_name("own_envs")
+STORE_BYTES = 256 * 2**20
+STOP_S = 60
+
+
+@pytest.fixture(scope="session")
+def pace_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files that paced environments of the shared cluster's runs heed."""
+    return tmp_path_factory.mktemp("pace")
+
+
+@pytest.fixture(scope="session")
+def _cluster(pace_dir: Path) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
+    """The holder of a Ray cluster of one node without GPUs, and what other processes' environments need to enter it."""
+    command = [sys.executable, "-m", "deploy.cluster", str(STORE_BYTES)]
+    # Workers have the environment of their cluster, not of a run.
+    path = os.pathsep.join(filter(None, (str(OWN_ENVS), os.environ.get("PYTHONPATH"))))
+    holder = subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": path, "PACE_DIR": str(pace_dir)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    try:
+        yield psutil.Process(holder.pid), json.loads(holder.stdout.readline())["environ"]
+    finally:
+        holder.stdin.close()
+        holder.wait(STOP_S)
+
+
+@pytest.fixture
+def own_envs(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of environments that the test and the processes that it starts can import."""
+    monkeypatch.syspath_prepend(OWN_ENVS)
+    monkeypatch.setenv("PYTHONPATH", str(OWN_ENVS), prepend=os.pathsep)
+    return OWN_ENVS
+
+
+@pytest.fixture
+def shared_cluster(_cluster: tuple[psutil.Process, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> psutil.Process:
+    """Lets the test's processes use one Ray cluster for all tests; returns the process that its actors descend from."""
+    holder, environ = _cluster
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    return holder
