@@ -23,6 +23,7 @@ import yaml
 from deploy.cli import run_command
 from deploy.matrix.config import MatrixConfig, expand
 from deploy.matrix.config import write_matrix as save_matrix
+from deploy.matrix.execute import _why_failed
 from deploy.matrix.results import COLUMNS
 from learner.learner import Learner
 from shared import checkpoint
@@ -168,6 +169,15 @@ def test_an_added_depth_is_what_it_would_have_been_from_the_start(grown: Grown, 
     rows = {row["learner_depth"]: row for row in cells(out) if row["seed"] == "0"}
     for name in ("coverage", "gradient_steps", "samples_per_insert"):
         assert rows["8"][name] == rows["4"][name]
+
+
+def test_a_run_failed_unless_its_process_ended_with_status_0(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    log.write_text("starting\nfathom: a first line\nfathom: no room\n")
+    assert _why_failed(log, 0) == ""
+    assert _why_failed(log, 1) == f"failed (no room; see {log})"
+    log.write_text("starting\n")
+    assert _why_failed(log, -9) == f"failed (exit status -9; see {log})"
 
 
 def test_ctrl_c_ends_the_runs_too(write_matrix: WriteMatrix, tmp_path: Path) -> None:
