@@ -26,19 +26,18 @@ from shared.metrics import Row, read_metrics
 from shared.plan import make_plan
 
 pytestmark = pytest.mark.slow
-SIZES = {"depth": 4, "width": 8, "layer_norm": False}
+SIZES = {"depth": 4, "width": 8}
 EXPERIMENT = Experiment.model_validate(
     {
         "env": "point_u_maze",
         "env_options": {"episode_length": 20},
-        # Without layer norms, whose parameters are half of all arrays: each life reads them one by one.
         "collector": SIZES | {"environments": 4, "unroll_length": 5, "actors": 2},
         "learners": {"passive": SIZES},
         "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
-        "replay": {"steps_per_environment": 100, "prefill_steps": 40, "samples_per_insert": 2.0},
+        "replay": {"steps_per_environment": 60, "prefill_steps": 40, "samples_per_insert": 2.0},
         "evaluation": {"episodes": 8, "count": 3},
         "snapshots": {"count": 5},
-        "budget": {"env_steps": 1600},
+        "budget": {"env_steps": 960},
     }
 )
 ENVS = make_envs(EXPERIMENT)
@@ -121,7 +120,7 @@ def test_a_run_killed_anywhere_ends_the_same(tmp_path: Path, whole: tuple[Path, 
     while lives < 20:
         went_on.update(held(directory)[-1:])
         try:
-            run = go(directory, end_after=rng.randint(1, 60), fast_disk=rng.random() < 0.7)
+            run = go(directory, end_after=rng.randint(1, 32), fast_disk=rng.random() < 0.7)
         except Killed:
             lives += 1
         else:
@@ -138,7 +137,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed when it had several snapshots."""
     directory = tmp_path_factory.mktemp("ended") / "run"
     with pytest.raises(Killed):
-        go(directory, end_after=130, fast_disk=True)
+        go(directory, end_after=70, fast_disk=True)
     assert len(held(directory)) >= EXPERIMENT.snapshots.keep
     return directory
 
@@ -234,7 +233,7 @@ def test_a_run_goes_on_in_its_mode_alone(ended: Path, tmp_path: Path) -> None:
     whole, directory = tmp_path / "whole", tmp_path / "run"
     expected = go(whole, mode=Mode.TOGETHER)
     with pytest.raises(Killed):
-        go(directory, end_after=130, mode=Mode.TOGETHER, fast_disk=True)
+        go(directory, end_after=70, mode=Mode.TOGETHER, fast_disk=True)
     for began, mode, remedy in (
         (directory, Mode.IN_PROCESS, "started with --in-process --together; resume it so"),
         (ended, Mode.TOGETHER, "started with --in-process without --together; resume it so"),

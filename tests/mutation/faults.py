@@ -349,7 +349,7 @@ FAULTS = (
         "snapshots: the ring is filled from one unroll too late",
         "deploy/in_process.py",
         "first = max(position.windows.number - 2 * self.record.plan.stored_unrolls, 0)",
-        "first = max(position.windows.number - self.record.plan.stored_unrolls + 2, 0)",
+        "first = max(position.windows.number - self.record.plan.stored_unrolls + 3, 0)",
         ("deploy/test_resume.py",),
     ),
     Fault(
