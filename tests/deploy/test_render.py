@@ -29,6 +29,7 @@ from shared.envs.registry import make_env
 from shared.policy import random_policy
 from shared.types import Array
 
+pytestmark = pytest.mark.slow
 LENGTH = 12
 TIMINGS = {"spring": Timing(physics_dt=0.005, frames=2)}
 GOAL, BODY, WALL = "goal", "body", "wall"
@@ -126,13 +127,11 @@ def test_an_episode_ends_where_the_next_would_begin() -> None:
     assert len(episode.physics) == 6
 
 
-@pytest.mark.slow
 def test_an_episode_is_cut_off(slide: Episode) -> None:
     assert len(make_recorder(Falling(), random_policy(1), 3)({}, jax.random.key(0)).states) == 3
     assert len(slide.states) == LENGTH  # truncated by the environment's own length
 
 
-@pytest.mark.slow
 def test_goals_move(slider: Slider, slide: Episode) -> None:
     np.testing.assert_allclose(slide.goals[:, 0], 1 + 0.1 * np.arange(LENGTH), rtol=1e-6)
     positions = Scene(slider, slide).positions
@@ -140,7 +139,6 @@ def test_goals_move(slider: Slider, slide: Episode) -> None:
     np.testing.assert_array_equal(positions[:, 0], slide.states[:, 0])
 
 
-@pytest.mark.slow
 def test_a_sheet_shows_all_there_is(slider: Slider, tmp_path: Path) -> None:
     said = draw(slider, tmp_path / "new" / "sheet.png", "png")
     assert "12 steps" in said[0]
@@ -151,7 +149,6 @@ def test_a_sheet_shows_all_there_is(slider: Slider, tmp_path: Path) -> None:
             assert min(count(panel).values()) > 200
 
 
-@pytest.mark.slow
 def test_a_film_of_a_body(slider: Slider, tmp_path: Path) -> None:
     draw(slider, tmp_path / "film.mp4", "mp4")
     frames, rate, kind = film(tmp_path / "film.mp4")
@@ -161,7 +158,6 @@ def test_a_film_of_a_body(slider: Slider, tmp_path: Path) -> None:
     assert (frames[0] != frames[-1]).any()
 
 
-@pytest.mark.slow
 def test_a_page_holds_the_episode(slider: Slider, slide: Episode, tmp_path: Path) -> None:
     draw(slider, tmp_path / "page.html", "html")
     page = (tmp_path / "page.html").read_text()
@@ -195,7 +191,6 @@ def test_ants_goals_and_walls_stand_out(env_id: str) -> None:
     assert (seen[WALL] > 10_000) == (env_id != "ant")
 
 
-@pytest.mark.slow
 def test_bodies_are_where_brax_has_them() -> None:
     from brax import kinematics
 
@@ -276,7 +271,6 @@ def test_the_choice_of_opengl(
     assert gl.choose_gl() == chosen
 
 
-@pytest.mark.slow
 def test_a_broken_opengl_is_one_line(slider: Slider, slide: Episode, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(slider, slide)
     assert len(list(scene.frames([0], 64, 48))) == 1

@@ -16,6 +16,7 @@ from shared.plan import make_plan
 from shared.replay.codec import Columns
 from shared.types import Array
 
+pytestmark = pytest.mark.slow
 POISONED = 2  # windows, of 32
 
 
