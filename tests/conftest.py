@@ -44,7 +44,8 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks tests by what they start, and puts those first that start Ray: they take longest."""
     for item in items:
-        if STARTS_PROCESSES & set(getattr(item, "fixturenames", ())) or item.get_closest_marker("ray"):
+        marked = any(item.get_closest_marker(layer) for layer in ("ray", "chaos", "deploy"))
+        if marked or STARTS_PROCESSES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.processes)
     items.sort(key=lambda item: not _starts_ray(item.path))
 
