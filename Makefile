@@ -116,4 +116,4 @@ protos: $(VENV)/.dev-ready
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. shared/replay/reverb.proto
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .cache/tests-xla .mypy_cache .ruff_cache .pytest_cache
