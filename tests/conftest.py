@@ -1,4 +1,4 @@
-"""What all tests share: options of JAX and Ray, the layers that tests belong to, and real replay servers.
+"""Options of JAX and Ray for all tests, the layers that tests belong to, and real replay servers.
 
 Compiling takes most of the tests' time. Everything is compiled once, in whatever process, and with few of XLA's
 optimisations: `JAX_DISABLE_MOST_OPTIMIZATIONS=0` brings them back. Starting processes comes second. From bytecode they

@@ -1,6 +1,5 @@
 """A Ray cluster for tests of runs whose own cluster is not what they test."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from deploy.matrix.room import _answer
 
 OWN_ENVS = Path(__file__).with_name("own_envs")
 STORE_BYTES = 256 * 2**20
@@ -35,12 +36,14 @@ def _cluster(pace_dir: Path) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
         start_new_session=True,
     )
     assert holder.stdin is not None
-    assert holder.stdout is not None
     try:
-        yield psutil.Process(holder.pid), json.loads(holder.stdout.readline())["environ"]
+        yield psutil.Process(holder.pid), _answer(holder)["environ"]
     finally:
         holder.stdin.close()
-        holder.wait(STOP_S)
+        try:
+            holder.wait(STOP_S)
+        finally:
+            holder.kill()
 
 
 @pytest.fixture

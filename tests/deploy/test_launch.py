@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,6 +85,7 @@ class Run:
             start_new_session=True,
             env=os.environ | {"WANDB_MODE": "offline", "PACE_DIR": str(folder)},
         )
+        RUNS.append(self)
 
     def wait_until(self, what: Callable[[], bool], seconds: float = DEADLINE_S) -> None:
         deadline = time.monotonic() + seconds
@@ -152,6 +153,20 @@ class Run:
 
     def status(self) -> dict:
         return json.loads((self.run_dir / "status.json").read_text())
+
+
+RUNS: list[Run] = []
+"""Runs of the present test."""
+
+
+@pytest.fixture(autouse=True)
+def no_run_left() -> Iterator[None]:
+    """Kills the drivers of runs that a failed test left, many of which would never end."""
+    yield
+    for run in RUNS:
+        run.process.kill()
+        run.process.wait(DEADLINE_S)
+    RUNS.clear()
 
 
 def _of(process: psutil.Process, what: Callable[[], list]) -> list:
@@ -297,7 +312,7 @@ def test_nothing_outlives_a_killed_driver(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(2 * DEADLINE_S)
 def test_two_runs_at_once_learn_and_never_meet(shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path) -> None:
-    """On one cluster, in both paces; then a learner of another depth on what one of them recorded."""
+    """Runs in both paces share one cluster; then a learner of another depth trains on the stream of one of them."""
     slow, hold = pace_dir / "slow", pace_dir / "hold"
     slow.touch()
     paced = ("--env", "paced:PacedField", "--evaluation.env", "field:Field")
@@ -334,7 +349,7 @@ def test_two_runs_at_once_learn_and_never_meet(shared_cluster: psutil.Process, p
 
 
 def _check_that_a_passive_learner_runs_ahead(run: Run, hold: Path) -> None:
-    """In free pace it makes all its updates while the collector makes no unroll, and the collector learner waits."""
+    """Asserts that a passive learner makes all its updates while the collector, and so the collector learner, waits."""
     updates = run.plan.updates
     hold.touch()
     try:

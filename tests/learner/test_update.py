@@ -143,7 +143,7 @@ def test_an_update_uses_distinct_rows_in_a_new_order(linear: Linear) -> None:
 
 
 def encode(params: Any, rows: np.ndarray) -> np.ndarray:
-    """What an encoder of `SMALL` makes of `rows`, by hand: a Dense layer, swish, a Dense layer."""
+    """An encoder of `SMALL` on `rows`, by hand: a Dense layer, swish, a Dense layer."""
     stem, head = params["params"]["trunk"]["stem"]["Dense_0"], params["params"]["head"]
     x = rows @ np.asarray(stem["kernel"]) + np.asarray(stem["bias"])
     return x / (1 + np.exp(-x)) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])

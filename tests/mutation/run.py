@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
+
+import psutil
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -115,9 +116,9 @@ def _run_tests(copy: Path, tests: Sequence[str]) -> str:
         try:
             status = process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             return "hung"
+        finally:
+            _end(process)
         output.seek(0)
         printed = output.read()
     if status == 0:
@@ -126,6 +127,14 @@ def _run_tests(copy: Path, tests: Sequence[str]) -> str:
     if failed is None:
         raise RuntimeError(f"pytest ended with status {status} and names no test:\n{printed[-2000:]}")
     return failed[1]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kills pytest where it still runs, and the processes it started, whose own children end with them."""
+    if process.poll() is None:
+        for started in (*psutil.Process(process.pid).children(), process):
+            started.kill()
+        process.wait()
 
 
 def _copy(folder: Path, revision: str | None) -> Path:

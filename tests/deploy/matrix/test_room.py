@@ -99,10 +99,13 @@ def named(processes: Iterable[psutil.Process], what: str) -> set[psutil.Process]
 
 @pytest.mark.ray
 @pytest.mark.timeout(2 * DEADLINE_S)
-def test_runs_share_one_cluster_and_leave_nothing(write_matrix: Callable[..., Path], tmp_path: Path) -> None:
+def test_runs_share_one_cluster_and_leave_nothing(
+    write_matrix: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     sizes = {"width": 8, "environments": 4, "unroll_length": 5}
     endless = write_matrix(collector={**sizes, "resources": {"cpus": 0.1}}, budget={"env_steps": 100_000_000})
     driver = matrix(endless, tmp_path / "out")
+    request.addfinalizer(driver.kill)
     started: set[psutil.Process] = set()
     deadline = time.monotonic() + DEADLINE_S
     while len(named(started, "ray::ParamStoreActor")) < 2:  # one of each run

@@ -102,7 +102,7 @@ def compiled_control(env_id: str) -> Callable[[np.ndarray], Array]:
 
 
 def controls(env_id: str, actions: Any) -> np.ndarray:
-    """What the actuators get for each of `actions` `[N, A]`."""
+    """Returns the controls that the actuators get for each of `actions` `[N, A]`."""
     padded = np.zeros((2746, env(env_id).spec.action_size), np.float32)  # one shape, so that it is compiled once
     padded[: len(actions)] = actions
     return np.asarray(compiled_control(env_id)(padded))[: len(actions)]
