@@ -55,6 +55,7 @@ snapshots: {count: 1}
 budget: {env_steps: 11_200}
 """
 WANDB = ("--wandb.project", "fathom")  # whose processes have to go, too
+SERVER = "replay server"
 PACED_STEPS = 16 * 10 * 160  # of a run that a test slows down until its faults are over
 
 
@@ -83,7 +84,7 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env=os.environ | {"WANDB_MODE": "offline", "PACE_DIR": str(folder)},
+            env=os.environ | {"WANDB_MODE": "offline"},
         )
         RUNS.append(self)
 
@@ -114,22 +115,18 @@ class Run:
             self.started.update(psutil.Process(self.process.pid).children(recursive=True))
         if self.cluster is not None:
             workers = self.cluster.children(recursive=True)
-            self.started.update(
-                p for p in workers if any("ray::" in part and "Actor" in part for part in _of(p, p.cmdline))
-            )
-
-    def find(self, what: str) -> psutil.Process:
-        """The run's process whose command line contains `what`."""
-        return self.all(what)[0]
+            self.started.update(p for p in workers if any(map(_belongs_to_a_run, _of(p, p.cmdline))))
 
     def all(self, what: str) -> list[psutil.Process]:
+        """Processes whose command line contains `what`, of this run and of others on its cluster."""
         self.look()
         return [p for p in self.started if any(what in part for part in _of(p, p.cmdline))]
 
     def find_role(self, role: str) -> psutil.Process:
-        """The process that keeps the role's log open."""
+        """The run's process of that role: it keeps the role's log open."""
         self.look()
-        log = str(self.run_dir / "logs" / f"stacks-{role}.log")
+        name = "replay_server.log" if role == SERVER else f"stacks-{role}.log"
+        log = str(self.run_dir / "logs" / name)
         return next(p for p in self.started if log in [file.path for file in _of(p, p.open_files)])
 
     @property
@@ -160,9 +157,11 @@ RUNS: list[Run] = []
 
 
 @pytest.fixture(autouse=True)
-def no_run_left() -> Iterator[None]:
+def no_run_left(pace_dir: Path) -> Iterator[None]:
     """Kills the drivers of runs that a failed test left, many of which would never end."""
     yield
+    for asked in pace_dir.iterdir():
+        asked.unlink()
     for run in RUNS:
         run.process.kill()
         run.process.wait(DEADLINE_S)
@@ -177,21 +176,21 @@ def _of(process: psutil.Process, what: Callable[[], list]) -> list:
         return []
 
 
-def _stop(process: psutil.Process) -> None:
-    process.send_signal(signal.SIGSTOP)
+def _belongs_to_a_run(part: str) -> bool:
+    """True for a part of the command line of an actor, or of a replay server."""
+    return ("ray::" in part and "Actor" in part) or part.endswith("serve.py")
 
 
 class Death(NamedTuple):
-    """The end of a run's process, found by its command line, and the name that the run's last word must have for it."""
+    """The end of a role's process by a signal."""
 
-    process: str
-    end: Callable[[psutil.Process], None]
-    named: str
+    role: str
+    signal: signal.Signals
 
 
-LEARNER = Death("ray::LearnerActor", psutil.Process.kill, "learner-")
-SERVER = Death("serve.py", psutil.Process.kill, "the replay server (pid")
-STOPPED_COLLECTOR = Death("ray::CollectorActor", _stop, "collector-0")
+LEARNER = Death("learner-active", signal.SIGKILL)
+KILLED_SERVER = Death(SERVER, signal.SIGKILL)
+STOPPED_COLLECTOR = Death("collector-0", signal.SIGSTOP)
 
 
 @pytest.mark.timeout(3 * DEADLINE_S)
@@ -199,50 +198,52 @@ STOPPED_COLLECTOR = Death("ray::CollectorActor", _stop, "collector-0")
     "deaths",
     [
         pytest.param([LEARNER], id="learner", marks=pytest.mark.chaos),
-        pytest.param([STOPPED_COLLECTOR, SERVER], id="stopped collector, replay server"),
+        pytest.param([STOPPED_COLLECTOR, KILLED_SERVER], id="stopped collector, replay server"),
     ],
 )
-def test_a_death_ends_the_run_with_its_name(deaths: list[Death], tmp_path: Path) -> None:
+def test_a_death_ends_the_run_with_its_name(
+    deaths: list[Death], shared_cluster: psutil.Process, tmp_path: Path
+) -> None:
     """A run for each death. A stopped process is noticed by its silence, and the next run starts meanwhile."""
     dead = []
     for number, death in enumerate(deaths):
-        run = Run(tmp_path / str(number), "--supervision.restarts-per-hour", "0")
+        run = Run(tmp_path / str(number), "--supervision.restarts-per-hour", "0", cluster=shared_cluster)
         run.wait_for_row("collector-0")
-        victim = run.find(death.process)
-        death.end(victim)
-        dead.append((run, victim, death.named, time.time()))
-    for run, victim, named, killed in dead:
+        victim = run.find_role(death.role)
+        victim.send_signal(death.signal)
+        dead.append((run, victim, death.role, time.time()))
+    for run, victim, role, killed in dead:
         status, errors = run.end()
         assert (run.run_dir / "status.json").stat().st_mtime - killed < 60
         assert status == 1
         assert len(errors.strip().splitlines()) == 1
-        assert named in errors
-        assert str(victim.pid) in errors
+        assert f"{role} (pid {victim.pid})" in errors
         assert run.status()["state"] == "failed"
         assert run.status()["reason"] in errors
         assert run.left_over() == []
 
 
-def _paced_run(folder: Path, *options: str) -> Run:
-    """A recorded, audited run that ends soon after `folder` no longer holds the file `slow`."""
-    folder.mkdir()
-    (folder / "slow").touch()
+def _paced_run(folder: Path, cluster: psutil.Process, pace_dir: Path, *options: str) -> Run:
+    """A recorded, audited run that ends soon after `pace_dir` no longer holds the file `slow`."""
+    (pace_dir / "slow").touch()
     env = ("--env", "paced:PacedMaze", "--evaluation.env", "point_u_maze", "--budget.env-steps", str(PACED_STEPS))
     audited = ("--record", "true", "--replay.audit", "true")
-    return Run(folder, *env, *audited, *options, experiment=WITH_PASSIVE)
+    return Run(folder, *env, *audited, *options, experiment=WITH_PASSIVE, cluster=cluster)
 
 
 @pytest.mark.timeout(3 * DEADLINE_S)
-def test_a_run_outlives_a_hang_and_the_deaths_of_a_collector_a_learner_and_the_replay_server(tmp_path: Path) -> None:
-    run = _paced_run(tmp_path / "run", "--supervision.progress-seconds", "5")
-    slow, hang = (tmp_path / "run" / name for name in ("slow", "hang"))
+def test_a_run_outlives_a_hang_and_the_deaths_of_a_collector_a_learner_and_the_replay_server(
+    shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path
+) -> None:
+    run = _paced_run(tmp_path / "run", shared_cluster, pace_dir, "--supervision.progress-seconds", "5")
+    slow, hang = pace_dir / "slow", pace_dir / "hang"
     run.wait_for_row()
     hang.touch()
     run.wait_for_recovery("collector-0", 0)
     assert not hang.exists()
     killed: dict[str, int] = {}
-    for earlier, role in enumerate(("collector-0", "learner-deep", "replay server"), start=1):
-        victim = run.find("serve.py") if role == "replay server" else run.find_role(role)
+    for earlier, role in enumerate(("collector-0", "learner-deep", SERVER), start=1):
+        victim = run.find_role(role)
         victim.kill()
         run.wait_for_recovery(role, earlier)
         killed[role] = victim.pid
@@ -261,18 +262,20 @@ def test_a_run_outlives_a_hang_and_the_deaths_of_a_collector_a_learner_and_the_r
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3 * DEADLINE_S)
-def test_a_collector_may_die_while_the_next_server_starts(tmp_path: Path) -> None:
+def test_a_collector_may_die_while_the_next_server_starts(
+    shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path
+) -> None:
     """Its next process puts in what the one before had promised."""
-    run = _paced_run(tmp_path / "run")
+    run = _paced_run(tmp_path / "run", shared_cluster, pace_dir)
     run.wait_for_row()
-    server = run.find("serve.py")
+    server = run.find_role(SERVER)
     server.kill()
     while (there := run.all("serve.py")) in ([], [server]):
         time.sleep(POLL_S)
     assert server not in there
     run.find_role("collector-0").kill()
-    run.wait_until(lambda: {"collector-0", "replay server"} <= set(run.recovered))
-    (tmp_path / "run" / "slow").unlink()
+    run.wait_until(lambda: {"collector-0", SERVER} <= set(run.recovered))
+    (pace_dir / "slow").unlink()
     assert run.end() == (0, "")
     assert run.left_over() == []
     _check_windows(run)
