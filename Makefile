@@ -110,7 +110,7 @@ lock: $(VENV)/.uv
 	$(UV) pip compile --quiet --universal --no-annotate --no-header --python-version 3.11 pyproject.toml -c requirements/run.txt -o requirements/runtime_env.txt
 	$(COMPILE) pyproject.toml --extra cuda $(IMAGE) -o requirements/cuda.txt
 	$(COMPILE) deploy/docker/tensorboard.in $(IMAGE) -o deploy/docker/tensorboard.txt
-	$(COMPILE) --universal deploy/replay_server/requirements.in -o deploy/replay_server/requirements.txt
+	$(COMPILE) --universal deploy/replay/server/requirements.in -o deploy/replay/server/requirements.txt
 
 protos: $(VENV)/.dev-ready
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. shared/replay/reverb.proto

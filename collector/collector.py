@@ -17,8 +17,9 @@ from shared.networks import Actor, make_networks
 from shared.params import Policy
 from shared.plan import Plan
 from shared.policy import PolicyFunction, stochastic_policy
+from shared.position import Position, start_position
 from shared.replay.codec import Columns, pack
-from shared.replay.windows import VOID_EPISODE, WindowCount, no_windows
+from shared.replay.windows import VOID_EPISODE
 from shared.types import Array, Metrics, Params
 
 CollectFunction = Callable[[Params, Any, RolloutState, Array], tuple[RolloutState, Columns, jax.Array, Metrics]]
@@ -32,36 +33,15 @@ class Collected(NamedTuple):
     metrics: Metrics
 
 
-class Position(NamedTuple):
-    """How far a source of unrolls has come. `steps`: environment steps made, in all its lives.
-
-    `visits` `[num_cells]`: steps spent in each cell of goal space. `unrolls` may be less than `windows.number + 1`:
-    each new life leaves out a number.
-    """
-
-    windows: WindowCount
-    unrolls: int
-    visits: np.ndarray
-
-    def after(self, number: int, ints: Array, visits: Array, chunks_per_window: int) -> "Position":
-        """With unroll `number`, `ints` `[N, T, 3]`, and its `visits`."""
-        windows = self.windows.after(number, ints, chunks_per_window)
-        return Position(windows, self.unrolls + 1, self.visits + np.asarray(visits))
-
-    def metrics(self, steps: int) -> Metrics:
-        """What is reported; `steps`: environment steps of an unroll."""
-        return {
-            "number": self.windows.number,
-            "windows": self.windows.made,
-            "unrolls": self.unrolls,
-            "env_steps": self.unrolls * steps,
-            "visits": self.visits.tolist(),
-            **coverage(self.visits),
-        }
-
-
-def start_position(environments: int, cells: int) -> Position:
-    return Position(no_windows(environments), 0, np.zeros(cells, np.int64))
+def progress_metrics(position: Position, unroll_steps: int) -> Metrics:
+    """Metrics of a source's progress. `unroll_steps`: environment steps of one unroll of all environments."""
+    return {
+        "windows": position.windows.made,
+        "unrolls": position.unrolls,
+        "env_steps": position.unrolls * unroll_steps,
+        "visits": position.visits.tolist(),
+        **coverage(position.visits),
+    }
 
 
 class CollectorState(NamedTuple):
@@ -155,7 +135,9 @@ class Collector:
             number, np.asarray(begun.columns.ints), begun.visits, self._plan.chunks_per_window
         )
         self.next_number = number + 1
-        metrics = {name: float(value) for name, value in begun.metrics.items()} | self.position.metrics(self._steps)
+        metrics = {name: float(value) for name, value in begun.metrics.items()} | progress_metrics(
+            self.position, self._steps
+        )
         return Collected(number, begun.columns, metrics | {"policy_version": begun.version})
 
     def finish(self) -> Collected:
@@ -202,7 +184,8 @@ class Collector:
             if not self.done and self._begun is None:
                 self.begin(policy)
             reporter.filling = not self.position.windows.made
-            reporter.row(collected.metrics | {"policy_lag": policy.version - collected.metrics["policy_version"]})
+            lag = {"policy_lag": policy.version - collected.metrics["policy_version"]}
+            reporter.row(collected.metrics | lag, index=collected.number, position=self.position)
 
     @staticmethod
     def _first_policy(

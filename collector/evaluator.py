@@ -106,7 +106,8 @@ class Evaluator:
                 snapshot = snapshots.get(timeout_s=0.5)
             if snapshot is None:
                 continue
-            reporter.row(self.evaluate(snapshot.learner, snapshot.policy) | {"dropped": snapshots.dropped})
+            row = self.evaluate(snapshot.learner, snapshot.policy) | {"dropped": snapshots.dropped}
+            reporter.row(row, index=snapshot.policy.version)
             if snapshot.last:
                 unfinished.discard(snapshot.learner)
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from collector.collector import Collected, Position, make_count, start_position
+from collector.collector import Collected, make_count, progress_metrics
 from shared.config import Experiment
 from shared.envs.base import GoalEnv
 from shared.metrics import Reporter
 from shared.plan import Plan
+from shared.position import Position, start_position
 from shared.replay.codec import Columns
 
 
@@ -42,7 +43,7 @@ class Feeder:
         number, columns = next(self._unrolls)
         visits = self._count(columns.floats, columns.ints)
         self.position = self.position.after(number, columns.ints, visits, self._chunks_per_window)
-        return Collected(number, columns, self.position.metrics(self._steps))
+        return Collected(number, columns, progress_metrics(self.position, self._steps))
 
     def run(
         self, insert: Callable[[int, Columns], object], reporter: Reporter, should_stop: Callable[[], bool]
@@ -54,4 +55,4 @@ class Feeder:
             with reporter.waiting("replay full"):
                 insert(fed.number, fed.columns)
             reporter.filling = not self.position.windows.made
-            reporter.row(fed.metrics)
+            reporter.row(fed.metrics, index=fed.number, position=self.position)

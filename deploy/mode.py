@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
 
 
 class Mode(StrEnum):

@@ -180,7 +180,7 @@ class Learner:
                     snapshot(policy)
             with reporter.waiting("keeping its state"):
                 keep()
-            reporter.row(self.describe(metrics, inserted))
+            reporter.row(self.describe(metrics, inserted), index=self.updates)
 
     def describe(self, metrics: Metrics, windows_inserted: int) -> Metrics:
         """One row: `metrics` of the last update, how far the learner is, and how old its data were."""

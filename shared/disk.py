@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from shared.metrics import Reporter
 
@@ -61,9 +62,9 @@ class DiskTeller:
 
     def __init__(self, disk: Disk, say: Callable[[str], None]) -> None:
         self._disk, self._say = disk, say
-        self._waiting: set[str] = set()
+        self._waiting: set[object] = set()
 
-    def tell(self, waits: Mapping[str, str]) -> None:
+    def tell(self, waits: Mapping[Any, str]) -> None:
         """`waits`: what each role waits for right now, empty while it works; who is left out is as before."""
         for role, what in waits.items():
             if what == DISK_SPACE and role not in self._waiting:

@@ -2,19 +2,24 @@
 
 import json
 import math
+import os
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from shared.position import Position
+from shared.roles import Role
+
 Row = dict[str, Any]
-AXES = ("time", "env_steps")
+AXES = ("time", "env_steps", "index")
+REWOUND_TO = "rewound_to"
 ROWS_UNTOLD = 4096  # of a role in its memory; a driver that polls takes them twice a second
 
 
@@ -26,7 +31,8 @@ class Report(NamedTuple):
     `done`: its work is finished; `error`: one line, empty while all is well; `details`: its traceback.
     `life`: of the replay server that it works with, filled where that was its part; 0 while there is none.
     `lost_life`: the last one that it lost by itself. `fatal`: the error would come again in another process.
-    `working_seconds`: time since its last wait ended, of any kind.
+    `working_seconds`: time since its last wait ended, of any kind. `position`: of a source, after the last of its
+    rows; none before its first row, and for other roles.
     """
 
     rows: list[Row]
@@ -41,6 +47,7 @@ class Report(NamedTuple):
     lost_life: int = 0
     fatal: bool = False
     working_seconds: float = math.inf
+    position: Position | None = None
 
 
 class Reporter:
@@ -58,6 +65,7 @@ class Reporter:
         self._waited_within = 0.0  # seconds of the waits within the present one
         self._calls = 0
         self._last_call = self._last_row = self._last_wait = time.monotonic()
+        self._position: Position | None = None
         self.filling = False
         self.life = self.lost_life = 0
         self.sizes: dict[str, Callable[[], float]] = {}
@@ -86,8 +94,15 @@ class Reporter:
         with self._lock:
             self._last_call = time.monotonic()
 
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Reports a completed call; adds the time and the waits since the last one, and `sizes`."""
+    def row(self, row: Mapping[str, Any], index: int | None = None, position: Position | None = None) -> None:
+        """Reports a completed call; adds the time and the waits since the last one, and `sizes`.
+
+        Args:
+            row: metrics by name.
+            index: counts up along the row's curve, over all incarnations of the role: updates, numbers of unrolls. The
+                driver drops a row whose index it has recorded before.
+            position: the position of a source after this call.
+        """
         now = time.monotonic()
         seconds = max(now - self._last_row, 1e-9)
         waits = {f"wait/{what}": waited / seconds for what, waited in self._waits.items()}
@@ -97,7 +112,9 @@ class Reporter:
         with self._lock:
             self._dropped += len(self._rows) == ROWS_UNTOLD
             dropped = {"dropped_rows": self._dropped} if self._dropped else {}
-            self._rows.append({"time": time.time(), "seconds": seconds, **row, **waits, **sizes, **dropped})
+            place = {} if index is None else {"index": index}
+            self._rows.append({"time": time.time(), "seconds": seconds, **place, **row, **waits, **sizes, **dropped})
+            self._position = position or self._position
             self._calls += 1
             self._last_call = self._last_row = now
 
@@ -120,6 +137,7 @@ class Reporter:
                 self.life,
                 self.lost_life,
                 working_seconds=now - self._last_wait,
+                position=self._position,
             )
 
 
@@ -133,18 +151,12 @@ class MetricsWriter:
         self._run_dir = Path(run_dir)
         self._newest = newest or {}
         (self._run_dir / "metrics").mkdir(parents=True, exist_ok=True)
-        self._roles: set[str] = set()
         self._boards: dict[str, SummaryWriter] = {}
 
-    def write(self, role: str, row: Row) -> None:
+    def write(self, role: Role | str, row: Row) -> None:
         """Appends `row`; `env_steps` is TensorBoard's horizontal axis. Raises OSError when the disk is full."""
         plain = {name: _plain(value) for name, value in row.items()}
-        path = self._run_dir / "metrics" / f"{role}.jsonl"
-        if role not in self._roles:
-            _cut_half_line(path)
-            self._roles.add(role)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(plain) + "\n")
+        _append(metrics_file(self._run_dir, role), plain)
         board = self._board(curves(role, plain))
         step = int(plain.get("env_steps", 0))
         for name, value in scalars(plain).items():
@@ -162,9 +174,9 @@ class MetricsWriter:
             board.close()
 
 
-def curves(role: str, row: Row) -> str:
+def curves(role: Role | str, row: Row) -> str:
     """The curves that `row` continues: its role's; where it is of one of several learners, that learner's."""
-    return f"{role}/{row['learner']}" if "learner" in row else role
+    return f"{role}/{row['learner']}" if "learner" in row else str(role)
 
 
 def scalars(row: Row) -> dict[str, float]:
@@ -172,23 +184,70 @@ def scalars(row: Row) -> dict[str, float]:
     return {name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in AXES}
 
 
-def read_metrics(run_dir: Path, role: str) -> list[Row]:
-    """Every row that `role` wrote; a last line cut short by a crash is left out."""
-    path = Path(run_dir) / "metrics" / f"{role}.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+def read_metrics(run_dir: Path, role: Role | str) -> list[Row]:
+    """Returns the rows of `role` in order, without those that a resumed run has rewound.
+
+    A last line that a crash cut short is left out.
+    """
+    path = metrics_file(run_dir, role)
+    return parse_rows(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def parse_rows(text: str) -> list[Row]:
+    """Returns the rows in the lines of a metrics file; see `read_metrics`."""
+    rows: list[Row] = []
+    for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        if REWOUND_TO in row:
+            rows = [old for old in rows if not _is_undone(old, row)]
+        else:
+            rows.append(row)
     return rows
 
 
-def _cut_half_line(path: Path) -> None:
-    """A crash may have left half a line at the end, which the next one must not be appended to."""
-    if path.is_file():
-        whole = path.read_bytes().rpartition(b"\n")[0]
-        path.write_bytes(whole + b"\n" if whole else b"")
+def rewind(run_dir: Path, role: Role | str, index: int, learner: str | None = None) -> None:
+    """Marks the rows of `role` with an index above `index` as undone: a resumed run will write them again.
+
+    Appends one line; nothing that was written is changed. `learner`: marks only the rows of this learner, where a
+    role's file has rows of several. Raises OSError.
+    """
+    path = metrics_file(run_dir, role)
+    if path.exists():
+        whose = {} if learner is None else {"learner": learner}
+        _append(path, {"time": time.time(), **whose, REWOUND_TO: index})
+
+
+def _is_undone(row: Row, marker: Row) -> bool:
+    return row.get("learner") == marker.get("learner") and row.get("index", -1) > marker[REWOUND_TO]
+
+
+def metrics_files(run_dir: Path) -> list[str]:
+    """Names of the roles and events that have a metrics file."""
+    return sorted(path.stem for path in (Path(run_dir) / "metrics").glob("*.jsonl"))
+
+
+def metrics_file(run_dir: Path, role: Role | str) -> Path:
+    return Path(run_dir) / "metrics" / f"{role}.jsonl"
+
+
+def _append(path: Path, row: Row) -> None:
+    with open(path, "a+b") as file:
+        _cut_half_line(file)
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def _cut_half_line(file: BinaryIO) -> None:
+    """Cuts off half a line at the end, which a crash may have left."""
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return
+    file.seek(end - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _plain(value: Any) -> Any:

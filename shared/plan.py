@@ -2,8 +2,9 @@
 
 import math
 
-from shared.config import ConfigError, Experiment, Frozen
+from shared.config import Experiment, Frozen
 from shared.envs.base import EnvSpec
+from shared.errors import ConfigError
 
 
 class Plan(Frozen):

@@ -27,8 +27,8 @@ from typing import Any
 import mujoco  # noqa: F401 - its first import starts a process, which no test is to blame for
 import pytest
 
-from deploy.replay_server.provision import reverb_python as provision
-from deploy.replay_server.server import ReplayServer, TableSpec
+from deploy.replay.server.process import ReplayServer, TableSpec
+from deploy.replay.server.provision import reverb_python as provision
 
 STARTS_PROCESSES = {"reverb_python", "browser"}  # fixtures
 QUESTIONS = {"git", "nvidia-smi", "ldconfig", "gcc", "cc", "ld", "objdump"}

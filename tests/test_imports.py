@@ -1,6 +1,7 @@
 """The import rule of the design: what each part of the tree may import."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,32 +11,49 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OURS = {"collector", "learner", "shared", "deploy"}
 ALLOWED = {"shared": {"shared"}, "collector": {"collector", "shared"}, "learner": {"learner", "shared"}, "deploy": OURS}
-REVERB = {ROOT / "deploy/replay_server/serve.py", ROOT / "deploy/replay_server/stock_client.py"}
+BELOW = {  # what each package of deploy may import from the others
+    "scheduling": set(),
+    "recovery": set(),
+    "telemetry": set(),
+    "render": set(),
+    "replay": {"scheduling"},
+    "run": {"recovery", "replay", "scheduling", "telemetry"},
+    "matrix": {"run", "scheduling"},
+    "report": {"matrix"},
+    "bench": {"run", "replay", "scheduling"},
+    "cli": {"matrix", "report", "render", "bench", "run", "recovery", "replay", "telemetry"},
+}
+NAMES = {"layout", "mode"}  # modules beside the packages, for all of them
+REVERB = {ROOT / "deploy/replay/server/serve.py", ROOT / "deploy/replay/server/stock_client.py"}
 FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
-    """Every top-level name that a file imports, also inside functions and `if TYPE_CHECKING`."""
+    """Every module that a file imports, also inside functions and `if TYPE_CHECKING`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide what is imported"
-            names.add(str(node.module))
-    return {name.split(".")[0] for name in names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def top_level(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
 
 
 def test_the_tree_is_read() -> None:
     assert {path.relative_to(ROOT).parts[0] for path in FILES} == OURS
-    assert "jax" in imported(ROOT / "learner/update.py")
-    assert "matplotlib" in imported(ROOT / "deploy/summary.py")  # inside a function
+    assert "jax" in top_level(ROOT / "learner/update.py")
+    assert "matplotlib" in top_level(ROOT / "deploy/run/summary.py")  # inside a function
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_import_rule(path: Path) -> None:
     relative = path.relative_to(ROOT)
-    names = imported(path)
+    names = top_level(path)
     assert names & OURS <= ALLOWED[relative.parts[0]]
     if "ray" in names:
         assert relative.parts[0] == "deploy"
@@ -44,8 +62,28 @@ def test_the_import_rule(path: Path) -> None:
     if names & {"reverb", "tensorflow"}:
         assert path in REVERB
     if "wandb" in names:
-        assert path == ROOT / "deploy/wandb_log.py"
+        assert path == ROOT / "deploy/telemetry/wandb_mirror.py"
     assert "tests" not in names
+
+
+@pytest.mark.parametrize("package", BELOW)
+def test_imports_within_deploy_go_one_way(package: str) -> None:
+    for path in (ROOT / "deploy" / package).rglob("*.py"):
+        ours = {name.split(".")[1] for name in imported(path) if name.startswith("deploy.")}
+        assert ours - NAMES <= BELOW[package] | {package}, path
+
+
+def test_packages_of_deploy_form_no_circle() -> None:
+    assert list(graphlib.TopologicalSorter(BELOW).static_order())[-1] == "cli"
+
+
+def test_every_package_says_what_it_holds() -> None:
+    folders = {path.parent for path in FILES if path.relative_to(ROOT).parts[0] == "deploy"}
+    assert {folder.name for folder in folders if folder.parent.name == "deploy"} == set(BELOW)
+    for folder in folders:
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        assert text is not None, folder
+        assert "egin with" in text, folder
 
 
 def module(path: Path) -> str:
@@ -55,7 +93,7 @@ def module(path: Path) -> str:
 @pytest.mark.processes
 def test_one_process_needs_neither_ray_nor_reverb_nor_grpc_nor_wandb() -> None:
     modules = [module(path) for path in FILES if path.relative_to(ROOT).parts[0] in ("collector", "learner")]
-    modules += ["deploy.cli", "deploy.console", "deploy.in_process", "deploy.summary"]
+    modules += ["deploy.cli.main", "deploy.cli.console", "deploy.run.in_process", "deploy.run.summary"]
     modules += ["deploy.bench.update", "deploy.bench.rollout"]
     probe = (
         "import importlib, sys\n"

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from deploy.mode import Mode
-from deploy.record import RunFailed, learner_role, source_roles
-from shared.config import ConfigError, Experiment, load_experiment, parse_experiment
+from shared.config import Experiment
+from shared.config_file import load_experiment, parse_experiment
+from shared.errors import ConfigError, RunFailed
 from shared.metrics import Row, read_metrics
+from shared.roles import learner_role, source_roles
 
 STOP_GRACE_S = 30.0  # a run's own ways of ending take less
 PLENTIFUL = 0.1  # of its time a collector waits for room in replay: then learners are what limits the run

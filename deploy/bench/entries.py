@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from deploy.replay_server.provision import reverb_python
-from deploy.replay_server.server import ReplayServer, TableSpec
-from shared.config import ConfigError
+from deploy.replay.server.process import ReplayServer, TableSpec
+from deploy.replay.server.provision import reverb_python
+from shared.errors import ConfigError
 from shared.replay import wire
 from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.insert import Inserter

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from deploy.replay_server.provision import reverb_python
-from deploy.replay_server.server import ReplayServer, TableSpec
+from deploy.replay.server.process import ReplayServer, TableSpec
+from deploy.replay.server.provision import reverb_python
 from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayError
 from shared.replay.insert import Inserter
@@ -28,7 +28,7 @@ UNROLL = 62
 CHUNKS_PER_WINDOW = 18
 WINDOWS_PER_UPDATE = 64
 MAX_WINDOWS = 4096
-STOCK_CLIENT = Path(__file__).parents[1] / "replay_server" / "stock_client.py"
+STOCK_CLIENT = Path(__file__).parents[1] / "replay" / "server" / "stock_client.py"
 
 
 class StockClient:

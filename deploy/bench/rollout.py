@@ -14,7 +14,8 @@ import numpy as np
 
 from collector.collector import Collector
 from collector.rollout import make_start, make_unroll
-from shared.config import Experiment, parse_experiment
+from shared.config import Experiment
+from shared.config_file import parse_experiment
 from shared.envs.base import EnvState, GoalEnv
 from shared.networks import init_params, make_networks
 from shared.params import Policy
@@ -165,8 +166,8 @@ def _physics_step(env: GoalEnv) -> Callable[[EnvState, jax.Array], EnvState]:
 @contextlib.contextmanager
 def _collector(experiment: Experiment, env: GoalEnv, policy: Policy) -> Iterator[Callable[[int], None]]:
     """A collector that writes ahead and inserts into a server of its own, which limits nobody."""
-    from deploy.replay_server.provision import reverb_python
-    from deploy.replay_server.server import ReplayServer, TableSpec
+    from deploy.replay.server.process import ReplayServer, TableSpec
+    from deploy.replay.server.provision import reverb_python
     from shared.replay.insert import Inserter
     from shared.stream.format import describe
     from shared.stream.write import StreamWriter

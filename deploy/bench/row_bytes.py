@@ -9,7 +9,7 @@ import jax
 
 from collector.collector import Collector
 from deploy.bench.entries import UNROLL, chunk_bytes, item_bytes
-from shared.config import parse_experiment
+from shared.config_file import parse_experiment
 from shared.envs.base import GoalEnv
 from shared.networks import init_params, make_networks
 from shared.params import Policy

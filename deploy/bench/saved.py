@@ -9,8 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deploy.record import git, write_json
-from shared.config import ConfigError
+from deploy.run.provenance import git
+from shared.errors import ConfigError
+from shared.files import write_json
 
 SETTINGS = (
     *("env", "num_envs", "depth", "width", "batch", "minibatches", "budget", "precision", "mode", "seeds"),

@@ -12,10 +12,11 @@ import psutil
 
 from deploy.bench.scaling_measure import DETAILS, FIGURES, Setting, measure
 from deploy.bench.scaling_roles import Parent
-from deploy.replay_server.provision import reverb_python
-from deploy.replay_server.server import ReplayServer, TableSpec
-from shared.config import ConfigError, parse_experiment
+from deploy.replay.server.process import ReplayServer, TableSpec
+from deploy.replay.server.provision import reverb_python
+from shared.config_file import parse_experiment
 from shared.envs.base import EnvSpec
+from shared.errors import ConfigError
 from shared.plan import Plan, make_plan
 from shared.replay.errors import ReplayError
 

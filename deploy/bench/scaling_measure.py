@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 
 from deploy.bench.scaling_roles import Parent, Roles
-from deploy.replay_server.server import ReplayServer
+from deploy.replay.server.process import ReplayServer
 from shared.plan import Plan
 from shared.replay.codec import INT_COLUMNS
 from shared.replay.errors import ReplayTimeout

@@ -15,8 +15,10 @@ from jax.experimental.compilation_cache import compilation_cache
 from deploy.bench.unrolled import Unrolled, unroll_params
 from learner.state import LearnerState, init_state, make_optimisers
 from learner.update import make_gradients, make_steps, make_update_step, make_update_steps
-from shared.config import ConfigError, Experiment, parse_experiment
+from shared.config import Experiment
+from shared.config_file import parse_experiment
 from shared.envs.base import EnvSpec
+from shared.errors import ConfigError
 from shared.networks import NetworkParams, make_networks, param_shapes
 from shared.plan import Plan, make_plan
 from shared.replay.codec import Columns

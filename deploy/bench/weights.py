@@ -11,21 +11,21 @@ import jax
 import jax.numpy as jnp
 import ray
 
-from deploy.actors.learner import LearnerActor
-from deploy.actors.source import CollectorActor
-from deploy.cluster import cluster
-from deploy.launch import as_actor, object_store_bytes, ray_output
-from deploy.placement import SERVICES
-from deploy.reaper import guarded
-from deploy.record import learner_role, source_roles
-from deploy.reservation import reserved
-from deploy.services import ParamStoreActor
-from shared.config import ACTIVE, Experiment, parse_experiment
+from deploy.run.actors.learner import LearnerActor
+from deploy.run.actors.services import ParamStoreActor
+from deploy.run.actors.source import CollectorActor
+from deploy.run.launch import as_actor, object_store_bytes, ray_output
+from deploy.scheduling.ray_cluster import cluster
+from deploy.scheduling.reaper import guarded
+from deploy.scheduling.reservation import reserved
+from shared.config import ACTIVE, Experiment
+from shared.config_file import parse_experiment
 from shared.envs.base import EnvSpec
 from shared.envs.registry import make_envs
 from shared.networks import make_networks
 from shared.params import Policy
 from shared.plan import make_plan
+from shared.roles import COLLECTOR_LEARNER, SERVICES, Role, source_roles
 from shared.types import Params
 
 TIMEOUT_S = 300.0  # for any one step, initialising and compiling the first time among them
@@ -99,16 +99,16 @@ def bench_weights(depth: int, width: int, repeats: int, say: Callable[[str], Non
         output, ray_cluster = ray_output(Path(folder)), cluster(object_store_bytes(experiment, spec), namespace)
         with guarded(), output, ray_cluster, reserved(experiment, say) as places:
 
-            def start(kind: type, role: str, *arguments: Any) -> Any:
+            def start(kind: type, role: Role, *arguments: Any) -> Any:
                 return as_actor(kind, places[role]).remote(*arguments)
 
             store = start(ParamStoreActor, SERVICES)
             stacks = str(Path(folder) / "stacks.log")
             learner = start(
-                PublishingLearner, learner_role(ACTIVE), stacks, experiment, plan, ACTIVE, store, None, folder, 0
+                PublishingLearner, COLLECTOR_LEARNER, stacks, experiment, plan, ACTIVE, store, None, folder, 0
             )
             source = source_roles(experiment)[0]
-            collector = start(PullingCollector, source, stacks, experiment, plan, 0, {}, folder, store, None)
+            collector = start(PullingCollector, source, stacks, experiment, plan, source, None, folder, store, None)
             size, device = ray.get([learner.prepare.remote(), collector.device.remote()], timeout=TIMEOUT_S)
             first, *timed = [_send(learner, collector, version) for version in range(repeats + 1)]
             for actor in (learner, collector, store):

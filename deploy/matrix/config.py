@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from shared.config import ConfigError, Experiment, Frozen, NetworkConfig, explain, parse_experiment, read_yaml
+from shared.config import Experiment, Frozen, NetworkConfig
+from shared.config_file import explain, parse_experiment, read_yaml
+from shared.errors import ConfigError
 from shared.values import Depth, EnvId, Seed
 
 _SET_BY_THE_MATRIX = ("env", "seed", "learners", "stream")

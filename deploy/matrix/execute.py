@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import yaml
 
-from deploy.access import OWNER_ONLY, make_folder
 from deploy.matrix.config import MatrixConfig, MatrixRun, write_matrix
 from deploy.matrix.folder import MATRIX, is_begun, is_done, progress, runs_in
 from deploy.matrix.room import may_start, room_for
-from deploy.reaper import guarded
-from shared.config import ConfigError
+from deploy.scheduling.reaper import guarded
+from shared.errors import ConfigError
+from shared.files import OWNER_ONLY, make_folder
 
 POLL_S = 0.2
 PROGRESS_EVERY_S = 30.0

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 from deploy.matrix.config import MatrixConfig, MatrixRun, expand, fed_run, load_matrix
-from deploy.record import read_status
-from shared.config import ConfigError, Experiment, load_experiment
+from deploy.run.run_dir import read_status
+from shared.config import Experiment
+from shared.config_file import load_experiment
+from shared.errors import ConfigError
 from shared.stream.format import MANIFEST
 
 MATRIX = "matrix.yaml"

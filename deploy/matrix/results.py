@@ -7,8 +7,8 @@ from typing import Any
 
 from deploy.matrix.config import MatrixConfig
 from deploy.matrix.folder import is_done, runs_in
-from deploy.record import write_json
 from shared.config import ACTIVE
+from shared.files import write_json
 
 COLUMNS = (
     "env",

@@ -13,9 +13,10 @@ from typing import Any
 import psutil
 
 from deploy.matrix.config import MatrixRun
-from deploy.placement import Node, Roles, asks_nothing, find_shortage, pack, plan_placement, roles_of
-from shared.config import ConfigError, Experiment
+from deploy.scheduling.placement import Node, Roles, asks_nothing, find_shortage, pack, plan_placement, roles_of
+from shared.config import Experiment
 from shared.envs.registry import make_envs
+from shared.errors import ConfigError
 
 START_S = 90.0  # a cluster that is not there by then has a fault; a few seconds are usual
 STOP_S = 30.0
@@ -86,7 +87,7 @@ def room_for(runs: Sequence[MatrixRun], parallel: int | None, in_process: bool) 
     if in_process or all(_shares_nothing(run.experiment) for run in runs):
         yield Room({run.name: {} for run in runs})
         return
-    command = [sys.executable, "-m", "deploy.cluster", str(_store_bytes(runs, parallel))]
+    command = [sys.executable, "-m", "deploy.scheduling.ray_cluster", str(_store_bytes(runs, parallel))]
     holder = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -119,7 +120,7 @@ def _answer(holder: subprocess.Popen) -> dict[str, Any]:
 
 def _store_bytes(runs: Sequence[MatrixRun], parallel: int | None) -> int:
     """For Ray's object store: what as many runs take as may go at once, or as much as Ray itself would give."""
-    from deploy.launch import object_store_bytes  # imports Ray
+    from deploy.run.launch import object_store_bytes  # imports Ray
 
     specs = (make_envs(run.experiment).training.spec for run in runs)
     needs = [object_store_bytes(run.experiment, spec) for run, spec in zip(runs, specs, strict=True)]

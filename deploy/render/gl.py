@@ -14,7 +14,7 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
 
 
 def choose_gl() -> str:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from collector.collector import coverage
 from deploy.matrix.config import MatrixConfig, MatrixRun, load_matrix
 from deploy.matrix.folder import MATRIX, is_done, progress, runs_in
-from deploy.record import EVALUATOR, learner_role, source_roles
-from shared.config import ACTIVE, ConfigError
+from shared.config import ACTIVE
+from shared.errors import ConfigError
 from shared.metrics import Row, read_metrics
+from shared.roles import EVALUATOR, learner_role, source_roles
 
 Values = NDArray[np.float64]
 

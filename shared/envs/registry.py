@@ -14,8 +14,9 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
-from shared.config import ConfigError, EnvOptions, Experiment
+from shared.config import EnvOptions, Experiment
 from shared.envs.base import GoalEnv
+from shared.errors import ConfigError
 
 ENTRY_POINTS = "fathom.envs"
 

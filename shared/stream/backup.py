@@ -5,7 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
-from shared.stream.files import LOCK_SECONDS, lock_shard, sync_folder
+from shared.files import sync_folder
+from shared.stream.files import LOCK_SECONDS, lock_shard
 from shared.stream.format import ShardSummary
 from shared.stream.index import read_index, write_index
 from shared.stream.part import check_bytes

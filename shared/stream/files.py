@@ -1,6 +1,5 @@
 """What any file of a stream needs: names that outlive a power cut, errors in one line, a lock for its writer."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,35 +7,10 @@ from pathlib import Path
 import filelock
 import pyarrow as pa
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
 
 LOCK = "lock"
 LOCK_SECONDS = 5.0
-
-
-def replace_file(path: Path, text: str, sync: bool = True) -> None:
-    """`path` is what it was or all of `text`, whatever happens meanwhile; without `sync`, but for a power cut.
-
-    Raises OSError.
-    """
-    beside = path.with_name(path.name + ".new")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        if sync:
-            os.fsync(file.fileno())
-    beside.replace(path)
-    if sync:
-        sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """So that a new name in the folder outlives a power cut."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 @contextmanager

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shared.config import ConfigError
-from shared.stream.files import reading, replace_file
+from shared.errors import ConfigError
+from shared.files import replace_file
+from shared.stream.files import reading
 from shared.stream.format import FORMAT_VERSION, INDEX, ShardIndex, ShardSummary
 
 

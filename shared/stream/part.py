@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
+from shared.files import sync_folder
 from shared.replay.codec import Columns
-from shared.stream.files import reading, sync_folder
+from shared.stream.files import reading
 from shared.stream.format import PARTIAL, PartSummary, StreamDescription, part_name
 
 AGAIN = "put it back as it was, or resume from a snapshot"

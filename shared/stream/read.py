@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from shared.config import ConfigError, EnvOptions
+from shared.config import EnvOptions
+from shared.errors import ConfigError
 from shared.replay.codec import Columns
 from shared.stream.files import reading
 from shared.stream.format import (

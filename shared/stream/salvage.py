@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
 from shared.stream.format import INDEX, PARTIAL, ShardSummary, StreamDescription, misnumbered, part_name
 from shared.stream.index import read_index, write_index
 from shared.stream.part import (

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from shared.files import replace_file
 from shared.replay.codec import INT_COLUMNS, Columns
-from shared.stream.files import LOCK_SECONDS, lock_shard, replace_file
+from shared.stream.files import LOCK_SECONDS, lock_shard
 from shared.stream.format import (
     FORMAT_VERSION,
     MANIFEST,

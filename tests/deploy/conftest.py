@@ -25,7 +25,7 @@ def pace_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def _cluster(pace_dir: Path) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
     """The holder of a Ray cluster of one node without GPUs, and what other processes' environments need to enter it."""
-    command = [sys.executable, "-m", "deploy.cluster", str(STORE_BYTES)]
+    command = [sys.executable, "-m", "deploy.scheduling.ray_cluster", str(STORE_BYTES)]
     # Workers have the environment of their cluster, not of a run.
     path = os.pathsep.join(filter(None, (str(OWN_ENVS), os.environ.get("PYTHONPATH"))))
     holder = subprocess.Popen(

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 import deploy
-from deploy.commands import make_envs_and_plan
 from deploy.matrix.config import load_matrix
 from deploy.matrix.plan import plan_matrix
-from shared.config import load_experiment
+from deploy.run.setup import make_envs_and_plan
+from shared.config_file import load_experiment
 
 SHIPPED = sorted((Path(deploy.__file__).parent / "experiments").glob("*.yaml"))
 PAPER = {

@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from shared.config import ACTIVE, ConfigError, Experiment, load_experiment, parse_experiment
+from shared.config import ACTIVE, Experiment
+from shared.config_file import load_experiment, parse_experiment
+from shared.errors import ConfigError
 
 
 def mistake(values: dict) -> str:

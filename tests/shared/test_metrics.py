@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from shared.metrics import ROWS_UNTOLD, MetricsWriter, Reporter, read_metrics
+from shared.metrics import ROWS_UNTOLD, MetricsWriter, Reporter, read_metrics, rewind
 
 
 def test_waits_are_shares_of_the_time_between_rows() -> None:
@@ -108,6 +108,24 @@ def test_rows_tell_sizes_as_they_are_then() -> None:
     queue.append(2)
     reporter.row({})
     assert [row["queue/snapshots"] for row in reporter.drain().rows] == [1, 2]
+
+
+def test_a_resumed_run_rewinds_by_appending(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    for updates in (0, 3, 5):
+        for learner in ("a", "b"):
+            writer.write("evaluator", {"learner": learner, "index": updates})
+        writer.write("learner-a", {"index": updates})
+    written = {path: path.read_bytes() for path in (tmp_path / "metrics").iterdir()}
+    rewind(tmp_path, "evaluator", 3, learner="a")
+    rewind(tmp_path, "learner-a", 4)
+    rewind(tmp_path, "learner-b", 4)  # has written nothing yet
+    assert {path: path.read_bytes()[: len(written[path])] for path in (tmp_path / "metrics").iterdir()} == written
+    writer.write("learner-a", {"index": 5, "again": True})
+    writer.close()
+    assert read_metrics(tmp_path, "learner-a") == [{"index": 0}, {"index": 3}, {"index": 5, "again": True}]
+    evaluated = [(row["learner"], row["index"]) for row in read_metrics(tmp_path, "evaluator")]
+    assert evaluated == [("a", 0), ("b", 0), ("a", 3), ("b", 3), ("b", 5)]
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from shared.config import ConfigError, Experiment
+from shared.config import Experiment
 from shared.envs.base import EnvSpec
+from shared.errors import ConfigError
 from shared.plan import Plan, make_plan
 
 TINY = {

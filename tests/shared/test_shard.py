@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shared.config import ConfigError
+from shared.errors import ConfigError
 from shared.replay.codec import Columns
 from shared.stream.backup import link_shard, restore_shard
 from shared.stream.format import ShardSummary, StreamDescription

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from shared.config import ConfigError, EnvOptions, parse_experiment
+from shared.config import EnvOptions
+from shared.config_file import parse_experiment
 from shared.envs.registry import make_envs
+from shared.errors import ConfigError
 from shared.plan import make_plan
 from shared.replay.codec import Columns
 from shared.stream.format import ShardSummary, StreamDescription, bytes_of_stream, describe

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from deploy.bench.options import BenchUpdate, BenchWeights
-from deploy.cli import run_command
+from deploy.cli.bench import BenchUpdate, BenchWeights
+from deploy.cli.main import run_command
 
 UPDATE = {
     *("depth", "batch", "width", "precision", "init_seconds", "trace_seconds", "compile_seconds"),

@@ -8,8 +8,8 @@ import psutil
 import pytest
 
 from deploy.bench.end_to_end import DEFAULT, QUICK, rate, share, within
-from deploy.cli import run_command
-from shared.config import parse_experiment
+from deploy.cli.main import run_command
+from shared.config_file import parse_experiment
 from shared.envs.registry import make_envs
 from shared.plan import make_plan
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from deploy.bench import saved
-from deploy.bench.results import Outputs, bench
-from deploy.cli import run_command
-from shared.config import ConfigError
+from deploy.cli.bench_results import Outputs, measure_and_show
+from deploy.cli.main import run_command
+from shared.errors import ConfigError
 
 MACHINE = {"cpu": "a", "cores": 2, "jax": "0.10.2", "device": "cpu", "git_revision": "1"}
 THEN: dict[str, Any] = {
@@ -100,23 +100,23 @@ def test_a_place_that_cannot_be_written_is_refused_before(tmp_path: Path, capsys
 
 def test_what_was_saved_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "then.json"
-    assert bench("update", lambda: THEN, Outputs(as_json=True, save=path)) == 0
+    assert measure_and_show("update", lambda: THEN, Outputs(as_json=True, save=path)) == 0
     assert json.loads(capsys.readouterr().out) == THEN
-    assert bench("update", lambda: NOW, Outputs(as_json=True, compare=path)) == 0
+    assert measure_and_show("update", lambda: NOW, Outputs(as_json=True, compare=path)) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == NOW | {"compared": saved.compare(path, THEN, NOW)}
-    assert bench("update", lambda: NOW, Outputs(compare=path)) == 0
+    assert measure_and_show("update", lambda: NOW, Outputs(compare=path)) == 0
     assert "depth=8 batch=8" in capsys.readouterr().out
 
 
 def test_another_machine_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "then.json", **saved.describe_machine() | {"cores": 1000})
-    assert bench("update", lambda: NOW, Outputs(as_json=True, compare=path)) == 0
+    assert measure_and_show("update", lambda: NOW, Outputs(as_json=True, compare=path)) == 0
     assert "is from another machine: cores 1000 then" in capsys.readouterr().err
 
 
 def test_a_refusal_does_not_cost_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "then.json", device="NVIDIA H100")
     with pytest.raises(ConfigError, match="was measured on NVIDIA H100"):
-        bench("update", lambda: NOW, Outputs(as_json=True, compare=path))
+        measure_and_show("update", lambda: NOW, Outputs(as_json=True, compare=path))
     assert json.loads(capsys.readouterr().out) == NOW

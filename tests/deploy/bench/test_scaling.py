@@ -17,8 +17,8 @@ from deploy.bench.entries import bench_entries, item_bytes
 from deploy.bench.row_bytes import bench_row_bytes
 from deploy.bench.scaling import bench_scaling
 from deploy.bench.scaling_measure import DETAILS, FIGURES, saturated
-from shared.config import ConfigError
 from shared.envs.registry import make_env
+from shared.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 SMALL: dict[str, Any] = {"environments": 8, "seconds": 0.5, "episode_length": 100, "unroll_length": 25}

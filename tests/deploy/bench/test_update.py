@@ -9,7 +9,7 @@ import pytest
 
 from deploy.bench import update
 from deploy.bench.update import _experiment, bench_update, differences, model_flops, uncached
-from shared.config import ConfigError
+from shared.errors import ConfigError
 from shared.networks import CriticParams, NetworkParams
 
 TIMED = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from deploy.gauges import LABELS
+from deploy.telemetry.gauges import LABELS
 
 pytestmark = pytest.mark.deploy
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from deploy.gauges import LABELS
+from deploy.telemetry.gauges import LABELS
 
 DOCKER = Path(__file__).parents[3] / "deploy/docker"
 COMPOSE = DOCKER.parents[1] / "docker-compose.yml"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from deploy.matrix.config import MatrixConfig, expand, load_matrix
-from shared.config import ConfigError
+from shared.errors import ConfigError
 
 
 def test_every_combination_is_one_run_with_all_learners(make_matrix: Callable[..., MatrixConfig]) -> None:

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from deploy.cli import run_command
+from deploy.cli.main import run_command
 from deploy.matrix.config import MatrixConfig, expand
 from deploy.matrix.config import write_matrix as save_matrix
 from deploy.matrix.execute import _why_failed
@@ -165,7 +165,7 @@ def test_an_added_depth_is_what_it_would_have_been_from_the_start(grown: Grown, 
 
     # Nothing was collected again.
     assert read_metrics(added, "collector-0") == []
-    assert len(read_metrics(added, "stream-0")) == 20
+    assert len(read_metrics(added, "feeder-0")) == 20
     rows = {row["learner_depth"]: row for row in cells(out) if row["seed"] == "0"}
     for name in ("coverage", "gradient_steps", "samples_per_insert"):
         assert rows["8"][name] == rows["4"][name]

@@ -6,8 +6,10 @@ import pytest
 
 from deploy.matrix.config import MatrixConfig, expand, write_matrix
 from deploy.matrix.folder import check_out, is_done, runs_in
-from deploy.record import write_config, write_json
-from shared.config import ConfigError, Experiment
+from deploy.run.provenance import write_config
+from shared.config import Experiment
+from shared.errors import ConfigError
+from shared.files import write_json
 
 MakeMatrix = Callable[..., MatrixConfig]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cli import run_command
+from deploy.cli.main import run_command
 from deploy.matrix.config import MatrixConfig
 from deploy.matrix.plan import plan_matrix, readable_bytes
 

@@ -12,8 +12,9 @@ import pytest
 
 from deploy.matrix.config import MatrixConfig, expand, fed_run
 from deploy.matrix.room import demands, may_start
-from deploy.placement import Node, asks_nothing
-from shared.config import ConfigError, Resources
+from deploy.scheduling.placement import Node, asks_nothing
+from shared.config import Resources
+from shared.errors import ConfigError
 
 DEADLINE_S = 200
 RESOURCES = {

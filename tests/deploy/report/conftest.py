@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from deploy.matrix.config import MatrixConfig, MatrixRun, expand, write_matrix
-from deploy.record import EVALUATOR, learner_role, write_config, write_json
+from deploy.run.provenance import write_config
 from shared.config import ACTIVE
 from shared.envs.registry import make_envs
+from shared.files import write_json
 from shared.metrics import MetricsWriter
 from shared.plan import make_plan
+from shared.roles import EVALUATOR, learner_role
 
 MATRIX = {
     "environments": ["point_u_maze"],

@@ -9,7 +9,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from deploy.cli import run_command
+from deploy.cli.main import run_command
 from deploy.report.analyse import make_report
 from deploy.report.page import write_page
 from deploy.report.read import read_matrix

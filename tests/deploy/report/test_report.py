@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deploy.cli import run_command
+from deploy.cli.main import run_command
 from deploy.report import text
 from deploy.report.analyse import EXPLORING, EXPRESSING, TOGETHER, EnvironmentReport, _paired, make_report
 from deploy.report.read import _seconds, read_matrix

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from shared.config import ConfigError, EnvOptions, Experiment
+from shared.config import EnvOptions, Experiment
 from shared.envs.base import EnvState
 from shared.envs.brax_env import BraxEnv, compile_model
 from shared.envs.check import check_env
 from shared.envs.registry import PAPER_TASKS, env_entries, make_env, make_envs
 from shared.envs.space import Maze
+from shared.errors import ConfigError
 
 IDS = tuple(entry.env_id for entry in env_entries())
 SIZES = {  # state, goal and action, of the first pattern that fits

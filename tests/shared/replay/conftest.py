@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy.bench.replay import StockClient
-from deploy.replay_server.server import ReplayServer, TableSpec
+from deploy.replay.server.process import ReplayServer, TableSpec
 
 UNLIMITED = [
     *("from_ours", "from_stock", "from_steps", "order/a", "order/b", "shapes", "exact", "empty", "stop"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.replay_server.server import TableSpec
+from deploy.replay.server.process import TableSpec
 from shared.replay.codec import Columns
 from shared.replay.errors import ReplayMismatch, ReplayTimeout, ReplayUnavailable
 from shared.replay.info import ReplayMonitor

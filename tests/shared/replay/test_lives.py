@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.replay_server.server import ReplayServer, TableSpec
+from deploy.replay.server.process import ReplayServer, TableSpec
 from shared.config import Experiment
 from shared.envs.base import EnvSpec
 from shared.metrics import Reporter

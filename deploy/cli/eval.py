@@ -1,0 +1,42 @@
+"""`fathom eval`: a trained policy on fresh episodes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from deploy.cli.output import show
+from shared.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluate a trained policy of a run."""
+
+    run_dir: Positional[Path]
+    learner: str = "active"
+    """Which learner."""
+    episodes: int | None = None
+    """Fresh episodes; none: as many as in the run."""
+    seed: int = 0
+    """Chooses starts and goals."""
+    json: bool = False
+    """Print one JSON object."""
+
+    def execute(self) -> int:
+        if self.episodes is not None and self.episodes < 1:
+            raise ConfigError(f"--episodes: {self.episodes} is not positive")
+        from deploy.run.trained import load_trained
+
+        trained = load_trained(self.run_dir, self.learner)
+        from collector.evaluator import Evaluator
+
+        experiment = trained.experiment
+        if self.episodes is not None:
+            changed = experiment.evaluation.model_copy(update={"episodes": self.episodes})
+            experiment = experiment.model_copy(update={"evaluation": changed})
+        evaluator = Evaluator(experiment, trained.plan, trained.envs.evaluation)
+        metrics = evaluator.measure(experiment.learner(self.learner), trained.actor, self.seed)
+        result = {"learner": self.learner, "updates": trained.updates, "episodes": experiment.evaluation.episodes}
+        show(result | metrics, self.json)
+        return 0

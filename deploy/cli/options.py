@@ -1,0 +1,39 @@
+"""Option values that several commands read, and their errors."""
+
+import re
+import signal
+from typing import Any
+
+from shared.errors import ConfigError
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def folder_mode(text: str) -> int:
+    """Returns the value of `--dir-mode`, three octal digits, as a number. Raises ConfigError."""
+    if not re.fullmatch("[02]?7[0-7]{2}", text):
+        raise ConfigError(
+            f"--dir-mode: {text!r:.20} is not the mode of a folder that you can use yourself; "
+            "write three octal digits that begin with 7, such as 0750"
+        )
+    return int(text, 8)
+
+
+def named_env(env_id: str) -> Any:
+    """Returns the environment (a GoalEnv) of an `--env` option. Raises ConfigError."""
+    from shared.envs.registry import make_env
+
+    try:
+        return make_env(env_id)
+    except ValueError as error:
+        raise ConfigError(f"--env: {error}") from error
+
+
+def interrupt_on_signals() -> None:
+    """Turns Ctrl-C and `docker stop` into KeyboardInterrupt, also where a shell has made this process ignore Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

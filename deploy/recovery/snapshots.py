@@ -1,0 +1,272 @@
+"""Snapshots of a run: what `--resume` goes on from.
+
+    RUN/snapshots/<updates>/<role>/       a part: what the role wrote, and part.json, its checksums, written last
+    RUN/snapshots/<updates>/manifest.json the parts' checksums, written when all of them are there
+
+Every role takes its part by counts that the plan names, none waits for another: learners at an update, collectors
+once they have made all windows that a learner can have seen by then.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from collector.collector import CollectorState
+from deploy.mode import Mode
+from shared import checkpoint
+from shared.config import Frozen
+from shared.errors import ConfigError
+from shared.files import replace_file
+from shared.position import Position
+from shared.roles import Role
+from shared.stream.backup import link_shard, restore_shard
+from shared.stream.format import ShardSummary
+from shared.stream.index import read_index
+from shared.stream.part import check_bytes
+
+SNAPSHOTS, MANIFEST, SEAL = "snapshots", "manifest.json", "part.json"
+FORMAT_VERSION = 2
+STATE, POSITION, SHARD, GENERATORS = "state", "position.json", "stream", "generators.json"  # in a part
+DRIVER = "driver"
+_REMEDY = "resume from another snapshot"
+
+
+class Seal(Frozen):
+    """A part's files by name with their SHA-256, and what it cost: `seconds`, most of them in the background, and
+    `pause_seconds` that its role stood still.
+    """
+
+    files: dict[str, str]
+    bytes: int
+    seconds: float
+    pause_seconds: float
+
+
+class Manifest(Frozen):
+    """A whole snapshot. `updates` by learner, `numbers` of the newest unroll by source, `parts`: their seals' SHA-256.
+
+    `time_at_goal`: mean over the learners when they were last evaluated; none before.
+    """
+
+    format_version: int
+    mode: Mode
+    updates: dict[str, int]
+    numbers: dict[str, int]
+    env_steps: int
+    time_at_goal: float | None
+    parts: dict[str, str]
+
+
+class Snapshot(NamedTuple):
+    folder: Path
+    manifest: Manifest
+
+
+class Part:
+    """One role's part of one snapshot, to be written."""
+
+    def __init__(self, run_dir: Path, updates: int, role: Role | str) -> None:
+        self.folder = run_dir / SNAPSHOTS / str(updates) / str(role)
+
+    @property
+    def sealed(self) -> bool:
+        return (self.folder / SEAL).exists()
+
+    def begin(self) -> None:
+        """An empty folder: what a role that died has left of it goes."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    def seal(self, began: float, pause_s: float) -> None:
+        """Once all is written. `began`: `time.monotonic()` then. Raises OSError."""
+        files = {name: _sha256(self.folder / name) for name in _files(self.folder)}
+        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        seal = Seal(files=files, bytes=size, seconds=time.monotonic() - began, pause_seconds=pause_s)
+        replace_file(self.folder / SEAL, seal.model_dump_json(indent=1))
+
+
+def write_learner(part: Part, state: Any, pause_s: float) -> None:
+    """`state` on the host. Raises OSError."""
+    began = time.monotonic()
+    part.begin()
+    checkpoint.save(part.folder / STATE, state)
+    part.seal(began, pause_s)
+
+
+def write_source(part: Part, position: Position, state: CollectorState | None, pause_s: float) -> None:
+    """A collector's part, whose shard is linked already, or a feeder's, which has no `state`. Raises OSError."""
+    began = time.monotonic()
+    (part.folder / POSITION).write_text(json.dumps(position.as_json()), encoding="utf-8")
+    if state is not None:
+        checkpoint.save(part.folder / STATE, state)
+    part.seal(began, pause_s)
+
+
+def link_stream(part: Part, shard: ShardSummary, folder: Path) -> None:
+    """The shard in `folder` as it is now; by the thread that writes it. Raises OSError."""
+    link_shard(shard, folder, part.folder / SHARD)
+
+
+def write_driver(part: Part, generators: Mapping[str, Any]) -> None:
+    """Of a run in one process: what its sampling draws from, by learner. Raises OSError."""
+    began = time.monotonic()
+    part.begin()
+    (part.folder / GENERATORS).write_text(json.dumps(generators), encoding="utf-8")
+    part.seal(began, 0.0)
+
+
+def read_driver(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / GENERATORS).read_text(encoding="utf-8"))
+
+
+def read_position(folder: Path) -> Position:
+    return Position.from_json(json.loads((folder / POSITION).read_text(encoding="utf-8")))
+
+
+def read_state(folder: Path, like: Any) -> Any:
+    """What a role's part holds, shaped like `like` (arrays or their shapes)."""
+    return checkpoint.load(folder / STATE, like)
+
+
+def restore_stream(folder: Path, target: Path) -> None:
+    """The shard `target` as the part in `folder` has it. Raises ConfigError, OSError."""
+    restore_shard(folder / SHARD, target)
+
+
+def finish(
+    run_dir: Path,
+    updates: int,
+    roles: Sequence[Role | str],
+    mode: Mode,
+    learners: Mapping[str, int],
+    time_at_goal: float | None,
+    steps: int,
+) -> tuple[Manifest, list[Seal]]:
+    """Writes the manifest of a snapshot whose parts are all sealed. `steps`: of an unroll. Raises OSError."""
+    folder = run_dir / SNAPSHOTS / str(updates)
+    parts = [str(role) for role in roles]
+    positions = {part: read_position(folder / part) for part in parts if (folder / part / POSITION).exists()}
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        mode=mode,
+        updates=dict(learners),
+        numbers={part: position.windows.number for part, position in positions.items()},
+        env_steps=steps * sum(position.unrolls for position in positions.values()),
+        time_at_goal=time_at_goal,
+        parts={part: _sha256(folder / part / SEAL) for part in parts},
+    )
+    replace_file(folder / MANIFEST, manifest.model_dump_json(indent=1))
+    return manifest, [Seal.model_validate_json((folder / part / SEAL).read_text()) for part in parts]
+
+
+def sealed(run_dir: Path, updates: int, roles: Sequence[Role | str]) -> bool:
+    return all(Part(run_dir, updates, role).sealed for role in roles)
+
+
+def drop(run_dir: Path, updates: int) -> None:
+    """One that will not be finished."""
+    shutil.rmtree(run_dir / SNAPSHOTS / str(updates), ignore_errors=True)
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Leaves the newest `keep` whole snapshots, the best by time at goal, and what is newer than all of them."""
+    whole = _whole(run_dir)
+    if not whole:
+        return
+    newest = sorted(whole)[-keep:]
+    best = max(whole, key=lambda updates: (whole[updates].time_at_goal or 0.0, updates))
+    for path in (run_dir / SNAPSHOTS).iterdir():
+        if path.name.isdecimal() and int(path.name) < newest[-1] and int(path.name) not in {*newest, best}:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def newest_good(run_dir: Path, say: Callable[[str], None]) -> Snapshot | None:
+    """The newest snapshot whose every byte is as its checksums say; none where none was finished.
+
+    Raises ConfigError where there are some and all are damaged.
+    """
+    folder = run_dir / SNAPSHOTS
+    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
+    damages = []
+    for path in sorted(found, key=lambda path: int(path.name), reverse=True):
+        if not (path / MANIFEST).exists():
+            continue
+        try:
+            return Snapshot(path, _verified(path))
+        except ConfigError as error:
+            damages.append(str(error))
+            say(f"{error}; trying the one before")
+    if damages:
+        raise ConfigError(f"{folder}: no snapshot is whole ({damages[0]}); begin again with --overwrite")
+    return None
+
+
+def drop_later(run_dir: Path, chosen: Snapshot) -> None:
+    """What was written after `chosen`, by the life of the run that ended, is of a future that will not be."""
+    for path in (run_dir / SNAPSHOTS).iterdir():
+        if path.name.isdecimal() and int(path.name) > int(chosen.folder.name):
+            shutil.rmtree(path)
+
+
+def _whole(run_dir: Path) -> dict[int, Manifest]:
+    found = {}
+    for path in (run_dir / SNAPSHOTS).glob(f"*/{MANIFEST}"):
+        try:
+            found[int(path.parent.name)] = _read_manifest(path)
+        except ConfigError:  # damaged
+            continue
+    return found
+
+
+def _read_manifest(path: Path) -> Manifest:
+    """Raises ConfigError, one line; OSError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        version = json.loads(text)["format_version"]
+        if version == FORMAT_VERSION:
+            return Manifest.model_validate_json(text)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: damaged") from error
+    raise ConfigError(f"{path}: format version {version!r}, this Fathom reads {FORMAT_VERSION}")
+
+
+def _verified(folder: Path) -> Manifest:
+    """The manifest, once everything under it was read and found as it says. Raises ConfigError, one line."""
+    try:
+        manifest = _read_manifest(folder / MANIFEST)
+        for role, digest in manifest.parts.items():
+            _verify_part(folder / role, digest)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: cannot be read ({error})") from error
+    return manifest
+
+
+def _verify_part(folder: Path, digest: str) -> None:
+    if _sha256(folder / SEAL) != digest:
+        raise ConfigError(f"{folder / SEAL}: damaged")
+    seal = Seal.model_validate_json((folder / SEAL).read_text(encoding="utf-8"))
+    if set(seal.files) != set(_files(folder)):
+        raise ConfigError(f"{folder}: other files than when it was written")
+    for name, expected in seal.files.items():
+        if _sha256(folder / name) != expected:
+            raise ConfigError(f"{folder / name}: damaged")
+    if (folder / SHARD).is_dir():
+        for part in read_index(folder / SHARD, _REMEDY).parts:
+            check_bytes(folder / SHARD / part.name, part, "snapshot", _REMEDY)
+
+
+def _files(folder: Path) -> list[str]:
+    """Those of a part by name, but for the stream's, whose index has their checksums."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(name) for name in names if name.name != SEAL and name.suffix != ".arrow")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,69 @@
+"""Pictures of episodes: what `fathom render` writes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from deploy.render.episode import Episode, make_recorder
+from deploy.render.gl import choose_gl
+from shared.envs.base import GoalEnv
+from shared.envs.point_maze import PointMaze
+from shared.errors import ConfigError
+from shared.policy import PolicyFunction
+from shared.types import Params
+
+Picture = Literal["html", "mp4", "png"]
+Writer = Callable[[Any, Sequence[Episode], Path, str], None]  # (env, episodes, out, title)
+
+
+def render(
+    env: GoalEnv,
+    policy: PolicyFunction,
+    params: Params,
+    out: Path,
+    picture: Picture,
+    seed: int,
+    say: Callable[[str], None],
+    title: str = "",
+    steps: int | None = None,
+) -> None:
+    """Plays one episode, at most `steps` long, and draws it to the file `out`; several of a point in a maze.
+
+    html: a page with the scene to turn around in, whose viewer comes from the internet. mp4: a film in real
+    time. png: eight moments, or the paths through the maze. `title` heads a png; `seed` chooses start and goal.
+
+    Raises ConfigError, before anything is played, for an environment that cannot be drawn so, and where png or
+    mp4 find no OpenGL; OSError where `out` cannot be written.
+    """
+    write, count = _writer(env, picture)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    record = make_recorder(env, policy, steps)
+    episodes = []
+    for key in jax.random.split(jax.random.key(seed), count):
+        episodes.append(record(params, key))
+        distances = episodes[-1].distances
+        at_goal = int((distances < env.spec.goal_radius).sum())
+        say(f"an episode of {len(distances)} steps, {at_goal} at the goal; nearest to it {distances.min():.2f}")
+    say(f"drawing {out}")
+    write(env, episodes, out, f"{title} · success radius {env.spec.goal_radius:g}")
+
+
+def _writer(env: GoalEnv, picture: Picture) -> tuple[Writer, int]:
+    """What draws such a `picture` of `env`, and how many episodes go into it. Raises ConfigError if nothing can."""
+    if isinstance(env, PointMaze):
+        from deploy.render import plane
+
+        if picture not in plane.WRITERS:
+            raise ConfigError("point mazes have no 3-D page; use --format png or mp4")
+        return plane.WRITERS[picture], plane.EPISODES
+    from shared.envs.brax_env import BraxEnv
+
+    if not isinstance(env, BraxEnv):
+        raise ConfigError(f"{type(env).__name__} cannot be drawn; only point mazes and what is a BraxEnv can")
+    if picture != "html":
+        choose_gl()  # before anything is compiled
+    from deploy.render import body
+
+    return body.WRITERS[picture], body.EPISODES

@@ -1,0 +1,96 @@
+"""Ray's side of every role: a process, its clients, and nothing else. The roles themselves never import Ray.
+
+Each actor works in one thread and answers the driver's polls in another, so that an answer is a heartbeat.
+An actor may be a role's second or third life: then it goes on where the last one was.
+"""
+
+import faulthandler
+import signal
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from deploy.recovery.states import Background
+from deploy.scheduling.processes import Process
+from learner.guard import NonFiniteError
+from shared.config import Experiment
+from shared.disk import Disk, StoppedWaiting
+from shared.errors import ConfigError
+from shared.metrics import Report, Reporter
+from shared.replay.errors import ReplayStopped, ReplayTimeout
+
+# What another process would meet as well.
+FATAL = (NonFiniteError, ReplayTimeout, ConfigError)
+
+
+class RoleActor(Process, ABC):
+    """A role's process. Subclasses say what the work is."""
+
+    def __init__(self, stacks_path: str) -> None:
+        """`stacks_path`: where SIGUSR1 leaves the stacks of all threads, however stuck they are.
+
+        A node that does not see the run's folder has them in Ray's own log of this process.
+        """
+        try:
+            self._stacks = open(stacks_path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
+        except FileNotFoundError:
+            faulthandler.register(signal.SIGUSR1)
+        else:
+            faulthandler.register(signal.SIGUSR1, file=self._stacks)
+        self._reporter = Reporter()
+        self._stop = threading.Event()
+        self._done = False
+        self._error = self._details = ""
+        self._fatal = False
+
+    def read(self, path: str) -> str | None:
+        """What a file holds as this node sees it; none where there is no such file."""
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def start(self) -> None:
+        threading.Thread(target=self._main, name="work", daemon=True).start()
+
+    def poll(self) -> Report:
+        return self._reporter.drain(self._done, self._error, self._details)._replace(fatal=self._fatal)
+
+    def stop(self) -> None:
+        """Asks the work to end; `poll` tells when it has."""
+        self._stop.set()
+
+    @abstractmethod
+    def work(self) -> None:
+        """The role's loop; returns when it is done or `self._stop` is set."""
+
+    def _main(self) -> None:
+        try:
+            self.work()
+        except (ReplayStopped, StoppedWaiting):
+            pass  # we asked for it
+        except Exception as error:  # noqa: BLE001 - whatever it is, the driver must hear of it
+            self._fatal = isinstance(error, FATAL)
+            self._details = traceback.format_exc()
+            self._error = " ".join(f"{type(error).__name__}: {error}".split())
+        self._done = True
+
+
+class WritingActor(RoleActor):
+    """A role that writes to the run's directory, and waits where its disk has no room."""
+
+    def __init__(self, stacks_path: str, experiment: Experiment, run_dir: str) -> None:
+        super().__init__(stacks_path)
+        self._experiment, self._run_dir = experiment, Path(run_dir)
+        self._disk = Disk(self._run_dir, experiment.supervision.disk_reserve_gb)
+        self._background = Background()
+        self._reporter.sizes["queue/states"] = lambda: self._background.held
+
+    def _wait_for_room(self) -> None:
+        """Raises StoppedWaiting."""
+        self._disk.wait_for_room(self._reporter, self._stop.is_set)
+
+    def _paused(self) -> bool:
+        """Whether other roles may be waiting for room, and this one for them: that is nobody's fault."""
+        return not self._disk.roomy

@@ -1,0 +1,169 @@
+"""The record of a run while it is going: what the driver writes, and the newest of it for console and summary."""
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy.layout import SNAPSHOTS, STATE, STREAM
+from deploy.recovery.snapshots import Snapshot, read_position
+from deploy.run.provenance import write_config
+from deploy.run.run_dir import read_status
+from shared.config import Experiment
+from shared.files import write_json
+from shared.metrics import MetricsWriter, Row, curves, metrics_files, read_metrics
+from shared.plan import Plan
+from shared.position import Position
+from shared.roles import EVALUATOR, Role, learner_role, source_roles
+
+RECOVERY = "recovery"  # events, in a metrics file of their own
+ROWS_KEPT = 8  # newest rows of each role in memory, from which rates are computed
+
+
+class RunRecord:
+    """What the driver knows of a run and writes to its directory.
+
+    Metrics rows go to files and are never read back for recovery: what a restarted process needs (`position`,
+    `updates`, `evaluated`) is kept here apart from them.
+    """
+
+    def __init__(self, run_dir: Path, experiment: Experiment, plan: Plan, snapshot: Snapshot | None = None) -> None:
+        """`snapshot`: the point from which the run resumes, to which its directory was restored; none: it begins."""
+        self.run_dir = Path(run_dir)
+        self.experiment = experiment
+        self.plan = plan
+        self.snapshot = snapshot
+        self.started = self._begun = time.time()
+        self._rows: dict[str, deque[Row]] = {}
+        self._evaluations: dict[str, list[Row]] = {name: [] for name in experiment.all_learners}
+        self._indices: dict[str, int] = {}
+        self._positions: dict[Role, Position] = {}
+        self._before: dict[str, Any] = {"seconds": 0.0, "resumed": []}
+        newest = self._resume(snapshot) if snapshot else {}
+        self._writer = MetricsWriter(self.run_dir, newest)
+        write_config(self.run_dir, experiment)
+        self.watchers: list[Callable[[Role, Row], None]] = []
+        """Each gets every role's rows as they are written."""
+
+    def _resume(self, snapshot: Snapshot) -> dict[str, int]:
+        """Restores indices and positions from the snapshot; returns the newest environment steps of every curve."""
+        manifest = snapshot.manifest
+        for name, updates in manifest.updates.items():
+            self._indices[str(learner_role(name))] = updates
+            self._indices[f"{EVALUATOR}/{name}"] = max(u for u in self.plan.evaluation_updates if u <= updates)
+        for role in source_roles(self.experiment):
+            self._positions[role] = read_position(snapshot.folder / str(role))
+            self._indices[str(role)] = self._positions[role].windows.number
+        status = read_status(self.run_dir)
+        seconds = status.get("seconds", 0.0)
+        resumed = {"time": time.time(), "seconds": seconds, "updates": int(snapshot.folder.name)}
+        self._before = {"seconds": seconds, "resumed": [*status.get("resumed", []), resumed]}
+        self.started = status.get("started", self.started)
+        newest: dict[str, int] = {}
+        for name in metrics_files(self.run_dir):
+            rows = read_metrics(self.run_dir, name)
+            self._rows[name] = deque(rows, maxlen=ROWS_KEPT)
+            for row in rows:
+                newest[curves(name, row)] = row.get("env_steps", 0)
+                if name == str(EVALUATOR):
+                    self._evaluations[row["learner"]].append(row)
+        return newest
+
+    def add(self, role: Role, row: Row) -> None:
+        """Writes one row of `role`, unless a row with its index was written before. Raises OSError on a full disk."""
+        curve, index = curves(role, row), row.get("index")
+        if index is not None:
+            if index <= self._indices.get(curve, -1):
+                return  # a restarted process repeats what its predecessor has reported
+            self._indices[curve] = index
+        self._rows.setdefault(str(role), deque(maxlen=ROWS_KEPT)).append(row)
+        if role == EVALUATOR:
+            self._evaluations[row["learner"]].append(row)
+        self._writer.write(role, row)
+        for watch in self.watchers:
+            watch(role, row)
+
+    def move(self, role: Role, position: Position | None) -> None:
+        """Records the position of a source after its last row; none leaves it as it was."""
+        if position is not None:
+            self._positions[role] = position
+
+    def recovery(self, role: Role, cause: str, seconds: float) -> None:
+        """Records that `role` works again, `seconds` after its fault was found."""
+        self.note(RECOVERY, {"env_steps": self.env_steps, "role": role.title, "cause": cause, "seconds": seconds})
+
+    def note(self, event: str, row: Row) -> None:
+        """Writes a row about the run itself to the metrics file of `event`."""
+        self._writer.write(event, {"time": time.time(), **row})
+
+    def position(self, role: Role) -> Position | None:
+        """The position of a source after its last row; none before its first."""
+        return self._positions.get(role)
+
+    def updates(self, learner: str) -> int:
+        """Updates of a learner up to its last row."""
+        return self._indices.get(str(learner_role(learner)), 0)
+
+    def evaluated(self, learner: str) -> int:
+        """Updates of a learner's last evaluated policy; -1 before the first evaluation."""
+        return self._indices.get(f"{EVALUATOR}/{learner}", -1)
+
+    @property
+    def stream_dir(self) -> Path:
+        """Where this run's own stream is written."""
+        return self.run_dir / STREAM
+
+    def remove_backups(self) -> None:
+        """Removes what only an unfinished run needs: snapshots, learners' states, a stream that was not asked for."""
+        for folder in (STATE, SNAPSHOTS):
+            shutil.rmtree(self.run_dir / folder, ignore_errors=True)
+        if not self.experiment.record:
+            shutil.rmtree(self.stream_dir, ignore_errors=True)
+
+    def recent(self, role: Role) -> list[Row]:
+        """The newest few rows of `role`; its file has all of them."""
+        return list(self._rows.get(str(role), ()))
+
+    def evaluations(self, learner: str) -> list[Row]:
+        return self._evaluations[learner]
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of all sources so far."""
+        unroll_steps = self.experiment.collector.environments * self.plan.unroll_length
+        return unroll_steps * sum(position.unrolls for position in self._positions.values())
+
+    @property
+    def windows(self) -> int:
+        """Windows of all sources so far; every learner's table gets each of them."""
+        return sum(position.windows.made for position in self._positions.values())
+
+    def status(self, state: str, reason: str = "") -> None:
+        """Writes status.json.
+
+        `started` is the start of the first incarnation of the run, `seconds` the wall time of all incarnations.
+        `resumed` has an entry for each later one: its start, the seconds before it, and the update it resumed from.
+
+        Args:
+            state: running, done, failed or interrupted.
+            reason: one line on how it ended.
+        """
+        write_json(
+            self.run_dir / "status.json",
+            {
+                "state": state,
+                "reason": reason,
+                "env_steps": self.env_steps,
+                "budget": self.plan.env_steps,
+                "updates": {name: self.updates(name) for name in self.experiment.all_learners},
+                "updates_planned": self.plan.updates,
+                "started": self.started,
+                "seconds": self._before["seconds"] + time.time() - self._begun,
+                "resumed": self._before["resumed"],
+            },
+        )
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,122 @@
+"""The run directory before a run starts: who may look into it, who owns it, and whether the disk has room for it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from deploy.recovery.states import KEPT
+from shared.config import Experiment
+from shared.disk import GB
+from shared.envs.base import EnvSpec
+from shared.errors import ConfigError
+from shared.files import OWNER_ONLY, make_folder
+from shared.networks import make_networks, network_size
+from shared.plan import Plan
+from shared.stream.format import bytes_of_stream
+from shared.stream.write import PARTS_OF_A_TAIL
+
+COPIES_IN_CHECKPOINT = 3  # parameters and Adam's two moments
+METRICS_BYTES = 64 * 2**20
+
+
+def prepare_run_dir(run_dir: Path, overwrite: bool, mode: int = OWNER_ONLY) -> Path:
+    """Creates an empty run directory and returns its absolute path.
+
+    Args:
+        run_dir: the folder; it may exist if it is empty, or if it holds a run and `overwrite` is set.
+        overwrite: removes the run that the folder holds.
+        mode: the mode of a new folder.
+
+    Raises:
+        ConfigError: the folder holds something that may not be replaced, or cannot be created.
+    """
+    run_dir = Path(run_dir).absolute()
+    if run_dir.exists() and any(run_dir.iterdir() if run_dir.is_dir() else [run_dir]):
+        if not overwrite:
+            raise ConfigError(f"--run-dir: {run_dir} is not empty; name another folder, or add --overwrite")
+        if not (run_dir / "config.yaml").exists():
+            raise ConfigError(f"--run-dir: {run_dir} holds no run, so --overwrite will not remove it; name another")
+        shutil.rmtree(run_dir)
+    try:
+        make_folder(run_dir, mode)
+    except OSError as error:
+        raise ConfigError(f"--run-dir: {run_dir} cannot be created ({error.strerror}); name another folder") from error
+    return run_dir
+
+
+@contextmanager
+def run_lock(run_dir: Path) -> Iterator[None]:
+    """Holds the right to run in `run_dir`. Raises ConfigError if another process holds it."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(run_dir.with_name(f".{run_dir.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise ConfigError(
+            f"--run-dir: {run_dir} belongs to a run that is still going; wait for it, or name another"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"--run-dir: {run_dir} cannot be created ({error.strerror}); name another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """Returns the content of status.json; empty if the file is missing or damaged."""
+    try:
+        return json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def check_space(run_dir: Path, experiment: Experiment, plan: Plan, spec: EnvSpec) -> None:
+    """Checks that the disk of `run_dir` can hold all that the run writes and still keep its reserve free.
+
+    Files that an earlier process of the run left there count as part of it.
+
+    Raises:
+        ConfigError: the disk is too small.
+    """
+    reserve = experiment.supervision.disk_reserve_gb * GB
+    needed = _state_bytes(experiment, spec) + _stream_bytes(experiment, plan, spec) + METRICS_BYTES
+    free, held = shutil.disk_usage(run_dir).free, _held_bytes(run_dir)
+    if free + held < needed + reserve:
+        raise ConfigError(
+            f"--run-dir: {run_dir} has {free / 2**20:,.0f} MB free, this run writes about "
+            f"{max(needed - held, 0) / 2**20:,.0f} MB and leaves {reserve / 2**20:,.0f} MB free "
+            "(supervision.disk_reserve_gb); make room or name another folder"
+        )
+
+
+def _state_bytes(experiment: Experiment, spec: EnvSpec) -> float:
+    """Size of all learners' checkpoints, newest states and snapshots; one snapshot more than kept is being written."""
+    networks = (make_networks(config, spec) for config in experiment.all_learners.values())
+    parameters = sum(network_size(each, spec) for each in networks)
+    snapshots = experiment.snapshots.keep + 1 if experiment.snapshots.count else 0
+    return 4 * COPIES_IN_CHECKPOINT * parameters * (1 + KEPT + snapshots)
+
+
+def _stream_bytes(experiment: Experiment, plan: Plan, spec: EnvSpec) -> float:
+    """Uncompressed size of the stream: all of it when recorded, else its tail and a copy of the tail per snapshot."""
+    if experiment.stream:
+        return 0
+    whole = bytes_of_stream(plan.env_steps, spec.state_size, spec.action_size)
+    if experiment.record:
+        return whole
+    unrolls = plan.stored_unrolls * (1 + 2 / PARTS_OF_A_TAIL)
+    tails = experiment.snapshots.keep + 2 if experiment.snapshots.count else 1
+    return min(whole, tails * whole * unrolls / plan.unrolls)
+
+
+def _held_bytes(run_dir: Path) -> int:
+    """Size of all files below `run_dir`; a file with several names (hard links) counts once."""
+    found = (path.stat() for path in run_dir.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum({status.st_ino: status.st_size for status in found}.values())

@@ -1,0 +1,55 @@
+"""A run's part of a Ray cluster, set aside before the first role starts: all of it or nothing."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from deploy.scheduling.placement import describe_wait, place, read_nodes
+from shared.config import Experiment, Resources
+from shared.errors import RunFailed
+from shared.roles import Role
+
+SOON_S = 3.0  # an idle cluster takes milliseconds; what another run has just left is back within a second or two
+
+
+class Reserved(NamedTuple):
+    """What a role may take, and the scheduling strategy by which its actors get there."""
+
+    resources: Resources
+    strategy: Any
+
+
+@contextmanager
+def reserved(experiment: Experiment, say: Callable[[str], None]) -> Iterator[dict[Role, Reserved]]:
+    """A place for each role of a run on the cluster that this process is connected to.
+
+    Raises RunFailed with the numbers: at once where the cluster is too small, and after `supervision.start_seconds`
+    where other jobs hold what the run needs. Whatever still runs in its place at the end is killed by Ray.
+    """
+    nodes = read_nodes(ray.nodes())
+    placement = place(experiment, nodes)
+    for note in placement.notes:
+        say(note)
+    group = placement_group(
+        [bundle.amounts for bundle in placement.bundles],
+        strategy="PACK",
+        bundle_label_selector=[bundle.selector for bundle in placement.bundles],
+    )
+    wait_s = experiment.supervision.start_seconds
+    try:
+        if not group.wait(min(SOON_S, wait_s)):
+            say(f"waiting: {describe_wait(placement.roles, ray.available_resources(), nodes)}")
+            if not group.wait(max(wait_s - SOON_S, 0)):
+                needed = describe_wait(placement.roles, ray.available_resources(), nodes)
+                raise RunFailed(f"resources: {needed}; other jobs have given up no more in {wait_s:g} s")
+        yield {
+            role: Reserved(placement.roles[role], PlacementGroupSchedulingStrategy(group, index))
+            for index, bundle in enumerate(placement.bundles)
+            for role in bundle.roles
+        }
+    finally:
+        remove_placement_group(group)

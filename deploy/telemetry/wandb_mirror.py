@@ -1,0 +1,166 @@
+"""A run's metrics at Weights & Biases: a process of its own follows the metrics files and logs what they say.
+
+wandb hooks into the interpreter that imports it, may ask for a key, and waits without end for a network or a service
+that does not answer. None of that reaches a run from another process, which reads what the run has written anyway.
+"""
+
+import contextlib
+import faulthandler
+import importlib.util
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from shared.config import Experiment
+from shared.errors import ConfigError
+from shared.metrics import Row, curves, parse_rows, scalars
+
+START_S = 60.0  # longest wait for the place where the run can be seen
+FINISH_S = 30.0  # longest upload after the run's end
+MARGIN_S = 10.0
+POLL_S = 1.0
+DEFAULTS = {  # of wandb's own settings; what the user's environment says wins
+    "WANDB_INIT_TIMEOUT": "20",  # seconds; then offline
+    "WANDB_QUIET": "true",
+    "WANDB_CONSOLE": "off",
+    "WANDB_DISABLE_GIT": "true",  # config.yaml holds the revision
+    "WANDB_DISABLE_CODE": "true",
+    "WANDB__DISABLE_STATS": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}
+
+
+def check_installed(experiment: Experiment) -> None:
+    """Raises ConfigError where wandb is asked for and cannot be imported."""
+    if experiment.wandb.project is None:
+        return
+    found = importlib.util.find_spec("wandb")
+    if found is None or found.origin is None:  # a folder called wandb, which wandb makes, is no package
+        raise ConfigError("wandb.project: wandb is not installed; pip install 'fathom-rl[wandb]', or leave it out")
+
+
+class Mirror:
+    """The driver's side of the process that mirrors a run. A failure is one line for the user; the run goes on."""
+
+    def __init__(self, run_dir: Path, say: Callable[[str], None], complain: Callable[[str], None]) -> None:
+        """Starts the process. `say` gets the address of the run's page, `complain` a failure."""
+        self._run_dir, self._complain = run_dir, complain
+        self._log = run_dir / "logs" / "wandb.log"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._log, "w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "deploy.telemetry.wandb_mirror", str(run_dir)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=DEFAULTS | os.environ,
+                start_new_session=True,  # Ctrl-C is for the driver, which ends us in order
+            )
+        assert self._process.stdout is not None
+        answered, _, _ = select.select([self._process.stdout], [], [], START_S)
+        where = self._process.stdout.readline().decode().strip() if answered else ""
+        say(f"wandb: {where or f'no answer; see {self._log}'}")
+
+    def close(self) -> None:
+        """Waits until everything is sent, a bounded time, and leaves no process behind."""
+        mirror = psutil.Process(self._process.pid)
+        family = [mirror, *mirror.children(recursive=True)]
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            status: int | None = self._process.wait(FINISH_S + 2 * MARGIN_S)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._process.wait()
+        if status != 0:
+            sync = f"`wandb sync {self._run_dir}/wandb/*run-*`"
+            self._complain(f"wandb did not get everything; {sync} sends what it kept (details: {self._log})")
+
+
+def main(run_dir: Path) -> None:
+    """Logs what is and will be in `run_dir`, until our standard input closes: the driver has ended, in order or not."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # wandb's web page may send one; runs are stopped where they run
+    ended = threading.Event()
+    threading.Thread(target=_await_end, args=(ended,), daemon=True).start()
+    with contextlib.redirect_stdout(sys.stderr):
+        run, where = _start(run_dir)
+    print(where, flush=True)
+    started: set[str] = set()
+    for role, row in followed(run_dir / "metrics", ended):
+        name = curves(role, row)
+        step = f"{name}/env_steps"
+        if name not in started:
+            run.define_metric(f"{name}/*", step_metric=step)
+            started.add(name)
+        values = {f"{name}/{metric}": value for metric, value in scalars(row).items()}
+        run.log({"_timestamp": row["time"], step: row.get("env_steps", 0), **values})
+    status = run_dir / "status.json"
+    done = status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "done"
+    run.finish(exit_code=0 if done else 1)
+
+
+def _await_end(ended: threading.Event) -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: an answer means closed
+    faulthandler.dump_traceback_later(FINISH_S + MARGIN_S, exit=True)
+    ended.set()
+
+
+def _start(run_dir: Path) -> tuple[Any, str]:
+    """wandb's run, and a line that says where it is: online where that works, else offline."""
+    import wandb
+
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    arguments = {
+        "project": config["wandb"]["project"],
+        "entity": config["wandb"]["entity"],
+        "name": run_dir.name,
+        "dir": str(run_dir),
+        "tags": [config["env"]],
+        "config": config,
+        "settings": wandb.Settings(finish_timeout=FINISH_S, finish_timeout_raises=True),
+    }
+    why = ""
+    try:
+        run = wandb.init(**arguments)
+    except wandb.Error as error:  # no key, a bad one, or no network
+        run = wandb.init(**arguments, mode="offline")
+        why = f" ({str(error).splitlines()[0]})"
+    if not run.offline:
+        return run, run.url or "disabled"
+    return run, f"offline{why}; `wandb sync {Path(run.dir).parent}` sends it later"
+
+
+def followed(metrics: Path, ended: threading.Event) -> Iterator[tuple[str, Row]]:
+    """Yields the rows of every role's file, also those to come, until `ended`.
+
+    Rows that a resumed run has rewound are all in the first part that is read, and are left out there.
+    """
+    read: dict[Path, int] = defaultdict(int)
+    last = False
+    while not last:
+        last = ended.wait(POLL_S)  # before the files are read: nothing is written after it
+        for path in sorted(metrics.glob("*.jsonl")):
+            with open(path, "rb") as file:
+                file.seek(read[path])
+                whole, newline, _ = file.read().rpartition(b"\n")
+            read[path] += len(whole + newline)
+            yield from ((path.stem, row) for row in parse_rows(whole.decode()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

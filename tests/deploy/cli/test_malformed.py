@@ -1,0 +1,453 @@
+"""Hundreds of wrong files and options: each is refused before anything starts, in lines that name the field."""
+
+import copy
+import math
+import re
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from deploy.cli.main import run_command
+from deploy.cli.overrides import override
+from deploy.matrix.config import load_matrix
+from deploy.matrix.plan import plan_matrix
+from deploy.run.setup import make_envs_and_plan
+from shared.config import Experiment, LearnerConfig
+from shared.config_file import load_experiment
+from shared.errors import ConfigError
+
+ROOT = Path(__file__).parents[3]
+GOOD: dict[str, Any] = {
+    "env": "point_u_maze",
+    "env_options": {"episode_length": 20},
+    "collector": {"width": 8, "environments": 4, "unroll_length": 5},
+    "learners": {"deep": {"depth": 8, "width": 8, "resources": {}}},
+    "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
+    "replay": {"steps_per_environment": 400, "prefill_steps": 40},
+    "evaluation": {"episodes": 8, "count": 2},
+    "budget": {"env_steps": 1000},
+}
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where libyaml is there
+_SET_BY_THE_MATRIX = ("env", "learners")
+MATRIX: dict[str, Any] = {
+    "environments": ["point_u_maze"],
+    "collector_depths": [4],
+    "learner_depths": [4, 8],
+    "seeds": [0, 1],
+    "experiment": {key: value for key, value in GOOD.items() if key not in _SET_BY_THE_MATRIX},
+}
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{this}: &{this} [{', '.join([f'*{last}'] * 10)}]\n" for last, this in zip("abcdefgh", "bcdefghi", strict=True)
+)
+MERGES = "a: &a {k0: 1, k1: 1, k2: 1, k3: 1}\n" + "".join(
+    f"{this}: &{this} {{<<: [{', '.join([f'*{last}'] * 10)}]}}\n"
+    for last, this in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+# --- files that are no experiment, whatever their keys say ---
+
+TEXTS: dict[str, str | bytes] = {
+    "empty": "",
+    "blank": " \n\n",
+    "comments": "# nothing\n",
+    "null": "null\n",
+    "number": "7\n",
+    "text": "point_u_maze\n",
+    "list": "- env: point_u_maze\n",
+    "two documents": "env: point_u_maze\n---\nenv: ant\n",
+    "binary": bytes(range(256)),
+    "latin-1": "env: point_u_maze # für\n".encode("latin-1"),
+    "utf-16": "env: point_u_maze\n".encode("utf-16"),
+    "zero byte": "env: point_u_maze\x00\n",
+    "escape sequence": "env: \x1b[31mred\n",
+    "tab": "env: a\n\tseed: 1\n",
+    "open map": "env: a\ncollector: {depth: 8\n",
+    "open list": "env: a\nlearners: [\n",
+    "open quote": "env: 'a\n",
+    "map in a line": "env: a: b\n",
+    "no colon": "env point_u_maze\nseed: 1\n",
+    "indented": "env: a\n  seed: 1\n",
+    "json with a comment": '{"env": "a", // the maze\n "seed": 1}',
+    "python object": "env: !!python/object/apply:os.system [exit]\n",
+    "python name": "env: !!python/name:os.system\n",
+    "python module": "env: !!python/module:os\n",
+    "python tuple": "seed: !!python/tuple [1, 2]\n",
+    "python object by another name": "%TAG ! tag:yaml.org,2002:python/\n---\nenv: !object/apply:os.system [exit]\n",
+    "unknown tag": "env: !maze u\n",
+    "binary tag": "env: !!binary cG9pbnRfdV9tYXpl\n",
+    "set": "env: point_u_maze\nlearners: !!set {deep}\n",
+    "ordered map": "env: point_u_maze\ncollector: !!omap [depth: 4]\n",
+    "no int": "env: a\nseed: !!int one\n",
+    "no bool": "env: a\nrecord: !!bool maybe\n",
+    "no float": "env: a\nseed: !!float x\n",
+    "no map": "env: a\ncollector: !!map [1]\n",
+    "no such day": "env: a\nseed: 2024-13-45\n",
+    "no such character": 'env: "\\UFFFFFFFF"\n',
+    "huge number": f"env: a\nseed: {'9' * 5000}\n",
+    "huge hexadecimal number": f"env: a\nseed: 0x{'f' * 5000}\n",
+    "beyond 64 bits": f"env: a\nseed: {2**64}\n",
+    "recursion": "env: a\ncollector: &x {depth: *x}\n",
+    "recursive list": "env: &x [*x]\n",
+    "unknown alias": "env: *x\n",
+    "merged text": "env: a\ncollector:\n  <<: text\n",
+    "a map as a key": "env: a\n? {a: b}\n: c\n",
+    "a list as a key": "env: a\n? [a]\n: c\n",
+    "key twice": "env: point_u_maze\nseed: 1\nseed: 2\n",
+    "key twice within": "env: point_u_maze\ncollector:\n  depth: 4\n  width: 8\n  depth: 8\n",
+    "key twice in one line": "env: point_u_maze\ncollector: {depth: 4, depth: 4}\n",
+    "key twice by its quotes": "env: point_u_maze\n'env': ant\n",
+    "learner twice": "env: point_u_maze\nlearners: {deep: {depth: 8}, deep: {depth: 16}}\n",
+    "deep lists": "env: " + "[" * 100_000,
+    "deep maps": "env: " + "{a: " * 50_000,
+    "deep dashes": "- " * 100_000,
+    "deep questions": "? " * 100_000,
+    "deep and closed": f"env: {'[' * 500}{']' * 500}\n",
+    "deep by indentation": "\n".join(" " * level + "a:" for level in range(300)),
+    "bomb": BOMB + "env: *i\n",
+    "bomb of merges": MERGES + "env: a\n",
+    "too many values": "env: a\nlearners: [" + "1, " * 20_000 + "]\n",
+    "too large": "env: a\n" + "# nothing\n" * 40_000,
+    "long key": f"env: point_u_maze\n{'k' * 100_000}: 1\n",
+    "long value": f"env: {'v' * 100_000}\n",
+    "number as a key": "env: point_u_maze\n1: 2\n",
+    "null as a key": "env: point_u_maze\n~: 2\n",
+    "number as a key within": "env: point_u_maze\ncollector: {1: 2}\n",
+    "truth as a learner": "env: point_u_maze\nlearners: {yes: {}}\n",
+    "line break as a key": 'env: point_u_maze\n"a\\nb": 1\n',
+    "surrogate": 'env: "\\ud800"\n',
+    "surrogate as a key": 'env: point_u_maze\n"\\ud800": 1\n',
+    "no env": "seed: 1\n",
+}
+LINES = {  # for some, what the line says
+    "empty": "holds no experiment; it needs at least the key env",
+    "zero byte": "not valid YAML (character #x0000 cannot be part of a text)",
+    "binary": "cannot be read (not UTF-8)",
+    "open map": ", line 3: not valid YAML (",
+    "python object": ", line 1: not valid YAML (could not determine a constructor for the tag",
+    "key twice": ", line 3: not valid YAML (the key 'seed' is there twice)",
+    "key twice within": ", line 5: not valid YAML (the key 'depth' is there twice)",
+    "no such day": ", line 2: not valid YAML ('2024-13-45' cannot be read as timestamp)",
+    "beyond 64 bits": ", line 2: not valid YAML (a whole number beyond 64 bits)",
+    "recursion": ", line 2: not valid YAML (an alias of what it is in)",
+    "deep lists": ", line 1: not valid YAML (more than 40 levels)",
+    "bomb": ", line 1: not valid YAML (more than 10000 values, aliases written out)",
+    "too large": "not valid YAML (more than 256 kB)",
+    "line break as a key": r": a\nb: unknown key",
+    "no env": ": env: is required",
+}
+
+
+def refused(check: Callable[[Path], object], path: Path) -> str:
+    """What `check` says of the file; never another exception, and nothing that takes long."""
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as error:
+        check(path)
+    assert time.monotonic() - started < 10
+    lines = str(error.value).split("\n")
+    for line in lines:
+        assert line.isprintable()
+        assert "Traceback" not in line
+        assert re.match(r"[^:]*/x\.yaml(, line \d+)?: \S|[a-z_]+(\.[\w-]+)*: \S", line), line
+        assert len(line) < 1200
+    return "\n".join(lines)
+
+
+def written(folder: Path, values: Any) -> Path:
+    content = values if isinstance(values, str | bytes) else yaml.dump(values, Dumper=_DUMPER, sort_keys=False)
+    (folder / "x.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder / "x.yaml"
+
+
+def planned(path: Path) -> object:
+    """What `fathom run` does before it makes a folder."""
+    return make_envs_and_plan(load_experiment(path))
+
+
+def planned_matrix(path: Path) -> object:
+    return plan_matrix(load_matrix(path))
+
+
+def test_the_good_ones_are_good(tmp_path: Path) -> None:
+    assert planned(written(tmp_path, GOOD))
+    assert planned_matrix(written(tmp_path, MATRIX))
+
+
+def test_what_is_unusual_and_right_is_taken(tmp_path: Path) -> None:
+    text = """
+env: point_u_maze
+budget: {env_steps: 1e8}
+collector: &small {width: 8.0, environments: '64', unroll_length: 5.0e+1}
+learners:
+  a: {<<: &network {depth: 8, width: 8}, seed: 1}
+  b: {<<: *network, depth: 16}
+algorithm: {actor_learning_rate: 1e-4, discount: .9}
+"""
+    experiment = load_experiment(written(tmp_path, text))
+    collector = experiment.collector
+    assert (collector.width, collector.environments, collector.unroll_length) == (8, 64, 50)
+    assert [(each.depth, each.width, each.seed) for each in experiment.learners.values()] == [(8, 8, 1), (16, 8, 0)]
+    assert (experiment.budget.env_steps, experiment.algorithm.actor_learning_rate) == (10**8, 1e-4)
+    assert experiment.algorithm.discount == 0.9
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_file_that_is_no_experiment(name: str, tmp_path: Path) -> None:
+    path = written(tmp_path, TEXTS[name])
+    assert LINES.get(name, "") in refused(planned, path)
+    refused(planned_matrix, path)
+
+
+def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
+    for name in ("bomb", "bomb of merges", "deep lists", "huge number", "long value"):
+        path = written(tmp_path, TEXTS[name])
+        tracemalloc.start()
+        refused(planned, path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 50e6
+
+
+@pytest.mark.parametrize("path", [Path("/dev/zero"), Path("/dev/null"), Path("/"), Path("/nowhere/x.yaml")], ids=str)
+def test_what_is_no_file(path: Path) -> None:
+    for check in (planned, planned_matrix):
+        with pytest.raises(ConfigError, match=f"^{path}: (not valid YAML|holds no|cannot be read)"):
+            check(path)
+
+
+# --- every field with every kind of value that none of it can have ---
+
+NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 1e300, "truth": True, "text": "many"}
+TYPES = {"map": {"a": 1}, "list": [1, 2]}
+SECTIONS = {"number": 3, "list": [{}], "text": "all", "null": None, "unknown key": {"no_such_key": 1}}
+
+
+def fields(model: type[BaseModel], within: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every field of an experiment by its path, and its type; `learners` by one of them."""
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if name == "learners":
+            yield (*within, name), Experiment
+            yield (*within, name, "deep"), LearnerConfig
+            yield from fields(LearnerConfig, (*within, name, "deep"))
+        else:
+            yield (*within, name), kind
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from fields(kind, (*within, name))
+
+
+def wrong_values() -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    for path, kind in fields(Experiment):
+        name = ".".join(path)
+        is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
+        is_number = "int" in str(kind) or "float" in str(kind)
+        wrong = SECTIONS if is_section else {**TYPES, **(NUMBERS if is_number else {})}
+        for what, value in wrong.items():
+            yield f"{name}: {what}", path, value
+
+
+def changed(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """A copy with `value` at `path`."""
+    values = copy.deepcopy(values)
+    section = values
+    for part in path[:-1]:
+        section = section.setdefault(part, {})
+    section[path[-1]] = value
+    return values
+
+
+WRONG = list(wrong_values())
+
+
+def test_the_table_is_long() -> None:
+    assert len(TEXTS) + len(WRONG) > 400
+    assert {path[0] for _, path, _ in WRONG} == set(Experiment.model_fields)
+
+
+@pytest.mark.parametrize("section", Experiment.model_fields)
+def test_a_value_of_the_wrong_kind(section: str, tmp_path: Path) -> None:
+    for what, path, value in WRONG:
+        if path[0] != section:
+            continue
+        message = refused(planned, written(tmp_path, changed(GOOD, path, value)))
+        assert ".".join(path) in message, what
+        if path[0] not in _SET_BY_THE_MATRIX:
+            inner = ("experiment", *path)
+            message = refused(planned_matrix, written(tmp_path, changed(MATRIX, inner, value)))
+            assert ".".join(path) in message, what
+
+
+OUT_OF_RANGE: list[tuple[str, Any]] = [
+    *((f"learners.deep.{field}", depth) for field in ("depth", "critic_depth") for depth in (0, -4, 6, 3.5, 10**9)),
+    *((field, -1) for field in ("seed", "learners.deep.seed", "collector.width", "algorithm.logsumexp_penalty")),
+    *((field, 2**32) for field in ("seed", "collector.environments", "algorithm.batch_size", "evaluation.count")),
+    *((field, 10**15) for field in ("budget.env_steps", "replay.prefill_steps", "replay.steps_per_environment")),
+    *(("algorithm.discount", value) for value in (0, 1, -0.5, 1.5)),
+    *(("replay.samples_per_insert", value) for value in (0, -1, 1e-300, 1e100)),
+    *(("replay.port", value) for value in (0, -1, 65536, 80.5)),
+    *(("env_options.physics_dt", value) for value in (0, -1, 1e-300, 10)),
+    *(("env_options.episode_length", value) for value in (0, 1, 10**7)),
+    *(("collector.resources.gpus", value) for value in (-1, 1.5, 1e12)),
+    *(("env", value) for value in ("", "ant_u_mase", "../ant", "a" * 10_000, "os:system", "sys:exit", "no.module:Env")),
+    *(("env", value) for value in ("importlib:import_module", "point_u_maze\n", "point_u_maze\x00", "json:decoder")),
+    *(("evaluation.env", value) for value in ("", "ant", "../ant", "a:b")),
+    *(("stream", value) for value in ("", "a\nb", "a\x00b", "x" * 5000)),
+    *(("wandb.project", value) for value in ("", "a/b", "a\nb", "x" * 129, 7)),
+    *(("wandb.entity", value) for value in ("me", "", "a/b", "\x1b[31m")),
+    *(("placement", value) for value in ("spred", 1)),
+    *(("collector.resources.labels", value) for value in ({"a b": "c"}, {"a": "b\n"}, {"a": 1}, {"a": "b"})),
+    ("collector.resources", {"gpus": "all"}),
+    ("algorithm.batch_size", 1),
+    ("algorithm.batch_size", 10_000),
+    ("algorithm.minibatches_per_update", 10_000),
+    ("replay.steps_per_environment", 10),
+    ("budget.env_steps", 1),
+    ("supervision.restarts_per_hour", -1),
+    ("supervision.start_seconds", 0),
+]
+NAMES = ["active", "", "a b", "../up", "a/b", "a\\b", "a.b", ".", "-", "a\nb", "a\x00", "\x1b[31m", "größe", "x" * 65]
+
+
+@pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE, ids=lambda value: f"{value!s:.30}".encode().hex()[:40])
+def test_a_value_that_is_out_of_range(field: str, value: Any, tmp_path: Path) -> None:
+    message = refused(planned, written(tmp_path, changed(GOOD, tuple(field.split(".")), value)))
+    section, _, key = field.rpartition(".")
+    assert field in message or f"{section}: {key}" in message or "labels say where" in message
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_learner_s_name(name: str, tmp_path: Path) -> None:
+    assert "learners." in refused(planned, written(tmp_path, changed(GOOD, ("learners", name), {})))
+
+
+def test_learners_that_the_command_line_could_not_tell_apart(tmp_path: Path) -> None:
+    path = written(tmp_path, {**GOOD, "learners": {"a-b": {}, "a_b": {}}})
+    assert "learners.a-b: another name differs in '-' and '_' alone" in refused(planned, path)
+
+
+# --- a matrix's own keys ---
+
+MATRIX_MISTAKES: list[tuple[str, Any]] = [
+    *((field, value) for field in ("environments", "collector_depths") for value in (None, {}, [], "ant", 4, [None])),
+    *((field, [[4]]) for field in ("environments", "collector_depths", "learner_depths", "seeds")),
+    *((field, [4, 4]) for field in ("collector_depths", "learner_depths", "seeds")),
+    *(("collector_depths", [value]) for value in (0, 6, -4, True, math.nan, math.inf, "deep", 10**9)),
+    *(("seeds", [value]) for value in (-1, 2**32, 1.5, True, math.nan, "first")),
+    *(("environments", [value]) for value in ("", "ant_u_mase", "../ant", "x" * 1000, 7)),
+    *(("evaluation_environments", value) for value in (["ant"], {"ant": "ant"}, {"point_u_maze": 7}, {1: 2})),
+    *(("experiment", value) for value in (None, [], "none", 1, {"env": "ant"}, {"seed": 1}, {"stream": "x"}, {1: 2})),
+    *((f"experiment.{key}", value) for key in ("collector", "evaluation") for value in (None, [], "x", 0, False)),
+    *((f"experiment.collector.{key}", 4) for key in ("depth", "actor_depth", "critic_depth")),
+    ("experiment.replay.pace", "free"),
+    ("experiment.replay", "free"),
+    ("seeds", list(range(9000))),
+    ("learners", {}),
+    ("env", "ant"),
+    ("depths", [4]),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), MATRIX_MISTAKES, ids=lambda value: f"{value!s:.30}")
+def test_a_matrix_s_mistake(field: str, value: Any, tmp_path: Path) -> None:
+    message = refused(planned_matrix, written(tmp_path, changed(MATRIX, tuple(field.split(".")), value)))
+    assert field.split(".")[-1].removesuffix("s") in message or "collector.depth: " in message
+
+
+def test_an_experiment_and_a_matrix_are_told_apart(tmp_path: Path) -> None:
+    message = refused(planned_matrix, written(tmp_path, GOOD))
+    assert "learners: unknown key; known here: environments, collector_depths" in message
+    assert "environments: unknown key" in refused(planned, written(tmp_path, MATRIX))
+
+
+# --- options ---
+
+OPTIONS = {
+    "an open map": ["--learners.deep.width", "{"],
+    "a key twice": ["--collector.resources.labels", "{a: b, a: c}"],
+    "a tag": ["--seed", "!!python/object/apply:os.system [exit]"],
+    "an alias": ["--seed", "*x"],
+    "nothing": ["--seed", ""],
+    "truth": ["--seed", "true"],
+    "not a number": ["--replay.samples-per-insert", ".nan"],
+    "infinity": ["--algorithm.actor-learning-rate", ".inf"],
+    "a list": ["--learners.deep.depth", "[4, 8]"],
+    "half a block": ["--learners.deep.depth", "6"],
+    "beyond 64 bits": ["--budget.env-steps", str(2**64)],
+    "a control character": ["--seed", "\x01"],
+    "a line break": ["--wandb.project", "a\nb"],
+    "no such option": ["--collector.dept", "8"],
+    "no such learner": ["--learners.wide.depth", "8"],
+    "no learner": ["--learners.", "8"],
+    "a section": ["--collector", "8"],
+    "a stray word": ["stray"],
+    "no such choice": ["--replay.pace", "fast"],
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_an_option(options: list[str], tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+    with pytest.raises(ConfigError) as error:
+        make_envs_and_plan(override(load_experiment(path), options, path))
+    assert str(error.value).isprintable()
+    names = options[0].removeprefix("--").replace("-", "_").split(".")
+    assert any(name and name.removesuffix("s") in str(error.value) for name in names)
+
+
+def test_what_is_not_given_stays_as_it_is(tmp_path: Path) -> None:
+    """Such a text is another value where YAML reads it again."""
+    odd = {"learners": {"very-deep": {}, "class": {}, "2": {}}, "wandb": {"project": "007"}, "stream": "/a #1"}
+    path = written(tmp_path, {**GOOD, **odd})
+    experiment = load_experiment(path)
+    given = override(experiment, ["--learners.very-deep.width", "9", "--learners.class.width", "7"], path)
+    assert (given.wandb, given.stream) == (experiment.wandb, experiment.stream)
+    assert [learner.width for learner in given.learners.values()] == [9, 7, 256]
+
+
+COMMANDS: dict[str, tuple[str, list[str], str]] = {
+    "bomb": (BOMB + "env: *i\n", [], "not valid YAML (more than 10000 values, aliases written out)"),
+    "tag": ("env: !!python/object/apply:os.system [exit]\n", [], "could not determine a constructor for the tag"),
+    "option": ("env: point_u_maze\n", ["--seed", "{"], "--seed: '{' is no value (expected the node content"),
+    "depth": (
+        "env: point_u_maze\ncollector: {depth: 6}\n",
+        [],
+        "collector.depth: depth 6 is not a positive multiple of 4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "options", "line"), COMMANDS.values(), ids=COMMANDS)
+def test_the_command_ends_with_one_line(
+    text: str,
+    options: list[str],
+    line: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["run", str(written(tmp_path, text)), *options]) == 2
+    _check_one_line(line, *capfd.readouterr(), tmp_path)
+
+
+@pytest.mark.processes
+def test_the_process_ends_with_one_line(tmp_path: Path) -> None:
+    text, options, line = COMMANDS["tag"]
+    command = [sys.executable, "-m", "deploy.cli", "run", str(written(tmp_path, text)), *options]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 2
+    _check_one_line(line, ran.stdout, ran.stderr, tmp_path)
+
+
+def _check_one_line(line: str, out: str, err: str, folder: Path) -> None:
+    assert out == ""
+    assert line in err
+    assert len(err.strip().splitlines()) == 1
+    assert [each.name for each in folder.iterdir()] == ["x.yaml"]

@@ -1,0 +1,136 @@
+"""Ray jobs on a head that asks for a token: submitted, refused, stopped."""
+
+import contextlib
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.deploy
+
+ROOT = Path(__file__).parents[3]
+BIN = Path(sys.executable).parent
+OURS = re.compile(r"ray::\w*Actor|deploy[./](cli|scheduling[./]reaper|replay[./]server)|bin/fathom")
+MARK = "FATHOM_TEST_JOB"  # in the environment of all that the head starts
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+class Head:
+    def __init__(self, tmp_path: Path) -> None:
+        token = tmp_path / "token"
+        token.write_text(secrets.token_hex(32))
+        token.chmod(0o600)
+        self.mark = secrets.token_hex(8)
+        self.environ = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        self.environ |= {"PATH": f"{BIN}:{os.environ['PATH']}"}
+        port, dashboard, agent = free_ports(3)  # other heads may run on this machine
+        self.address = f"http://127.0.0.1:{dashboard}"
+        options = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+        options += ["--num-cpus=2", "--disable-usage-stats"]
+        self.process = subprocess.Popen(
+            ["ray", "start", "--head", "--block", "--object-store-memory=300000000", *options],
+            env={**self.environ, MARK: self.mark},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
+        )
+
+    def ray(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["ray", "job", *arguments],
+            cwd=ROOT,
+            env={**self.environ, "RAY_API_SERVER_ADDRESS": self.address, **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=220,
+        )
+
+    def submit(self, *command: str, wait: bool, **environ: str) -> subprocess.CompletedProcess[str]:
+        how = [] if wait else ["--no-wait"]
+        return self.ray("submit", *how, "--working-dir", str(ROOT), "--", *command, **environ)
+
+    def stop(self) -> None:
+        for process in self._started():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait(30)
+
+    def _started(self) -> list[psutil.Process]:
+        """All that descends from the head, which knows it by its environment."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(MARK) == self.mark:
+                    found.append(process)
+        return found
+
+    def ours(self) -> list[psutil.Process]:
+        """What runs of a job: drivers, actors, the replay server; not what belongs to the head."""
+        found = []
+        for process in self._started():
+            with contextlib.suppress(psutil.Error):
+                if OURS.search(" ".join(process.cmdline())):
+                    found.append(process)
+        return found
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    started = Head(tmp_path_factory.mktemp("head"))
+    try:
+        deadline = time.monotonic() + 90
+        while started.submit("true", wait=True).returncode:  # its agent comes up last
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        yield started
+    finally:
+        started.stop()
+
+
+@pytest.mark.timeout(400)
+def test_a_job_succeeds_and_prints_plain_lines(head: Head) -> None:
+    experiment = "deploy/experiments/point_u_maze.yaml"
+    ran = head.submit("fathom", "run", experiment, "--total-env-steps", "60000", wait=True)
+    assert "succeeded" in ran.stdout, ran.stdout
+    progress = [line for line in ran.stdout.splitlines() if "environment steps, " in line and line.startswith("[")]
+    assert progress
+    assert not any("\x1b" in line or "\r" in line for line in progress)
+    assert head.ours() == []
+
+
+def test_without_the_token_it_is_refused(head: Head, tmp_path: Path) -> None:
+    refused = head.submit("true", wait=True, RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN_PATH="", HOME=str(tmp_path))
+    assert refused.returncode != 0
+    assert "Authentication required" in refused.stdout
+
+
+@pytest.mark.timeout(400)
+def test_a_stopped_job_leaves_nothing(head: Head) -> None:
+    submitted = head.submit("fathom", "run", "deploy/experiments/point_u_maze.yaml", wait=False)
+    name = re.search(r"raysubmit_\w+", submitted.stdout)
+    assert name, submitted.stdout
+    deadline = time.monotonic() + 200
+    while not any("Collector" in " ".join(process.cmdline()) for process in head.ours()):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert any("serve.py" in " ".join(process.cmdline()) for process in head.ours())
+    head.ray("stop", name[0])
+    deadline = time.monotonic() + 30
+    while left := head.ours():
+        assert time.monotonic() < deadline, left
+        time.sleep(1)

@@ -1,0 +1,283 @@
+"""Pictures are looked at by their pixels: each thing in a scene has a hue of its own."""
+
+import base64
+import json
+import re
+import zlib
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+from matplotlib import image
+
+from deploy.render import gl
+from deploy.render.draw import Picture, render
+from deploy.render.episode import Episode, make_recorder
+from deploy.render.scene import Scene, look_at, view_direction
+from shared.config import EnvOptions
+from shared.envs.base import EnvSpec, EnvState, GoalEnv
+from shared.envs.brax_env import BraxEnv, Timing
+from shared.envs.registry import make_env
+from shared.errors import ConfigError
+from shared.policy import random_policy
+from shared.types import Array
+
+pytestmark = pytest.mark.slow
+LENGTH = 12
+TIMINGS = {"spring": Timing(physics_dt=0.005, frames=2)}
+GOAL, BODY, WALL = "goal", "body", "wall"
+
+
+class Slider(BraxEnv):
+    """A ball slides along x, in front of a wall. Its goal, x, starts at 1 and moves on by 0.1 each step."""
+
+    timings = TIMINGS
+
+    @property
+    def spec(self) -> EnvSpec:
+        return EnvSpec(1, 1, 1, goal_indices=(0,), episode_length=LENGTH, goal_radius=0.4, num_cells=1)
+
+    def model_spec(self) -> mujoco.MjSpec:
+        spec = mujoco.MjSpec()
+        spec.worldbody.add_geom(type=mujoco.mjtGeom.mjGEOM_PLANE, size=(1, 1, 1), contype=0, conaffinity=0)
+        wall = {"type": mujoco.mjtGeom.mjGEOM_BOX, "pos": (1, 1, 0.5), "size": (1, 0.1, 0.5)}
+        spec.worldbody.add_geom(**wall, rgba=(0.55, 0.6, 0.68, 1), contype=0, conaffinity=0)
+        ball = spec.worldbody.add_body(name="ball", pos=(0, 0, 0.3))
+        ball.add_joint(name="x", type=mujoco.mjtJoint.mjJNT_SLIDE, axis=(1, 0, 0))
+        ball.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=(0.3, 0, 0), contype=0, conaffinity=0)
+        spec.add_actuator(target="x", trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        return spec
+
+    def start(self, key: Array) -> tuple[Array, Array, Array]:
+        return jnp.zeros(1), jnp.zeros(1), jnp.ones(1)
+
+    def observe(self, physics: Any, control: Array, goal: Array) -> Array:
+        return physics.q
+
+    def follow(self, physics: Any, goal: Array) -> Array:
+        return goal + 0.1
+
+    def goal_points(self, goal: Array) -> Array:
+        return jnp.concatenate([goal, jnp.array([0.0, 0.4])])[None]
+
+    def cell(self, goal: Array) -> Array:
+        return jnp.zeros(goal.shape[:-1], jnp.int32)
+
+
+class Falling(GoalEnv):
+    """State: steps since the start. It falls in its sixth step, and starts again at 0."""
+
+    @property
+    def spec(self) -> EnvSpec:
+        return EnvSpec(1, 1, 1, goal_indices=(0,), episode_length=LENGTH, goal_radius=0.5, num_cells=1)
+
+    def reset(self, key: Array) -> EnvState:
+        return EnvState((), jnp.zeros(1), jnp.full(1, 4.0), jnp.array(False))
+
+    def step(self, env_state: EnvState, action: Array) -> EnvState:
+        state = env_state.state + 1
+        return env_state._replace(state=state, terminated=state[0] == 6)
+
+    def cell(self, goal: Array) -> Array:
+        return jnp.zeros(goal.shape[:-1], jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def slider() -> Slider:
+    return Slider(EnvOptions())
+
+
+@pytest.fixture(scope="module")
+def slide(slider: Slider) -> Episode:
+    return make_recorder(slider, random_policy(1), None)({}, jax.random.key(0))
+
+
+def draw(env: GoalEnv, out: Path, picture: Picture, steps: int | None = None) -> list[str]:
+    said: list[str] = []
+    render(env, random_policy(env.spec.action_size), {}, out, picture, 0, said.append, "a title", steps)
+    return said
+
+
+def count(pixels: np.ndarray) -> dict[str, int]:
+    """How many of `pixels` `[..., 3]` in 0..1 show what."""
+    r, g, b = np.moveaxis(pixels[..., :3], -1, 0)
+    kinds = {GOAL: (g > r + 0.15) & (g > b + 0.1), BODY: (r > g + 0.1) & (g > b + 0.2), WALL: (b > r + 0.05) & (b > g)}
+    return {kind: int(found.sum()) for kind, found in kinds.items()}
+
+
+def film(path: Path) -> tuple[np.ndarray, Fraction | None, str]:
+    """Frames `[T, height, width, 3]`, their rate and their format."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+        return frames, stream.average_rate, f"{stream.codec_context.name} {stream.codec_context.pix_fmt}"
+
+
+def test_an_episode_ends_where_the_next_would_begin() -> None:
+    episode = make_recorder(Falling(), random_policy(1), None)({}, jax.random.key(0))
+    np.testing.assert_array_equal(episode.states[:, 0], np.arange(6))
+    np.testing.assert_array_equal(episode.distances, abs(np.arange(6) - 4))
+    assert len(episode.physics) == 6
+
+
+def test_an_episode_is_cut_off(slide: Episode) -> None:
+    assert len(make_recorder(Falling(), random_policy(1), 3)({}, jax.random.key(0)).states) == 3
+    assert len(slide.states) == LENGTH  # truncated by the environment's own length
+
+
+def test_goals_move(slider: Slider, slide: Episode) -> None:
+    np.testing.assert_allclose(slide.goals[:, 0], 1 + 0.1 * np.arange(LENGTH), rtol=1e-6)
+    positions = Scene(slider, slide).positions
+    np.testing.assert_allclose(positions[:, 1:], [[1 + 0.1 * step, 0, 0.4] for step in range(LENGTH)], rtol=1e-6)
+    np.testing.assert_array_equal(positions[:, 0], slide.states[:, 0])
+
+
+def test_a_sheet_shows_all_there_is(slider: Slider, tmp_path: Path) -> None:
+    said = draw(slider, tmp_path / "new" / "sheet.png", "png")
+    assert "12 steps" in said[0]
+    pixels = image.imread(tmp_path / "new" / "sheet.png")
+    assert pixels.shape[:2] == (767, 1820)
+    for row in (pixels[:383], pixels[383:]):
+        for panel in np.array_split(row, 4, axis=1):
+            assert min(count(panel).values()) > 200
+
+
+def test_a_film_of_a_body(slider: Slider, tmp_path: Path) -> None:
+    draw(slider, tmp_path / "film.mp4", "mp4")
+    frames, rate, kind = film(tmp_path / "film.mp4")
+    assert frames.shape == (LENGTH / 2, 720, 960, 3)  # 100 steps a second are too many: every other one
+    assert (rate, kind) == (50, "h264 yuv420p")
+    assert min(count(frames[-1] / 255).values()) > 1000
+    assert (frames[0] != frames[-1]).any()
+
+
+def test_a_page_holds_the_episode(slider: Slider, slide: Episode, tmp_path: Path) -> None:
+    draw(slider, tmp_path / "page.html", "html")
+    page = (tmp_path / "page.html").read_text()
+    assert "viewer.camera.position.set(...[" in page  # brax's page still opens its viewer the way we know
+    coded = re.search(r'var system = "([^"]+)"', page)
+    assert coded
+    system = json.loads(zlib.decompress(base64.b64decode(coded[1])))
+    assert system["opt"]["timestep"] == pytest.approx(0.01)
+    assert [geom["name"] for geom in system["geoms"]["world"]] == ["Plane", "Box"]
+    (sphere, column) = system["geoms"]["goal_0"]
+    assert (sphere["name"], column["name"], sphere["link_idx"]) == ("Sphere", "Capsule", 1)
+    assert len(system["states"]["x"]) == LENGTH
+    for goal, state in zip(slide.goals[:, 0], system["states"]["x"], strict=True):
+        np.testing.assert_allclose(state["pos"][1], [goal, 0, 0.4], atol=1e-3)
+
+
+@cache
+def still(env_id: str) -> tuple[Any, Episode]:
+    """An environment, and an episode of it that does not get beyond its start, so that no step is compiled."""
+    env: Any = make_env(env_id)
+    q, _, goal = jax.jit(env.start)(jax.random.key(0))
+    return env, Episode(np.zeros((1, 1)), goal[None], np.zeros(1), [SimpleNamespace(q=np.array(q)[None])])
+
+
+@pytest.mark.parametrize("env_id", ["ant", "ant_u4_maze", "ant_push"])
+def test_ants_goals_and_walls_stand_out(env_id: str) -> None:
+    (frame,) = Scene(*still(env_id)).frames([0], 480, 360)
+    seen = count(frame / 255)
+    assert seen[BODY] > 25
+    assert seen[GOAL] > 25
+    assert (seen[WALL] > 10_000) == (env_id != "ant")
+
+
+def test_bodies_are_where_brax_has_them() -> None:
+    from brax import kinematics
+
+    env, episode = still("ant_push")
+    q = episode.physics[0].q[0].copy()
+    q[3:7] /= np.linalg.norm(q[3:7])  # which MuJoCo does by itself
+    (data,) = Scene(env, episode).moments([0])
+    system = env.physics.system
+    there = jax.jit(kinematics.forward)(system, q, jnp.zeros(system.qd_size()))[0]
+    np.testing.assert_allclose(data.xpos[1:-1], there.pos, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(8, 6, 0.2), (3, 9, 0.5), (1, 1, 1), (1, 1, 4)])
+def test_the_camera_sees_every_point_and_is_no_farther_than_that(size: tuple[float, ...]) -> None:
+    points = np.random.default_rng(0).uniform(size=(500, 3)) * size + 5
+    camera = look_at(points, aspect=1.5, field_of_view=45)
+    ahead = view_direction(camera)
+    right = np.cross(ahead, (0, 0, 1)) / np.linalg.norm(np.cross(ahead, (0, 0, 1)))
+    from_camera = points - (camera.lookat - camera.distance * ahead)
+    height = (from_camera @ ahead) * np.tan(np.radians(45) / 2)
+    share = np.stack([from_camera @ right / (1.5 * height), from_camera @ np.cross(right, ahead) / height])
+    assert 0.85 < abs(share).max() < 1
+
+
+def test_a_picture_of_a_point_maze(tmp_path: Path) -> None:
+    draw(make_env("point_u_maze"), tmp_path / "maze.png", "png", steps=20)
+    pixels = image.imread(tmp_path / "maze.png")
+    for row in np.array_split(pixels[60:], 2):
+        for panel in np.array_split(row[:, :-150], 3, axis=1):
+            seen = count(panel)
+            assert seen[WALL] > 0.3 * panel[..., 0].size
+            assert seen[GOAL] > 1000
+
+
+def test_a_film_of_a_point_maze_grows(tmp_path: Path) -> None:
+    draw(make_env("point_u_maze"), tmp_path / "maze.mp4", "mp4", steps=4)
+    frames, rate, kind = film(tmp_path / "maze.mp4")
+    assert (len(frames), rate, kind) == (4, 10, "h264 yuv420p")
+    changed = [int((abs(frame.astype(int) - frames[0]).max(axis=-1) > 60).sum()) for frame in frames]
+    assert changed == sorted(changed)
+    assert changed[-1] > 0
+
+
+def test_what_cannot_be_drawn_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Falling cannot be drawn"):
+        draw(Falling(), tmp_path / "a.png", "png")
+    with pytest.raises(ConfigError, match="point mazes have no 3-D page"):
+        draw(make_env("point_u_maze"), tmp_path / "a.html", "html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_opengl_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr(gl, "find_library", lambda name: None)
+    for picture in ("png", "mp4"):
+        with pytest.raises(ConfigError, match=r"apt-get install libosmesa6 .*html needs none"):
+            draw(make_env("ant"), tmp_path / "a", picture)
+    draw(make_env("point_u_maze"), tmp_path / "maze.png", "png", steps=2)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found", "gpu", "chosen"),
+    [
+        ("", ("EGL", "OSMesa"), False, "osmesa"),
+        ("", ("EGL", "OSMesa"), True, "egl"),
+        ("", ("EGL",), False, "egl"),
+        ("", ("OSMesa",), True, "osmesa"),
+        ("egl", (), False, "egl"),
+        ("disable", ("OSMesa",), False, "osmesa"),  # of a viewer's window; nothing is shown here
+    ],
+)
+def test_the_choice_of_opengl(
+    wanted: str, found: tuple[str, ...], gpu: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", wanted)
+    monkeypatch.setattr(gl, "find_library", lambda name: f"lib{name}.so" if name in found else None)
+    monkeypatch.setattr(gl.Path, "exists", lambda path: gpu)
+    assert gl.choose_gl() == chosen
+
+
+def test_a_broken_opengl_is_one_line(slider: Slider, slide: Episode, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(slider, slide)
+    assert len(list(scene.frames([0], 64, 48))) == 1
+    # A process can have one of the two only: the other is as good as broken now.
+    other = "egl" if gl.choose_gl() == "osmesa" else "osmesa"
+    monkeypatch.setenv("MUJOCO_GL", other)
+    with pytest.raises(ConfigError, match=rf"^OpenGL by {other} does not work here \(.*html needs none$") as caught:
+        list(scene.frames([0], 64, 48))
+    assert "\n" not in str(caught.value)

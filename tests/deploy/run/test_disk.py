@@ -1,0 +1,207 @@
+"""A disk that fills up: who writes waits and says so, nothing is lost, and what a run needs is checked before it."""
+
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from deploy.recovery.states import Background
+from deploy.run.in_process import InProcessRun
+from deploy.run.record import RunRecord
+from deploy.run.run_dir import check_space
+from shared.config import ACTIVE, Experiment
+from shared.disk import GB, Disk, DiskTeller, StoppedWaiting
+from shared.envs.registry import make_envs
+from shared.errors import ConfigError
+from shared.metrics import Reporter, read_metrics
+from shared.plan import make_plan
+
+RESERVE_GB = 0.002
+EXPERIMENT = Experiment.model_validate(
+    {
+        "env": "point_u_maze",
+        "env_options": {"episode_length": 20},
+        "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5},
+        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
+        "replay": {"steps_per_environment": 400, "prefill_steps": 40, "samples_per_insert": 2.0},
+        "evaluation": {"episodes": 8, "count": 2},
+        "budget": {"env_steps": 560},
+        "snapshots": {"count": 2},
+        "supervision": {"disk_reserve_gb": RESERVE_GB},
+    }
+)
+ENVS = make_envs(EXPERIMENT)
+PLAN = make_plan(EXPERIMENT, ENVS.training.spec)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+class Fill:
+    """A file that leaves `left_gb` GB of a disk free."""
+
+    def __init__(self, folder: Path, left_gb: float) -> None:
+        self._path = folder / "filling"
+        free = int((Disk(folder, 0.0).free_gb - left_gb) * GB)
+        with open(self._path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, free)
+
+    def remove_after(self, seconds: float) -> None:
+        threading.Timer(seconds, self._path.unlink).start()
+
+
+@pytest.mark.processes
+def test_a_run_waits_on_a_full_disk_and_ends_as_if_it_had_not(small_disk: Path, tmp_path: Path) -> None:
+    record = RunRecord(small_disk / "run", EXPERIMENT, PLAN)
+    said: list[str] = []
+    fills: list[Fill] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            fills[0].remove_after(1.5)
+
+    run = InProcessRun(record, ENVS, say)
+
+    def progress() -> None:
+        if not fills and run.learners[ACTIVE].updates == 3:
+            fills.append(Fill(small_disk, 0.7 * RESERVE_GB))
+
+    run.run(progress)
+    record.close()
+
+    assert len(said) == 2
+    waits = rf"the disk of {record.run_dir} has 0\.001\d GB left, too little by supervision\.disk_reserve_gb \(0\.002\)"
+    assert re.fullmatch(waits + "; the run waits for room", said[0])
+    assert re.fullmatch(rf"the disk of {record.run_dir} has 0\.0[2-6]\d* GB left; the run goes on", said[1])
+    rows = read_metrics(record.run_dir, "collector-0")
+    waited = [row.get("wait/disk space", 0.0) * row["seconds"] for row in rows]
+    assert 1.5 <= sum(waited) == max(waited) < 5
+
+    other = RunRecord(tmp_path / "unpaused", EXPERIMENT, PLAN)
+    unpaused = InProcessRun(other, ENVS)
+    unpaused.run()
+    other.close()
+    assert run.learners[ACTIVE].updates == PLAN.updates
+    states = [each.learners[ACTIVE].state._replace(key=np.zeros(())) for each in (run, unpaused)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert [row["index"] for row in rows] == [row["index"] for row in read_metrics(other.run_dir, "collector-0")]
+
+
+@pytest.mark.processes
+def test_a_role_goes_on_when_there_is_room_again_and_has_progressed(small_disk: Path) -> None:
+    reporter, disk = Reporter(), Disk(small_disk, RESERVE_GB)
+    reporter.row({})
+    disk.wait_for_room(reporter, should_stop=lambda: True)  # returns at once: there is room
+    assert not disk.short
+    fill = Fill(small_disk, 0.5 * RESERVE_GB)
+    assert disk.short
+    fill.remove_after(0.6)
+    disk.wait_for_room(reporter, should_stop=lambda: False)
+    report = reporter.drain()
+    assert disk.roomy
+    assert report.waiting_for == ""
+    assert report.idle_seconds < 0.5
+
+
+@pytest.mark.processes
+def test_a_disk_at_its_reserve_is_neither_short_nor_roomy(small_disk: Path) -> None:
+    disk = Disk(small_disk, RESERVE_GB)
+    Fill(small_disk, 1.05 * RESERVE_GB)
+    assert (disk.short, disk.roomy) == (False, False)
+    assert (Disk(small_disk, 0.0).short, Disk(small_disk, 0.0).roomy) == (False, True)
+
+
+def test_a_wait_for_room_ends_when_it_is_asked_to(tmp_path: Path) -> None:
+    reporter, stop, raised = Reporter(), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(StoppedWaiting, match="asked to stop while waiting for room"):
+            Disk(tmp_path, 1e9).wait_for_room(reporter, stop.is_set)
+        raised.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    deadline = time.monotonic() + 5
+    while reporter.drain().waiting_for != "disk space" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert thread.is_alive()
+    stop.set()
+    thread.join(5)
+    assert raised.is_set()
+
+
+def test_each_wait_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
+    said: list[str] = []
+    teller = DiskTeller(Disk(tmp_path, 1.0), said.append)
+    teller.tell({"collector-0": "disk space", "learner-deep": "replay starved"})
+    teller.tell({"collector-0": "disk space", "learner-deep": "disk space"})
+    teller.tell({"learner-deep": "disk space"})  # nothing is heard of the other one
+    assert [text.rpartition("; ")[2] for text in said] == ["collector-0 waits for room", "learner-deep waits for room"]
+    teller.tell({"collector-0": "replay full", "learner-deep": "disk space"})
+    teller.tell({"collector-0": "", "learner-deep": "disk space"})
+    assert [text.rpartition("; ")[2] for text in said[2:]] == ["collector-0 goes on"]
+
+
+def test_a_background_writer_holds_a_state_until_it_is_written() -> None:
+    background, go_on = Background(), threading.Event()
+    assert background.held == 0
+    background.write(go_on.wait)
+    assert background.held == 1
+    go_on.set()
+    background.wait()
+    assert background.held == 0
+
+
+def test_the_reserve_is_part_of_what_a_run_needs_and_what_it_holds_is_not(tmp_path: Path) -> None:
+    spec, free_gb = ENVS.training.spec, Disk(tmp_path, 0.0).free_gb
+
+    def check(reserve_gb: float) -> None:
+        supervision = EXPERIMENT.supervision.model_copy(update={"disk_reserve_gb": reserve_gb})
+        check_space(tmp_path, EXPERIMENT.model_copy(update={"supervision": supervision}), PLAN, spec)
+
+    check(0.0)
+    with pytest.raises(ConfigError, match=r"MB free, this run writes about 6\d MB and leaves .* free \(supervision\."):
+        check(free_gb + 10.0)
+    with open(tmp_path / "state", "wb") as file:
+        file.truncate(int(7 * GB))  # a sparse file takes no room, but says it does
+    os.link(tmp_path / "state", tmp_path / "the same state")
+    with pytest.raises(ConfigError, match="writes about 0 MB"):
+        check(free_gb + 10.0)
+    with open(tmp_path / "other", "wb") as file:
+        file.truncate(int(7 * GB))
+    check(free_gb + 10.0)
+
+
+def test_a_run_needs_room_for_the_stream_that_it_may_have_to_be_refilled_from(tmp_path: Path) -> None:
+    """Of a run of 4 GB that keeps a tenth of it: its own tail, and those of three snapshots."""
+    spec = ENVS.training.spec
+    plan = PLAN.model_copy(update={"unrolls": 10**6, "max_windows": PLAN.environments * 10**5})
+    whole_mb = plan.env_steps * 4 * (spec.state_size + spec.action_size + 3) / 2**20
+
+    def needed_mb(**changes: object) -> float:
+        changes |= {"supervision": EXPERIMENT.supervision.model_copy(update={"disk_reserve_gb": 1e9})}
+        with pytest.raises(ConfigError) as refused:
+            check_space(tmp_path, EXPERIMENT.model_copy(update=changes), plan, spec)
+        return float(re.findall(r"about ([\d,]+) MB", str(refused.value))[0].replace(",", ""))
+
+    nothing = needed_mb(stream="elsewhere")
+    assert needed_mb(record=True) - nothing == pytest.approx(whole_mb, abs=2)
+    assert needed_mb() - nothing == pytest.approx(4 * 0.125 * whole_mb, rel=0.01)
+    none = EXPERIMENT.snapshots.model_copy(update={"count": 0})
+    assert needed_mb(snapshots=none) - nothing == pytest.approx(0.125 * whole_mb, rel=0.01)

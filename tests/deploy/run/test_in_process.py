@@ -1,0 +1,201 @@
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from deploy.mode import Mode
+from deploy.run.in_process import InProcessRun
+from deploy.run.record import RunRecord
+from deploy.run.run_dir import prepare_run_dir
+from deploy.run.summary import summarise
+from learner.learner import Learner
+from shared import checkpoint
+from shared.config import ACTIVE, Experiment
+from shared.config_file import load_experiment
+from shared.envs.registry import make_envs
+from shared.errors import ConfigError
+from shared.metrics import read_metrics
+from shared.plan import make_plan
+from shared.stream.format import describe
+from shared.stream.read import open_stream
+
+EXPERIMENT = Experiment.model_validate(
+    {
+        "env": "point_u_maze",
+        "env_options": {"episode_length": 20},
+        "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5, "actors": 2},
+        "learners": {"passive": {"depth": 4, "width": 8}},  # as the collector learner: compiled once,
+        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
+        "replay": {"steps_per_environment": 400, "prefill_steps": 40, "samples_per_insert": 2.0},
+        "evaluation": {"episodes": 8, "count": 3},
+        "budget": {"env_steps": 560},
+        "record": True,
+    }
+)
+ENVS = make_envs(EXPERIMENT)
+PLAN = make_plan(EXPERIMENT, ENVS.training.spec)
+TIMES = ("time", "seconds", "env_steps_per_second", "update_seconds", "gradient_steps_per_second")
+
+
+class Ran(NamedTuple):
+    directory: Path
+    summary: dict[str, Any]
+    run: InProcessRun
+
+
+def go(directory: Path, experiment: Experiment = EXPERIMENT, mode: Mode = Mode.IN_PROCESS) -> Ran:
+    record = RunRecord(directory, experiment, PLAN)
+    run = InProcessRun(record, ENVS, mode=mode)
+    run.run(on_progress=lambda: record.status("running"))
+    record.status("done")
+    record.close()
+    return Ran(directory, summarise(record, ENVS.training.spec), run)
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Ran]:
+    """The same run twice."""
+    return go(tmp_path_factory.mktemp("one")), go(tmp_path_factory.mktemp("other"))
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {name: item for name, item in value.items() if name not in TIMES and not name.startswith("wait/")}
+        return {name: without_times(item) for name, item in kept.items()}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+def test_a_run_is_deterministic(twice: tuple[Ran, Ran]) -> None:
+    one, other = twice
+    assert without_times(one.summary) == without_times(other.summary)
+    roles = sorted(path.stem for path in (one.directory / "metrics").iterdir())
+    told = ["collector-0", "collector-1", "evaluator", "learner-active", "learner-passive", "replay"]
+    assert roles == [*told, "snapshots"]
+    for role in told:
+        assert without_times(read_metrics(one.directory, role)) == without_times(read_metrics(other.directory, role))
+
+
+@pytest.mark.slow
+def test_learners_that_train_as_one_computation_learn_the_same(twice: tuple[Ran, Ran], tmp_path: Path) -> None:
+    together = go(tmp_path, mode=Mode.TOGETHER)
+    assert together.run._groups == [[ACTIVE, "passive"]]
+    for name in (ACTIVE, "passive"):
+        rows, expected = (read_metrics(ran.directory, f"learner-{name}") for ran in (together, twice[0]))
+        assert [row["updates"] for row in rows] == [row["updates"] for row in expected]
+        # By the second update the data differ, for a rounded policy gathered them.
+        first, alone = (without_times(each[0]) for each in (rows, expected))
+        assert first == pytest.approx(alone, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_all_learners_make_all_their_updates(twice: tuple[Ran, Ran]) -> None:
+    run, summary = twice[0].run, twice[0].summary
+    assert 1 < PLAN.updates == run.learners[ACTIVE].updates == run.learners["passive"].updates
+    assert summary["env_steps"] == PLAN.env_steps == 560
+    for name, learner in summary["learners"].items():
+        seconds = [row["update_seconds"] for row in read_metrics(twice[0].directory, f"learner-{name}")]
+        assert learner["gradient_steps_per_second"] == pytest.approx(4 / np.mean(seconds[1:]))  # the first one compiles
+        assert learner["gradient_steps"] == PLAN.updates * 4
+        assert learner["utd"] == pytest.approx(PLAN.updates * 4 / 560)
+    spi = PLAN.updates * 8 / (PLAN.windows - PLAN.prefill_windows)
+    assert [row["samples_per_insert"] for row in summary["learners"].values()] == pytest.approx([spi, spi])
+    assert 1.5 < spi <= 2
+    for name in (ACTIVE, "passive"):
+        assert read_metrics(twice[0].directory, "replay")[-1][f"{name}/inserted"] == PLAN.windows
+        rows = read_metrics(twice[0].directory, f"learner-{name}")
+        assert [row["updates"] for row in rows] == list(range(1, PLAN.updates + 1))
+        assert all(row["samples_per_insert"] <= 2 for row in rows)
+        assert all(0 <= row["sample_age"] <= 400 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_collector_learners_policy_gathers_the_data(twice: tuple[Ran, Ran]) -> None:
+    for index in range(2):
+        versions = [row["policy_version"] for row in read_metrics(twice[0].directory, f"collector-{index}")]
+        assert versions == sorted(versions)
+        assert len(versions) == PLAN.unrolls
+        assert versions[0] == 0
+        assert versions[-1] == PLAN.updates_after(PLAN.windows_after(PLAN.unrolls - 1)) > 0
+
+
+@pytest.mark.slow
+def test_learners_differ_and_learn(twice: tuple[Ran, Ran]) -> None:
+    rows = {name: read_metrics(twice[0].directory, f"learner-{name}") for name in (ACTIVE, "passive")}
+    assert rows[ACTIVE][0]["critic/loss"] != rows["passive"][0]["critic/loss"]
+    assert rows[ACTIVE][0]["sample_age"] != rows["passive"][0]["sample_age"]  # each draws its own windows
+
+
+@pytest.mark.slow
+def test_evaluations_are_at_the_planned_updates(twice: tuple[Ran, Ran]) -> None:
+    rows = read_metrics(twice[0].directory, "evaluator")
+    for name in (ACTIVE, "passive"):
+        own = [row for row in rows if row["learner"] == name]
+        assert tuple(row["updates"] for row in own) == PLAN.evaluation_updates
+        assert [row["env_steps"] for row in own] == [PLAN.env_steps_at(updates) for updates in PLAN.evaluation_updates]
+        assert len({row["final_distance"] for row in own}) > 1
+        assert twice[0].summary["learners"][name]["time_at_goal"] == own[-1]["time_at_goal"]
+
+
+@pytest.mark.slow
+def test_the_run_directory_says_it_all(twice: tuple[Ran, Ran]) -> None:
+    directory, _, run = twice[0]
+    assert load_experiment(directory / "config.yaml") == EXPERIMENT
+    status = json.loads((directory / "status.json").read_text())
+    assert status["state"] == "done"
+    assert status["env_steps"] == status["budget"] == 560
+    assert status["updates"] == {ACTIVE: PLAN.updates, "passive": PLAN.updates}
+    assert status["updates_planned"] == PLAN.updates
+    assert (directory / "tensorboard" / "learner-passive").is_dir()
+    for name, learner in run.learners.items():
+        like = Learner.initial_state(EXPERIMENT, ENVS.training.spec, name)
+        restored = checkpoint.load(directory / "checkpoints" / name, like)
+        assert int(restored.updates) == PLAN.updates
+        assert jax.random.key_data(restored.key).tolist() == jax.random.key_data(learner.state.key).tolist()
+        key = np.zeros(())
+        jax.tree.map(np.testing.assert_array_equal, restored._replace(key=key), learner.state._replace(key=key))
+
+
+@pytest.mark.slow
+def test_a_stream_fed_again_makes_the_same_learner_to_the_bit(twice: tuple[Ran, Ran], tmp_path: Path) -> None:
+    recorded = twice[0]
+    stream = open_stream(recorded.directory / "stream")
+    stream.check_fits(describe(EXPERIMENT, PLAN, ENVS.training.spec))
+    number, columns = next(stream.shard(1))
+    assert (number, columns.floats.shape) == (0, (4, 5, 6))
+    fed = go(tmp_path, EXPERIMENT.model_copy(update={"record": False, "stream": str(stream.directory)}))
+    assert list(fed.run.learners) == ["passive"]
+    states = [ran.run.learners["passive"].state._replace(key=np.zeros(())) for ran in (fed, recorded)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    ours, theirs = (
+        [row for row in read_metrics(ran.directory, "evaluator") if row["learner"] == "passive"]
+        for ran in (fed, recorded)
+    )
+    assert without_times(ours) == without_times(theirs)
+    assert fed.summary["env_steps"] == 560
+    seen = {name: recorded.summary["collector"][name] for name in ("coverage", "coverage_entropy")}
+    assert without_times(fed.summary["collector"]) == seen
+    assert sorted(path.stem for path in (tmp_path / "metrics").iterdir()) == [
+        "evaluator",
+        "feeder-0",
+        "feeder-1",
+        "learner-passive",
+        "replay",
+        "snapshots",
+    ]
+
+
+def test_a_run_directory_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty; name another folder, or add --overwrite"):
+        prepare_run_dir(tmp_path / "run", overwrite=False)
+    with pytest.raises(ConfigError, match="holds no run, so --overwrite will not remove it"):
+        prepare_run_dir(tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+    (tmp_path / "run" / "config.yaml").write_text("env: a\n")
+    assert list(prepare_run_dir(tmp_path / "run", overwrite=True).iterdir()) == []
+    assert prepare_run_dir(tmp_path / "new" / "run", overwrite=False).is_dir()

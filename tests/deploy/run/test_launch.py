@@ -1,0 +1,385 @@
+"""Whole runs as a user starts them: real Ray processes, a real Reverb server, the `fathom` command."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from shared.config_file import load_experiment
+from shared.envs.registry import make_envs
+from shared.metrics import read_metrics
+from shared.plan import Plan, make_plan
+from shared.replay.audit import account, read_audit
+from shared.stream.read import open_stream
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("own_envs")]
+DEADLINE_S = 200
+POLL_S = 0.1
+ENDLESS = 100_000_000  # environment steps, of a run that does not end by itself
+EXPERIMENT = f"""
+env: point_u_maze
+env_options: {{episode_length: 20}}
+collector: {{depth: 4, width: 8, environments: 16, unroll_length: 10}}
+algorithm: {{batch_size: 16, windows_per_update: 16, minibatches_per_update: 4}}
+replay: {{steps_per_environment: 400, prefill_steps: 40}}
+evaluation: {{episodes: 8, count: 2}}
+snapshots: {{count: 1}}
+supervision: {{heartbeat_seconds: 6}}
+budget: {{env_steps: {ENDLESS}}}
+"""
+WITH_PASSIVE = f"""{EXPERIMENT}
+learners:
+  deep: {{depth: 8, width: 8, seed: 1}}
+"""
+LEARNING = """
+env: field:Field
+collector: {depth: 4, width: 16, environments: 16, unroll_length: 10}
+learners:
+  deep: {depth: 8, width: 16, seed: 1}
+algorithm:
+  {discount: 0.9, batch_size: 64, windows_per_update: 16, minibatches_per_update: 4,
+   actor_learning_rate: 0.003, critic_learning_rate: 0.003, alpha_learning_rate: 0.003}
+replay: {steps_per_environment: 1000, prefill_steps: 20}
+evaluation: {episodes: 64, count: 3}
+snapshots: {count: 1}
+budget: {env_steps: 11_200}
+"""
+WANDB = ("--wandb.project", "fathom")  # whose processes have to go, too
+SERVER = "replay server"
+PACED_STEPS = 16 * 10 * 160  # of a run that a test slows down until its faults are over
+
+
+class Run:
+    """`fathom run` in a process of its own, and every process that it starts."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        experiment: str = EXPERIMENT,
+        cluster: psutil.Process | None = None,
+    ) -> None:
+        """`cluster`: a process that the run's actors descend from; none: the run itself."""
+        folder.mkdir(exist_ok=True)
+        self.experiment = folder / "experiment.yaml"
+        self.experiment.write_text(experiment)
+        self.run_dir = folder / "run"
+        self.cluster = cluster
+        self.started: set[psutil.Process] = set()
+        self.said = ""
+        command = [sys.executable, "-m", "deploy.cli", "run", str(self.experiment), "--run-dir", str(self.run_dir)]
+        self.process = subprocess.Popen(
+            [*command, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"WANDB_MODE": "offline"},
+        )
+        RUNS.append(self)
+
+    def wait_until(self, what: Callable[[], bool], seconds: float = DEADLINE_S) -> None:
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(POLL_S)
+        self.look()
+
+    def wait_for_row(self, role: str = "learner-deep") -> None:
+        """Until the role, by default the passive learner, has reported its first call."""
+        self.wait_until(lambda: bool(read_metrics(self.run_dir, role)))
+
+    def wait_for_recovery(self, role: str, earlier: int) -> None:
+        """Until the role works again after a fault that `earlier` others came before."""
+        self.wait_until(lambda: len(self.recovered) > earlier)
+        assert self.recovered[earlier:] == [role]
+
+    @property
+    def recovered(self) -> list[str]:
+        return [row["role"] for row in read_metrics(self.run_dir, "recovery")]
+
+    def look(self) -> None:
+        """Remembers every process that lives."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.started.update(psutil.Process(self.process.pid).children(recursive=True))
+        if self.cluster is not None:
+            workers = self.cluster.children(recursive=True)
+            self.started.update(p for p in workers if any(map(_belongs_to_a_run, _of(p, p.cmdline))))
+
+    def all(self, what: str) -> list[psutil.Process]:
+        """Processes whose command line contains `what`, of this run and of others on its cluster."""
+        self.look()
+        return [p for p in self.started if any(what in part for part in _of(p, p.cmdline))]
+
+    def find_role(self, role: str) -> psutil.Process:
+        """The run's process of that role: it keeps the role's log open."""
+        self.look()
+        name = "replay_server.log" if role == SERVER else f"stacks-{role}.log"
+        log = str(self.run_dir / "logs" / name)
+        return next(p for p in self.started if log in [file.path for file in _of(p, p.open_files)])
+
+    @property
+    def plan(self) -> Plan:
+        experiment = load_experiment(self.run_dir / "config.yaml")
+        return make_plan(experiment, make_envs(experiment).training.spec)
+
+    def end(self) -> tuple[int, str]:
+        """Waits for the end; exit status and standard error."""
+        said, errors = self.process.communicate(timeout=DEADLINE_S)
+        self.said = " ".join(said.split())
+        return self.process.returncode, errors
+
+    def left_over(self, seconds: float = 20) -> list[str]:
+        """The run's processes that still live after `seconds`."""
+        _, alive = psutil.wait_procs(self.started, timeout=seconds)
+        return [" ".join(_of(process, process.cmdline)) for process in alive]
+
+    def summary(self) -> dict:
+        return json.loads((self.run_dir / "summary.json").read_text())
+
+    def status(self) -> dict:
+        return json.loads((self.run_dir / "status.json").read_text())
+
+
+RUNS: list[Run] = []
+"""Runs of the present test."""
+
+
+@pytest.fixture(autouse=True)
+def no_run_left(pace_dir: Path) -> Iterator[None]:
+    """Kills the drivers of runs that a failed test left, many of which would never end."""
+    yield
+    for asked in pace_dir.iterdir():
+        asked.unlink()
+    for run in RUNS:
+        run.process.kill()
+        run.process.wait(DEADLINE_S)
+    RUNS.clear()
+
+
+def _of(process: psutil.Process, what: Callable[[], list]) -> list:
+    """Nothing of a process that is gone."""
+    try:
+        return what()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _belongs_to_a_run(part: str) -> bool:
+    """True for a part of the command line of an actor, or of a replay server."""
+    return ("ray::" in part and "Actor" in part) or part.endswith("serve.py")
+
+
+class Death(NamedTuple):
+    """The end of a role's process by a signal."""
+
+    role: str
+    signal: signal.Signals
+
+
+LEARNER = Death("learner-active", signal.SIGKILL)
+KILLED_SERVER = Death(SERVER, signal.SIGKILL)
+STOPPED_COLLECTOR = Death("collector-0", signal.SIGSTOP)
+
+
+@pytest.mark.timeout(3 * DEADLINE_S)
+@pytest.mark.parametrize(
+    "deaths",
+    [
+        pytest.param([LEARNER], id="learner", marks=pytest.mark.chaos),
+        pytest.param([STOPPED_COLLECTOR, KILLED_SERVER], id="stopped collector, replay server"),
+    ],
+)
+def test_a_death_ends_the_run_with_its_name(
+    deaths: list[Death], shared_cluster: psutil.Process, tmp_path: Path
+) -> None:
+    """A run for each death. A stopped process is noticed by its silence, and the next run starts meanwhile."""
+    dead = []
+    for number, death in enumerate(deaths):
+        run = Run(tmp_path / str(number), "--supervision.restarts-per-hour", "0", cluster=shared_cluster)
+        run.wait_for_row("collector-0")
+        victim = run.find_role(death.role)
+        victim.send_signal(death.signal)
+        dead.append((run, victim, death.role, time.time()))
+    for run, victim, role, killed in dead:
+        status, errors = run.end()
+        assert (run.run_dir / "status.json").stat().st_mtime - killed < 60
+        assert status == 1
+        assert len(errors.strip().splitlines()) == 1
+        assert f"{role} (pid {victim.pid})" in errors
+        assert run.status()["state"] == "failed"
+        assert run.status()["reason"] in errors
+        assert run.left_over() == []
+
+
+def _paced_run(folder: Path, cluster: psutil.Process, pace_dir: Path, *options: str) -> Run:
+    """A recorded, audited run that ends soon after `pace_dir` no longer holds the file `slow`."""
+    (pace_dir / "slow").touch()
+    env = ("--env", "paced:PacedMaze", "--evaluation.env", "point_u_maze", "--budget.env-steps", str(PACED_STEPS))
+    audited = ("--record", "true", "--replay.audit", "true")
+    return Run(folder, *env, *audited, *options, experiment=WITH_PASSIVE, cluster=cluster)
+
+
+@pytest.mark.timeout(3 * DEADLINE_S)
+def test_a_run_outlives_a_hang_and_the_deaths_of_a_collector_a_learner_and_the_replay_server(
+    shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path
+) -> None:
+    run = _paced_run(tmp_path / "run", shared_cluster, pace_dir, "--supervision.progress-seconds", "5")
+    slow, hang = pace_dir / "slow", pace_dir / "hang"
+    run.wait_for_row()
+    hang.touch()
+    run.wait_for_recovery("collector-0", 0)
+    assert not hang.exists()
+    killed: dict[str, int] = {}
+    for earlier, role in enumerate(("collector-0", "learner-deep", SERVER), start=1):
+        victim = run.find_role(role)
+        victim.kill()
+        run.wait_for_recovery(role, earlier)
+        killed[role] = victim.pid
+    slow.unlink()
+    assert run.end() == (0, "")
+    assert re.search(r"collector-0 has made no progress for \d+ s; starting it again", run.said), run.said
+    assert "in pause_if_asked" in (run.run_dir / "logs" / "stacks-collector-0.log").read_text()
+    for role, pid in killed.items():
+        assert re.search(rf"{role} \(pid {pid}\) [^;]*; starting it again", run.said), run.said
+        assert re.search(rf"{role} works again after [\d.]+ s", run.said), run.said
+    assert run.left_over() == []
+    assert run.recovered == ["collector-0", *killed]
+    assert set(run.status()["updates"].values()) == {run.status()["updates_planned"]}
+    _check_windows(run)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(3 * DEADLINE_S)
+def test_a_collector_may_die_while_the_next_server_starts(
+    shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path
+) -> None:
+    """Its next process puts in what the one before had promised."""
+    run = _paced_run(tmp_path / "run", shared_cluster, pace_dir)
+    run.wait_for_row()
+    server = run.find_role(SERVER)
+    server.kill()
+    while (there := run.all("serve.py")) in ([], [server]):
+        time.sleep(POLL_S)
+    assert server not in there
+    run.find_role("collector-0").kill()
+    run.wait_until(lambda: {"collector-0", SERVER} <= set(run.recovered))
+    (pace_dir / "slow").unlink()
+    assert run.end() == (0, "")
+    assert run.left_over() == []
+    _check_windows(run)
+
+
+def _check_windows(run: Run) -> None:
+    """Against the stream: what the last server counts and all of them confirmed, and what was trained on."""
+    plan, replay = run.plan, read_metrics(run.run_dir, "replay")[-1]
+    counted = sum(replay[f"{name}/inserted"] - replay["behind"] for name in ("active", "deep"))
+    ints = ((number, columns.ints) for number, columns in open_stream(run.run_dir / "stream").shard(0))
+    confirmed = read_audit(run.run_dir / "audit")
+    result = account([ints], plan.environments, 2, plan.chunks_per_window, confirmed, {replay["life"]: counted})
+    assert (result.lost, result.twice) == (0, 0)
+    for name in ("active", "deep"):
+        assert replay[f"{name}/inserted"] == result.windows
+        assert read_metrics(run.run_dir, f"learner-{name}")[-1]["updates"] == plan.updates
+
+
+@pytest.mark.timeout(2 * DEADLINE_S)
+def test_ctrl_c_ends_the_run_in_order(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", *WANDB, experiment=WITH_PASSIVE)
+    run.wait_for_row()
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.end() == (130, "fathom: interrupted\n")
+    assert run.status()["state"] == "interrupted"
+    assert run.left_over() == []
+
+
+@pytest.mark.timeout(2 * DEADLINE_S)
+def test_nothing_outlives_a_killed_driver(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", *WANDB)
+    run.wait_for_row("learner-active")
+    run.process.kill()
+    run.process.communicate(timeout=DEADLINE_S)
+    assert run.left_over() == []
+
+
+@pytest.mark.timeout(2 * DEADLINE_S)
+def test_two_runs_at_once_learn_and_never_meet(shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path) -> None:
+    """Runs in both paces share one cluster; then a learner of another depth trains on the stream of one of them."""
+    slow, hold = pace_dir / "slow", pace_dir / "hold"
+    slow.touch()
+    paced = ("--env", "paced:PacedField", "--evaluation.env", "field:Field")
+    runs = {
+        pace: Run(tmp_path / pace, "--record", "true", *options, experiment=LEARNING, cluster=shared_cluster)
+        for pace, options in {"lockstep": (), "free": ("--replay.pace", "free", *paced)}.items()
+    }
+    for run in runs.values():
+        run.wait_for_row()
+    _check_that_a_passive_learner_runs_ahead(runs["free"], hold)
+    slow.unlink()
+    for pace, run in runs.items():
+        assert run.end() == (0, "")
+        summary, plan = run.summary(), run.plan
+        counts = read_metrics(run.run_dir, "replay")[-1]
+        for name, learner in summary["learners"].items():
+            assert learner["gradient_steps"] == plan.gradient_steps
+            assert learner["samples_per_insert"] == pytest.approx(1.0, rel=0.05)
+            assert learner["sample_age"] > 0
+            # Exactly this run's windows, in its own table: nobody else inserted, nothing was lost.
+            assert counts[f"{name}/inserted"] == plan.windows
+            assert (run.run_dir / "checkpoints" / name).is_dir()
+        best = max(learner["time_at_goal"] for learner in summary["learners"].values())
+        assert best > 3 * summary["untrained_time_at_goal"], pace
+        assert summary["env_steps"] == plan.env_steps
+        assert summary["collector"]["policy_lag"] >= 0
+        assert (run.run_dir / "learning_curve.png").stat().st_size > 10_000
+        assert run.status()["state"] == "done"
+        updates = [row["updates"] for row in read_metrics(run.run_dir, "evaluator") if row["learner"] == "deep"]
+        assert updates == list(plan.evaluation_updates)
+    for run in runs.values():
+        assert run.left_over() == []
+    _feed_again(tmp_path / "fed", runs["lockstep"].run_dir, shared_cluster)
+
+
+def _check_that_a_passive_learner_runs_ahead(run: Run, hold: Path) -> None:
+    """Asserts that a passive learner makes all its updates while the collector, and so the collector learner, waits."""
+    updates = run.plan.updates
+    hold.touch()
+    try:
+        run.wait_until(lambda: read_metrics(run.run_dir, "learner-deep")[-1]["updates"] == updates, seconds=60)
+        assert all(row["updates"] < updates for row in read_metrics(run.run_dir, "learner-active"))
+    finally:
+        hold.unlink()
+
+
+def _feed_again(folder: Path, recorded: Path, cluster: psutil.Process) -> None:
+    """A learner of another depth on the stream of a run, with no environment stepped to collect."""
+    stream = ("--stream", str(recorded / "stream"))
+    run = Run(folder, *stream, "--learners.deep.depth", "12", experiment=LEARNING, cluster=cluster)
+    run.wait_for_row()
+    assert run.all("ray::LearnerActor")
+    assert not run.all("ray::CollectorActor")
+    assert run.end() == (0, "")
+    assert run.left_over() == []
+    before, after = (json.loads((path / "summary.json").read_text()) for path in (recorded, run.run_dir))
+    assert list(after["learners"]) == ["deep"]
+    for name in ("gradient_steps", "samples_per_insert"):
+        assert after["learners"]["deep"][name] == pytest.approx(before["learners"]["deep"][name], rel=0.05)
+    for name in ("coverage", "coverage_entropy"):
+        assert after["collector"][name] == before["collector"][name]
+    assert after["env_steps"] == before["env_steps"]
+    assert (
+        read_metrics(run.run_dir, "replay")[-1]["deep/inserted"]
+        == read_metrics(recorded, "replay")[-1]["deep/inserted"]
+    )
+    assert read_metrics(run.run_dir, "collector-0") == []

@@ -1,0 +1,117 @@
+"""Given the same windows, the distributed learner makes the updates that the in-process one makes."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from collector.collector import Collector
+from deploy.replay.service import table_spec
+from learner.devices import share_out
+from learner.learner import Learner
+from shared.config import ACTIVE
+from shared.config_file import load_experiment
+from shared.envs.registry import make_env
+from shared.metrics import Reporter
+from shared.params import Policy
+from shared.plan import make_plan
+from shared.replay.codec import Columns
+from shared.replay.info import server_info
+from shared.replay.insert import Inserter
+from shared.replay.sample import Sampler
+
+# Sizes that other tests compile, too.
+EXPERIMENT = """
+env: point_u_maze
+env_options: {episode_length: 20}
+collector: {depth: 4, width: 8, environments: 4, unroll_length: 5}
+algorithm: {batch_size: 16, windows_per_update: 8, minibatches_per_update: 4}
+replay: {steps_per_environment: 60, prefill_steps: 30}
+budget: {env_steps: 480}
+"""
+
+
+def test_windows_through_the_server_make_the_oracle_s_updates(start_server: Any, tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(EXPERIMENT)
+    experiment = load_experiment(path)
+    env = make_env(experiment.env, experiment.env_options)
+    plan = make_plan(experiment, env.spec)
+    _, address = start_server(table_spec(experiment, plan, ACTIVE, "run/active"))
+
+    distributed = Learner(experiment, plan, env.spec, ACTIVE)
+    inserter = Inserter(address, ["run/active"], plan.chunks_per_window, plan.environments, timeout_s=20)
+    sampler = Sampler(
+        address,
+        "run/active",
+        plan.windows_per_update,
+        plan.window_rows,
+        env.spec.state_size + env.spec.action_size,
+        share_out,
+        timeout_s=20,
+        max_windows=plan.updates * plan.windows_per_update,
+    )
+    collector = Collector(experiment, plan, env, index=0)
+    stored: list[Columns] = []
+
+    def insert(number: int, columns: Columns) -> None:
+        stored.append(columns)
+        inserter.insert(columns, number)
+
+    seen: list[Columns] = []
+
+    def sample() -> Columns:
+        windows = sampler.sample()[0]
+        seen.append(Columns(*map(np.array, windows)))
+        return windows
+
+    first = Policy(0, jax.tree.map(np.array, distributed.state.actor))
+    collecting = threading.Thread(
+        target=collector.run,
+        args=(lambda above: first if above < 0 else None, insert, lambda: inserter.room, Reporter(), lambda: False),
+        daemon=True,
+    )
+    collecting.start()
+    distributed.run(
+        sample,
+        lambda: server_info(address).tables["run/active"].inserted,
+        lambda policy: None,
+        lambda policy: None,
+        lambda: None,
+        Reporter(),
+        lambda: False,
+    )
+    collecting.join(60)
+    assert not collecting.is_alive()
+    inserter.flush(20)
+    inserter.close()
+    sampler.close()
+
+    oracle = Learner(experiment, plan, env.spec, ACTIVE)
+    for windows in seen:
+        oracle.update(windows)
+    assert distributed.updates == oracle.updates == plan.updates > 3
+    for ours, theirs in zip(jax.tree.leaves(distributed.state), jax.tree.leaves(oracle.state), strict=True):
+        np.testing.assert_array_equal(_plain(ours), _plain(theirs))
+    _assert_windows_are_stored_ones(seen, stored)
+
+
+def _assert_windows_are_stored_ones(seen: list[Columns], stored: list[Columns]) -> None:
+    """Every window equals, to the bit, what one environment did over consecutive unrolls."""
+    floats = np.concatenate([columns.floats for columns in stored], axis=1)
+    ints = np.concatenate([columns.ints for columns in stored], axis=1)
+    for batch in seen:
+        for window_floats, window_ints in zip(*batch, strict=True):
+            start = window_ints[0, 1]  # the step column
+            rows = slice(start, start + len(window_ints))
+            matches = [
+                np.array_equal(window_floats, floats[n, rows]) and np.array_equal(window_ints, ints[n, rows])
+                for n in range(len(floats))
+            ]
+            assert sum(matches) == 1
+
+
+def _plain(x: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)

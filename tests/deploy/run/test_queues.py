@@ -1,0 +1,49 @@
+"""Every role's rows tell how much waits in its memory."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from collector.evaluator import QUEUE_LENGTH, Snapshot
+from deploy.run.actors.evaluator import EvaluatorActor
+from deploy.run.actors.learner import LearnerActor
+from deploy.run.actors.role import RoleActor
+from deploy.run.actors.source import FeederActor
+from shared.config import ACTIVE, Experiment
+from shared.envs.registry import make_envs
+from shared.params import Policy
+from shared.plan import make_plan
+from shared.roles import Kind, Role
+
+EXPERIMENT = Experiment.model_validate(
+    {
+        "env": "point_u_maze",
+        "collector": {"environments": 4, "unroll_length": 50},
+        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
+    }
+)
+PLAN = make_plan(EXPERIMENT, make_envs(EXPERIMENT).training.spec)
+
+
+def told(actor: RoleActor) -> dict[str, Any]:
+    """The queues in a row of `actor`, as the driver gets it."""
+    actor._reporter.row({})
+    (row,) = actor.poll().rows
+    return {name: value for name, value in row.items() if name.startswith("queue/")}
+
+
+def test_the_evaluators_rows_count_the_snapshots_that_wait(tmp_path: Path) -> None:
+    actor = EvaluatorActor(str(tmp_path / "stacks"), EXPERIMENT, PLAN, ())
+    assert told(actor) == {"queue/snapshots": 0}
+    for version in range(QUEUE_LENGTH + 3):
+        actor.submit(Snapshot(ACTIVE, Policy(version, {"w": np.zeros(2)}), last=False))
+        assert told(actor) == {"queue/snapshots": min(version + 1, QUEUE_LENGTH)}
+
+
+def test_sources_and_learners_count_what_waits_before_there_is_a_server(tmp_path: Path) -> None:
+    stacks, run_dir = str(tmp_path / "stacks"), str(tmp_path)
+    source = FeederActor(stacks, EXPERIMENT, PLAN, Role(Kind.FEEDER, "0"), None, run_dir)
+    assert told(source) == {"queue/unconfirmed": 0, "queue/states": 0}
+    learner = LearnerActor(stacks, EXPERIMENT, PLAN, ACTIVE, None, None, run_dir, 0)
+    assert told(learner) == {"queue/batches": 0, "queue/states": 0}

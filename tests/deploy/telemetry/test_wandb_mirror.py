@@ -1,0 +1,184 @@
+"""What arrives at Weights & Biases, read back with wandb's own reader; nothing is sent anywhere."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.cli.main import run_command
+from deploy.run.record import RunRecord
+from deploy.telemetry.wandb_mirror import Mirror, followed
+from shared.config import Experiment
+from shared.envs.registry import make_envs
+from shared.metrics import MetricsWriter, Row, read_metrics, rewind
+from shared.plan import make_plan
+from shared.roles import REPLAY
+
+EXPERIMENT = {
+    "env": "point_u_maze",
+    "env_options": {"episode_length": 20},
+    "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5, "actors": 2},
+    "learners": {"passive": {"depth": 4, "width": 8}},
+    "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
+    "replay": {"steps_per_environment": 400, "prefill_steps": 40, "samples_per_insert": 2.0},
+    "evaluation": {"episodes": 8, "count": 3},
+    "budget": {"env_steps": 560},
+}
+ROW = {"time": 5.0, "env_steps": 10, "critic/loss": 0.5, "visits": [1, 2]}
+
+
+@pytest.fixture(autouse=True)
+def nobodys_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither a key nor settings of whoever runs the tests."""
+    for name in os.environ:
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("NETRC", raising=False)
+
+
+class Mirrored:
+    """A run of which nothing but its record is there, and its mirror."""
+
+    def __init__(self, run_dir: Path) -> None:
+        experiment = Experiment.model_validate(EXPERIMENT | {"wandb": {"project": "fathom"}})
+        self.record = RunRecord(run_dir, experiment, make_plan(experiment, make_envs(experiment).training.spec))
+        self.said: list[str] = []
+        self.complaints: list[str] = []
+        self.mirror = Mirror(run_dir, self.said.append, self.complaints.append)
+
+    def end(self) -> None:
+        self.record.status("failed", "a reason")
+        self.record.close()
+        self.mirror.close()
+
+
+def read_back(run_dir: Path) -> dict[str, list[Row]]:
+    """What wandb holds of an offline run: its records by type."""
+    (folder,) = (run_dir / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    records = defaultdict(list)
+    for record in map(json.loads, lines):
+        records[record["type"]].append(record[record["type"]])
+    return records
+
+
+def logged(records: dict[str, list[Row]]) -> list[Row]:
+    """Every logged row without wandb's own columns."""
+    rows = [record["item"] for record in records["history"]]
+    return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
+
+
+def named(name: str, row: Row) -> Row:
+    """`row` as it is to be logged."""
+    return {
+        f"{name}/{key}": value
+        for key, value in row.items()
+        if isinstance(value, (int, float)) and key not in ("time", "index")
+    }
+
+
+@pytest.mark.processes
+def test_every_roles_metrics_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_GROUP", "matrix")
+    (tmp_path / "experiment.yaml").write_text(json.dumps(EXPERIMENT))
+    run_dir = tmp_path / "run"
+    command = ["run", str(tmp_path / "experiment.yaml"), "--run-dir", str(run_dir), "--in-process"]
+    probe = "import sys; from deploy.cli.main import run_command; assert run_command(sys.argv[1:]) == 0"
+    probe += "; assert not [name for name in sys.modules if name.split('.')[0] == 'wandb']"
+    run = subprocess.Popen(
+        [sys.executable, "-c", probe, *command, "--wandb.project", "fathom"], stdout=subprocess.PIPE, text=True
+    )
+    started: set[psutil.Process] = set()
+    while run.poll() is None:
+        started |= set(psutil.Process(run.pid).children(recursive=True))
+        time.sleep(0.1)
+    assert run.returncode == 0
+    assert len(started) >= 2  # ours and wandb's
+    assert not [process for process in started if process.is_running()]
+    assert run.stdout is not None
+    assert run.stdout.readline().startswith("wandb: offline (No API key")
+
+    wanted = defaultdict(list)
+    for path in (run_dir / "metrics").glob("*.jsonl"):
+        for row in read_metrics(run_dir, path.stem):
+            name = f"evaluator/{row['learner']}" if path.stem == "evaluator" else path.stem
+            wanted[name].append(named(name, row))
+    learners = {"learner-active", "learner-passive", "evaluator/active", "evaluator/passive"}
+    assert set(wanted) == learners | {"collector-0", "collector-1", "replay", "snapshots"}
+    records = read_back(run_dir)
+    rows = logged(records)
+    for name, own in wanted.items():
+        assert [row for row in rows if f"{name}/env_steps" in row] == own
+    assert len(rows) == sum(map(len, wanted.values()))
+    assert {(metric["glob_name"], metric["step_metric"]) for metric in records["metric"]} == {
+        (f"{name}/*", f"{name}/env_steps") for name in wanted
+    }
+    about = records["run"][0]
+    assert (about["project"], about["run_group"], about["display_name"]) == ("fathom", "matrix", "run")
+    assert about["config"]["update"]["budget"] == {"env_steps": 560}
+    assert [record["exit_code"] for record in records["exit"]] == [0]
+
+
+def test_undone_rows_are_left_out(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    for updates in (1, 2):
+        writer.write("learner-a", {"index": updates})
+    writer.close()
+    rewind(tmp_path, "learner-a", 1)
+    ended = threading.Event()
+    ended.set()
+    assert list(followed(tmp_path / "metrics", ended)) == [("learner-a", {"index": 1})]
+
+
+@pytest.mark.processes
+def test_without_an_answer_it_goes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    run = Mirrored(tmp_path / "run")
+    run.record.add(REPLAY, ROW)
+    run.end()
+    (where,) = run.said
+    assert where.startswith("wandb: offline (Timed out")
+    assert run.complaints == []
+    records = read_back(tmp_path / "run")
+    assert logged(records) == [named("replay", ROW)]
+    assert [record["exit_code"] for record in records["exit"]] == [1]
+
+
+@pytest.mark.processes
+def test_its_death_is_one_line(tmp_path: Path) -> None:
+    before = set(psutil.Process().children())
+    run = Mirrored(tmp_path / "run")
+    (mirror,) = set(psutil.Process().children()) - before
+    service = mirror.children()
+    assert service
+    mirror.kill()
+    run.record.add(REPLAY, ROW)
+    run.end()
+    (complaint,) = run.complaints
+    assert complaint.startswith("wandb did not get everything")
+    assert psutil.wait_procs([mirror, *service], timeout=10)[1] == []
+    assert read_metrics(tmp_path / "run", REPLAY) == [ROW]
+
+
+def test_what_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    (tmp_path / "experiment.yaml").write_text(json.dumps(EXPERIMENT))
+    command = ["run", str(tmp_path / "experiment.yaml"), "--run-dir", str(tmp_path / "run"), "--wandb.project", "x"]
+    assert run_command(command) == 2
+    assert capsys.readouterr().err == (
+        "fathom: wandb.project: wandb is not installed; pip install 'fathom-rl[wandb]', or leave it out\n"
+    )
+    assert not (tmp_path / "run").exists()
