@@ -113,7 +113,7 @@ class Collector:
         """Every window that the plan asks for is made."""
         return self.position.windows.made >= self._target
 
-    def go_on(self, state: CollectorState, position: Position) -> None:
+    def resume(self, state: CollectorState, position: Position) -> None:
         """From a snapshot: the same environments, in the same life."""
         # Put where a fresh one lies, or the first unroll would be compiled apart from those that follow it.
         self.state = jax.device_put(state)

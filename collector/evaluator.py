@@ -19,11 +19,11 @@ from shared.plan import Plan
 from shared.policy import deterministic_policy
 from shared.types import Array, Metrics, Params
 
-_KEY_STREAM = 2  # apart from the collectors' and learners' keys
+_KEY_DOMAIN = 2  # apart from the collectors' and learners' keys
 QUEUE_LENGTH = 64  # snapshots; a deep policy is some hundred megabytes
 
 
-class Snapshot(NamedTuple):
+class EvaluationRequest(NamedTuple):
     """A learner's policy to evaluate; `last`: no later one follows."""
 
     learner: str
@@ -31,7 +31,7 @@ class Snapshot(NamedTuple):
     last: bool
 
 
-class SnapshotQueue:
+class EvaluationQueue:
     """Snapshots waiting for the evaluator; when full, the oldest that is no learner's last one is dropped.
 
     Last ones are never dropped, so the queue may grow past its length by one for each learner.
@@ -40,13 +40,13 @@ class SnapshotQueue:
     def __init__(self, length: int = QUEUE_LENGTH) -> None:
         self._length = length
         self._changed = threading.Condition()
-        self._waiting: deque[Snapshot] = deque()
+        self._waiting: deque[EvaluationRequest] = deque()
         self.dropped = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, snapshot: Snapshot) -> None:
+    def put(self, snapshot: EvaluationRequest) -> None:
         with self._changed:
             self._waiting.append(snapshot)
             if len(self._waiting) > self._length:
@@ -56,7 +56,7 @@ class SnapshotQueue:
                     self.dropped += 1
             self._changed.notify()
 
-    def get(self, timeout_s: float) -> Snapshot | None:
+    def get(self, timeout_s: float) -> EvaluationRequest | None:
         """The oldest snapshot; none if none comes within `timeout_s` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting, timeout_s)
@@ -71,7 +71,7 @@ class Evaluator:
         self._plan = plan
         self._env = env
         self._episodes = experiment.evaluation.episodes
-        self._key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_STREAM)
+        self._key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_DOMAIN)
 
     def evaluate(self, learner: str, policy: Policy) -> Metrics:
         """One row: who was evaluated when, and `make_evaluate`'s metrics.
@@ -94,7 +94,7 @@ class Evaluator:
 
     def run(
         self,
-        snapshots: SnapshotQueue,
+        snapshots: EvaluationQueue,
         reporter: Reporter,
         should_stop: Callable[[], bool],
         finished: Collection[str] = (),

@@ -23,7 +23,7 @@ from shared.plan import Plan
 from shared.replay.codec import Columns
 from shared.types import Array, Metrics
 
-_KEY_STREAM = 3  # apart from the collectors' and the evaluator's keys
+_KEY_DOMAIN = 3  # apart from the collectors' and the evaluator's keys
 
 
 class _Kind(NamedTuple):
@@ -89,7 +89,7 @@ class Learner:
     def initial_state(experiment: Experiment, spec: EnvSpec, name: str) -> LearnerState:
         """The learner called `name` before its first update."""
         config = experiment.learner(name)
-        key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_STREAM)
+        key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_DOMAIN)
         # By name, not by position: a learner added to an experiment changes no other.
         key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), config.seed)
         return _jitted_init(make_networks(config, spec), experiment.algorithm, spec)(key)
@@ -129,7 +129,7 @@ class Learner:
         row = {name: float(value) for name, value in metrics.items()}
         return row | {"update_seconds": time.perf_counter() - start}
 
-    def go_on(self, state: LearnerState) -> None:
+    def resume(self, state: LearnerState) -> None:
         """From a state that was kept."""
         self.state, self.updates = jax.device_put(state, self._layout.replicated), int(state.updates)
 

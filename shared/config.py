@@ -131,16 +131,26 @@ class LearnerConfig(NetworkConfig):
     resources: Resources = Resources()
 
 
-class CollectorConfig(LearnerConfig):
-    """The collector network, its learner (the collector learner), and the collectors that act with it."""
+class CollectorConfig(NetworkConfig):
+    """The collector network, the learner that trains it, and the collectors that act with it."""
 
+    seed: Seed = 0
+    learner_resources: Resources = Resources()
+    """Resources of the collector learner, which trains this network."""
     actors: Size = 1
     """Collector processes."""
     environments: Size = 512
     """Environments of each collector."""
     unroll_length: Size = 62
     """Steps of each environment in one jitted call."""
-    actor_resources: Resources = Resources()
+    collector_resources: Resources = Resources()
+    """Resources of each collector."""
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """The collector learner."""
+        network = {name: getattr(self, name) for name in NetworkConfig.model_fields}
+        return LearnerConfig(**network, seed=self.seed, resources=self.learner_resources)
 
 
 class AlgorithmConfig(Frozen):
@@ -305,7 +315,7 @@ class Experiment(Frozen):
     @property
     def all_learners(self) -> dict[str, LearnerConfig]:
         """Every learner by name, the collector learner first; a stream needs none."""
-        return self.learners if self.stream else {ACTIVE: self.collector, **self.learners}
+        return self.learners if self.stream else {ACTIVE: self.collector.learner, **self.learners}
 
     def learner(self, name: str) -> LearnerConfig:
         """The learner called `name`. Raises ConfigError that lists the names there are."""

@@ -10,6 +10,13 @@ from shared import strict_yaml
 from shared.config import Experiment, LearnerConfig
 from shared.errors import ConfigError
 
+RENAMED = {
+    "collector.resources": "collector.learner_resources",
+    "collector.actor_resources": "collector.collector_resources",
+    "environments": "envs",
+    "evaluation_environments": "evaluation_envs",
+}
+"""Keys of older versions, and what they are called now."""
 SHOWN_CHARS = 80  # of a mistaken value in its message
 
 
@@ -50,7 +57,7 @@ def explain(error: ValidationError, model: type[BaseModel] = Experiment) -> list
         field = ".".join(_short(str(part)) for part in mistake["loc"])
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":
-            message = f"unknown key; {_known_keys(mistake['loc'], model)}"
+            message = _explain_unknown_key(mistake["loc"], model)
         elif mistake["type"] == "missing":
             message = "is required"
         elif mistake["type"] != "value_error":
@@ -68,10 +75,17 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """The keys of `model` that exist where `location` ends."""
+def _explain_unknown_key(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """Returns the new name of a renamed key, or the keys of `model` that exist where `location` ends."""
+    new_name = RENAMED.get(".".join(map(str, location)))
+    if new_name and _has_key(model, new_name):
+        return f"is now called {new_name}; use that name"
     if location[0] == "learners" and len(location) > 1:
         model, location = LearnerConfig, location[2:]
     for part in location[:-1]:
         model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
-    return "known here: " + ", ".join(model.model_fields)
+    return "unknown key; known here: " + ", ".join(model.model_fields)
+
+
+def _has_key(model: type[BaseModel], key: str) -> bool:
+    return key.split(".")[0] in model.model_fields

@@ -1,4 +1,4 @@
-"""Room on the disk of a run: who writes waits below a reserve, so that a full disk is a pause and loses nothing.
+"""Capacity on the disk of a run: who writes waits below a reserve, so that a full disk is a pause and loses nothing.
 
 What the driver writes is little, while roles wait next to nothing; it comes out of the reserve.
 """
@@ -57,7 +57,7 @@ class Disk:
             reporter.progressed()
 
 
-class DiskTeller:
+class DiskNotices:
     """Says who begins to wait for room on a disk, and who goes on: a line each."""
 
     def __init__(self, disk: Disk, say: Callable[[str], None]) -> None:

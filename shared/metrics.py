@@ -20,7 +20,7 @@ from shared.roles import Role
 Row = dict[str, Any]
 AXES = ("time", "env_steps", "index")
 REWOUND_TO = "rewound_to"
-ROWS_UNTOLD = 4096  # of a role in its memory; a driver that polls takes them twice a second
+MAX_PENDING_ROWS = 4096  # of a role in its memory; a driver that polls takes them twice a second
 
 
 class Report(NamedTuple):
@@ -30,7 +30,7 @@ class Report(NamedTuple):
     the role waits for right now, empty while it works; `filling`: it has not yet reached its first window;
     `done`: its work is finished; `error`: one line, empty while all is well; `details`: its traceback.
     `life`: of the replay server that it works with, filled where that was its part; 0 while there is none.
-    `lost_life`: the last one that it lost by itself. `fatal`: the error would come again in another process.
+    `lost_server`: the last one that it lost by itself. `fatal`: the error would come again in another process.
     `working_seconds`: time since its last wait ended, of any kind. `position`: of a source, after the last of its
     rows; none before its first row, and for other roles.
     """
@@ -44,7 +44,7 @@ class Report(NamedTuple):
     error: str
     details: str
     life: int = 0
-    lost_life: int = 0
+    lost_server: int = 0
     fatal: bool = False
     working_seconds: float = math.inf
     position: Position | None = None
@@ -53,12 +53,12 @@ class Report(NamedTuple):
 class Reporter:
     """A role's side of reporting. Written by the thread that works, drained by the one that answers.
 
-    Of rows that nobody drains the newest `ROWS_UNTOLD` are kept; later ones say in `dropped_rows` how many went.
+    Of rows that nobody drains the newest `MAX_PENDING_ROWS` are kept; later ones say in `dropped_rows` how many went.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rows: deque[Row] = deque(maxlen=ROWS_UNTOLD)
+        self._rows: deque[Row] = deque(maxlen=MAX_PENDING_ROWS)
         self._dropped = 0
         self._waits: dict[str, float] = defaultdict(float)
         self._waiting_for = ""
@@ -67,7 +67,7 @@ class Reporter:
         self._last_call = self._last_row = self._last_wait = time.monotonic()
         self._position: Position | None = None
         self.filling = False
-        self.life = self.lost_life = 0
+        self.life = self.lost_server = 0
         self.sizes: dict[str, Callable[[], float]] = {}
         """By metric: what every row tells as it is at that moment, such as the length of a queue."""
 
@@ -110,7 +110,7 @@ class Reporter:
             self._waits[what] = 0.0  # kept at 0: a wait that ended must be seen to have ended
         sizes = {name: size() for name, size in self.sizes.items()}
         with self._lock:
-            self._dropped += len(self._rows) == ROWS_UNTOLD
+            self._dropped += len(self._rows) == MAX_PENDING_ROWS
             dropped = {"dropped_rows": self._dropped} if self._dropped else {}
             place = {} if index is None else {"index": index}
             self._rows.append({"time": time.time(), "seconds": seconds, **place, **row, **waits, **sizes, **dropped})
@@ -135,7 +135,7 @@ class Reporter:
                 error,
                 details,
                 self.life,
-                self.lost_life,
+                self.lost_server,
                 working_seconds=now - self._last_wait,
                 position=self._position,
             )

@@ -49,17 +49,17 @@ def _norm_activation_forwards(
 
 
 def _norm_activation_backwards(
-    activation: str, kept: tuple[jax.Array, Array, Array], gradient: jax.Array
+    activation: str, residuals: tuple[jax.Array, Array, Array], d_output: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, scale, bias = kept
+    x, scale, bias = residuals
     normal, reciprocal = _normalise(x)
-    shifted, back = jax.vjp(ACTIVATIONS[activation], normal * scale + bias)
-    (of_shifted,) = back(gradient.astype(shifted.dtype))
-    of_normal = of_shifted * scale
-    along = jnp.mean(of_normal * normal, axis=-1, keepdims=True)
-    of_x = reciprocal * (of_normal - jnp.mean(of_normal, axis=-1, keepdims=True) - normal * along)
+    output, activation_vjp = jax.vjp(ACTIVATIONS[activation], normal * scale + bias)
+    (d_shifted,) = activation_vjp(d_output.astype(output.dtype))
+    d_normal = d_shifted * scale
+    projection = jnp.mean(d_normal * normal, axis=-1, keepdims=True)
+    d_x = reciprocal * (d_normal - jnp.mean(d_normal, axis=-1, keepdims=True) - normal * projection)
     rows = tuple(range(x.ndim - 1))
-    return of_x.astype(x.dtype), jnp.sum(of_shifted * normal, axis=rows), jnp.sum(of_shifted, axis=rows)
+    return d_x.astype(x.dtype), jnp.sum(d_shifted * normal, axis=rows), jnp.sum(d_shifted, axis=rows)
 
 
 norm_activation.defvjp(_norm_activation_forwards, _norm_activation_backwards)

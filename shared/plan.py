@@ -114,7 +114,7 @@ def make_plan(experiment: Experiment, spec: EnvSpec) -> Plan:
             f"{algorithm.batch_size} need {wanted} rows, an update has {rows}; use at most "
             f"{rows // algorithm.batch_size}, or raise algorithm.windows_per_update"
         )
-    # Room for every collector's unroll and every learner's request twice over, or two sides could block each other.
+    # Capacity for every collector's unroll and every learner's request twice over, or two sides could block each other.
     samples_per_insert = replay.samples_per_insert
     error_buffer = 2 * math.ceil(environments * samples_per_insert) + 2 * algorithm.windows_per_update
     prefill_unrolls = max(math.ceil(replay.prefill_steps / steps) - chunks + 1, 1)

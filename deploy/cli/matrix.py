@@ -34,11 +34,11 @@ class Matrix:
         """Runs what is not done, then writes the summary. The exit status says whether all runs are done."""
         dir_mode = folder_mode(self.dir_mode)
         if self.dry_run:
-            return _print_plan(self.matrix, self.json)
-        from deploy.matrix.config import expand, load_matrix
+            return _print_estimate(self.matrix, self.json)
+        from deploy.matrix.estimate import estimate_matrix
         from deploy.matrix.execute import execute
+        from deploy.matrix.expand import expand, load_matrix
         from deploy.matrix.folder import check_out
-        from deploy.matrix.plan import plan_matrix
         from deploy.matrix.results import collect_results, write_results
         from deploy.run.setup import prepare_jax
         from deploy.telemetry.wandb_mirror import check_installed
@@ -48,7 +48,7 @@ class Matrix:
         if self.parallel is not None and self.parallel < 1:
             raise ConfigError(f"--parallel: {self.parallel} is not positive")
         prepare_jax(cpu_only=True)  # the GPUs belong to the runs
-        plan_matrix(config)  # refuses what cannot be run before anything starts
+        estimate_matrix(config)  # refuses what cannot be run before anything starts
         out = (self.out or Path("runs") / self.matrix.stem).absolute()
         check_out(out, config)
         interrupt_on_signals()
@@ -69,13 +69,13 @@ class Matrix:
         return EXIT_FAILED if failed else 0
 
 
-def _print_plan(path: Path, as_json: bool) -> int:
-    from deploy.matrix.config import load_matrix
-    from deploy.matrix.plan import plan_matrix, table, total
+def _print_estimate(path: Path, as_json: bool) -> int:
+    from deploy.matrix.estimate import estimate_matrix, table, total
+    from deploy.matrix.expand import load_matrix
     from deploy.run.setup import prepare_jax
 
     prepare_jax(cpu_only=True)
-    planned = plan_matrix(load_matrix(path))
+    planned = estimate_matrix(load_matrix(path))
     if as_json:
         print(json.dumps(planned))
         return 0

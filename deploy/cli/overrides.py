@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from shared import strict_yaml
 from shared.config import Experiment
-from shared.config_file import parse_experiment, printable
+from shared.config_file import RENAMED, parse_experiment, printable
 from shared.errors import ConfigError
 
 
@@ -27,8 +27,15 @@ def override(experiment: Experiment, options: Sequence[str], path: Path) -> Expe
     parsed: Any
     parsed, unknown = tyro.cli(_mirror(experiment), args=list(options), prog=command, return_unknown_args=True)
     if unknown:
-        raise ConfigError(f"{printable(unknown[0])}: no such option; `{command} --help` lists them")
+        raise ConfigError(f"{printable(unknown[0])}: {_explain_unknown_option(unknown[0], command)}")
     return parse_experiment(_values(parsed, experiment), prefix="--")
+
+
+def _explain_unknown_option(option: str, command: str) -> str:
+    for old, new in RENAMED.items():
+        if option.startswith(f"--{old}"):
+            return f"is now called --{new}; use that name"
+    return f"no such option; `{command} --help` lists them"
 
 
 def _mirror(model: BaseModel) -> type:

@@ -39,12 +39,12 @@ start_ray() {
         --metrics-export-port "$METRICS_PORT" --object-store-memory $((shm / 10 * 9)) "$@"
 }
 
-# An experiment or, where the file names `environments:`, a matrix and its report. What is done is not done again.
+# An experiment or, where the file names `envs:`, a matrix and its report. What is done is not done again.
 command_for() {
     local name out
     name=$(basename "$1")
     out=runs/${name%.y*ml}
-    if grep -q '^environments:' "$1"; then
+    if grep -qE '^(envs|environments):' "$1"; then
         echo "fathom matrix '$1' --out '$out' && fathom report '$out'"
     elif grep -qs '"done"' "$out/status.json"; then
         echo "echo '$out: done before'"

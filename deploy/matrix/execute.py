@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import yaml
 
-from deploy.matrix.config import MatrixConfig, MatrixRun, write_matrix
+from deploy.matrix.capacity import may_start, open_capacity
+from deploy.matrix.expand import MatrixConfig, MatrixRun, write_matrix
 from deploy.matrix.folder import MATRIX, is_begun, is_done, progress, runs_in
-from deploy.matrix.room import may_start, room_for
 from deploy.scheduling.reaper import guarded
 from shared.errors import ConfigError
 from shared.files import OWNER_ONLY, make_folder
@@ -56,7 +56,7 @@ def execute(
             say(f"{run.name}: done before")
         else:
             waiting.append(run)
-    with guarded(), room_for(waiting, parallel, in_process) as room, _children() as children:
+    with guarded(), open_capacity(waiting, parallel, in_process) as room, _children() as children:
         _keep(matrix, out, dir_mode)
         said = time.monotonic()
         while (waiting or children) and not room.lost:

@@ -11,7 +11,7 @@ import json
 import time
 from pathlib import Path
 
-from deploy.matrix.config import MatrixConfig, MatrixRun, expand, fed_run, load_matrix
+from deploy.matrix.expand import MatrixConfig, MatrixRun, expand, fed_run, load_matrix
 from deploy.run.run_dir import read_status
 from shared.config import Experiment
 from shared.config_file import load_experiment
@@ -108,13 +108,13 @@ def _check_same(before: MatrixConfig, now: MatrixConfig, out: Path) -> None:
     """Axes may have grown; all else is as it was, or cells would not be comparable."""
     if before.experiment != now.experiment:
         raise ConfigError(f"--out: {out} holds a matrix with other experiment; name another folder")
-    for axis in ("environments", "collector_depths", "learner_depths", "seeds"):
+    for axis in ("envs", "collector_depths", "learner_depths", "seeds"):
         gone = [value for value in getattr(before, axis) if value not in getattr(now, axis)]
         if gone:
             raise ConfigError(f"--out: {out} holds a matrix with {axis} {gone[0]}, too; name another folder")
-    for env in before.environments:
-        if before.evaluation_environments.get(env) != now.evaluation_environments.get(env):
-            raise ConfigError(f"--out: {out} holds a matrix with other evaluation_environments; name another folder")
+    for env in before.envs:
+        if before.evaluation_envs.get(env) != now.evaluation_envs.get(env):
+            raise ConfigError(f"--out: {out} holds a matrix with other evaluation_envs; name another folder")
 
 
 def _check_stream(run: MatrixRun, recorded: bool) -> None:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deploy.matrix.config import MatrixConfig
+from deploy.matrix.expand import MatrixConfig
 from deploy.matrix.folder import is_done, runs_in
 from shared.config import ACTIVE
 from shared.files import write_json
@@ -51,7 +51,7 @@ def collect_results(out: Path, matrix: MatrixConfig) -> dict[str, Any]:
             }
             (active if name == ACTIVE else cells).append({key: row[key] for key in COLUMNS})
     axes = {
-        "env": matrix.environments,
+        "env": matrix.envs,
         "collector_depth": matrix.collector_depths,
         "seed": matrix.seeds,
         "learner_depth": matrix.learner_depths,

@@ -16,7 +16,8 @@ from shared.roles import EVALUATOR, REPLAY, Kind, learner_role, source_roles
 from shared.stream.format import shard_folder
 
 HARMLESS = ("supervision", "placement", "wandb", "snapshots", "replay.port", "replay.timeout_seconds", "replay.audit")
-"""Keys, with all below them, that change no result; so do `resources` wherever they stand."""
+"""Keys, with all below them, that change no result; so do resources wherever they stand."""
+RESOURCES = {"resources", "learner_resources", "collector_resources"}
 
 
 def find(run_dir: Path, mode: Mode, say: Callable[[str], None]) -> Snapshot | None:
@@ -28,7 +29,7 @@ def find(run_dir: Path, mode: Mode, say: Callable[[str], None]) -> Snapshot | No
     if snapshot is None:
         say(f"{run_dir}: ended before its first snapshot; it begins again")
         return None
-    if (began := snapshot.manifest.mode) is not mode:
+    if (began := snapshot.info.mode) is not mode:
         raise ConfigError(f"--resume: the run in {run_dir} was started with {began.options}; resume it so")
     return snapshot
 
@@ -61,7 +62,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "")
 def _is_harmless(key: str) -> bool:
     parts = key.split(".")
     below = any(key == harmless or key.startswith(harmless + ".") for harmless in HARMLESS)
-    return below or "resources" in parts or "actor_resources" in parts
+    return below or not RESOURCES.isdisjoint(parts)
 
 
 def restore(run_dir: Path, experiment: Experiment, snapshot: Snapshot) -> None:
@@ -73,11 +74,11 @@ def restore(run_dir: Path, experiment: Experiment, snapshot: Snapshot) -> None:
         ConfigError: a part of the stream is damaged.
         OSError: the disk is full.
     """
-    manifest = snapshot.manifest
+    info = snapshot.info
     snapshots.drop_later(run_dir, snapshot)
     states = run_dir / STATE
     shutil.rmtree(states, ignore_errors=True)
-    for name, updates in manifest.updates.items():
+    for name, updates in info.updates.items():
         part = snapshot.folder / str(learner_role(name))
         shutil.copytree(part / snapshots.STATE, states / name / str(updates))
         rewind(run_dir, learner_role(name), updates)
@@ -85,5 +86,5 @@ def restore(run_dir: Path, experiment: Experiment, snapshot: Snapshot) -> None:
     for index, role in enumerate(source_roles(experiment)):
         if role.kind is Kind.COLLECTOR:
             snapshots.restore_stream(snapshot.folder / str(role), shard_folder(run_dir / STREAM, index))
-        rewind(run_dir, role, manifest.numbers[str(role)])
-    rewind(run_dir, REPLAY, manifest.env_steps)
+        rewind(run_dir, role, info.numbers[str(role)])
+    rewind(run_dir, REPLAY, info.env_steps)

@@ -1,7 +1,7 @@
 """Snapshots of a run: what `--resume` goes on from.
 
     RUN/snapshots/<updates>/<role>/       a part: what the role wrote, and part.json, its checksums, written last
-    RUN/snapshots/<updates>/manifest.json the parts' checksums, written when all of them are there
+    RUN/snapshots/<updates>/snapshot.json the parts' checksums, written when all of them are there
 
 Every role takes its part by counts that the plan names, none waits for another: learners at an update, collectors
 once they have made all windows that a learner can have seen by then.
@@ -28,8 +28,8 @@ from shared.stream.format import ShardSummary
 from shared.stream.index import read_index
 from shared.stream.part import check_bytes
 
-SNAPSHOTS, MANIFEST, SEAL = "snapshots", "manifest.json", "part.json"
-FORMAT_VERSION = 2
+SNAPSHOTS, INFO, SEAL = "snapshots", "snapshot.json", "part.json"
+FORMAT_VERSION = 3
 STATE, POSITION, SHARD, GENERATORS = "state", "position.json", "stream", "generators.json"  # in a part
 DRIVER = "driver"
 _REMEDY = "resume from another snapshot"
@@ -46,7 +46,7 @@ class Seal(Frozen):
     pause_seconds: float
 
 
-class Manifest(Frozen):
+class SnapshotInfo(Frozen):
     """A whole snapshot. `updates` by learner, `numbers` of the newest unroll by source, `parts`: their seals' SHA-256.
 
     `time_at_goal`: mean over the learners when they were last evaluated; none before.
@@ -63,7 +63,7 @@ class Manifest(Frozen):
 
 class Snapshot(NamedTuple):
     folder: Path
-    manifest: Manifest
+    info: SnapshotInfo
 
 
 class Part:
@@ -145,12 +145,12 @@ def finish(
     learners: Mapping[str, int],
     time_at_goal: float | None,
     steps: int,
-) -> tuple[Manifest, list[Seal]]:
-    """Writes the manifest of a snapshot whose parts are all sealed. `steps`: of an unroll. Raises OSError."""
+) -> tuple[SnapshotInfo, list[Seal]]:
+    """Writes the info of a snapshot whose parts are all sealed. `steps`: of an unroll. Raises OSError."""
     folder = run_dir / SNAPSHOTS / str(updates)
     parts = [str(role) for role in roles]
     positions = {part: read_position(folder / part) for part in parts if (folder / part / POSITION).exists()}
-    manifest = Manifest(
+    info = SnapshotInfo(
         format_version=FORMAT_VERSION,
         mode=mode,
         updates=dict(learners),
@@ -159,8 +159,8 @@ def finish(
         time_at_goal=time_at_goal,
         parts={part: _sha256(folder / part / SEAL) for part in parts},
     )
-    replace_file(folder / MANIFEST, manifest.model_dump_json(indent=1))
-    return manifest, [Seal.model_validate_json((folder / part / SEAL).read_text()) for part in parts]
+    replace_file(folder / INFO, info.model_dump_json(indent=1))
+    return info, [Seal.model_validate_json((folder / part / SEAL).read_text()) for part in parts]
 
 
 def sealed(run_dir: Path, updates: int, roles: Sequence[Role | str]) -> bool:
@@ -193,7 +193,7 @@ def newest_good(run_dir: Path, say: Callable[[str], None]) -> Snapshot | None:
     found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
     damages = []
     for path in sorted(found, key=lambda path: int(path.name), reverse=True):
-        if not (path / MANIFEST).exists():
+        if not (path / INFO).exists():
             continue
         try:
             return Snapshot(path, _verified(path))
@@ -212,39 +212,39 @@ def drop_later(run_dir: Path, chosen: Snapshot) -> None:
             shutil.rmtree(path)
 
 
-def _whole(run_dir: Path) -> dict[int, Manifest]:
+def _whole(run_dir: Path) -> dict[int, SnapshotInfo]:
     found = {}
-    for path in (run_dir / SNAPSHOTS).glob(f"*/{MANIFEST}"):
+    for path in (run_dir / SNAPSHOTS).glob(f"*/{INFO}"):
         try:
-            found[int(path.parent.name)] = _read_manifest(path)
+            found[int(path.parent.name)] = _read_info(path)
         except ConfigError:  # damaged
             continue
     return found
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_info(path: Path) -> SnapshotInfo:
     """Raises ConfigError, one line; OSError."""
     try:
         text = path.read_text(encoding="utf-8")
         version = json.loads(text)["format_version"]
         if version == FORMAT_VERSION:
-            return Manifest.model_validate_json(text)
+            return SnapshotInfo.model_validate_json(text)
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: damaged") from error
     raise ConfigError(f"{path}: format version {version!r}, this Fathom reads {FORMAT_VERSION}")
 
 
-def _verified(folder: Path) -> Manifest:
-    """The manifest, once everything under it was read and found as it says. Raises ConfigError, one line."""
+def _verified(folder: Path) -> SnapshotInfo:
+    """The info, once everything under it was read and found as it says. Raises ConfigError, one line."""
     try:
-        manifest = _read_manifest(folder / MANIFEST)
-        for role, digest in manifest.parts.items():
+        info = _read_info(folder / INFO)
+        for role, digest in info.parts.items():
             _verify_part(folder / role, digest)
     except ConfigError:
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder}: cannot be read ({error})") from error
-    return manifest
+    return info
 
 
 def _verify_part(folder: Path, digest: str) -> None:

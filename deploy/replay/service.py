@@ -21,7 +21,7 @@ from shared.metrics import Row
 from shared.plan import Plan
 from shared.replay.errors import ReplayError
 from shared.replay.info import ReplayMonitor, ServerInfo
-from shared.replay.lives import Behind, Life
+from shared.replay.reconnecting import RefillSplit, ServerIncarnation
 from shared.roles import Role, learner_role, source_roles
 
 POLL_S = 2.0
@@ -75,7 +75,7 @@ class ReplayService:
         self._exposure: Any = None
         self._monitor: ReplayMonitor | None = None
         self._lives = 0
-        self.life: Life | None = None
+        self.life: ServerIncarnation | None = None
         self.info: ServerInfo | None = None
 
     def _hire(self) -> None:
@@ -107,7 +107,7 @@ class ReplayService:
         if self.refilled and (self._phase == "starting" or (self.life is not None and self.life.number != filled)):
             self.replace()
 
-    def welcome(self, role: Role, actor: Any) -> None:
+    def attach(self, role: Role, actor: Any) -> None:
         """A role's new process: it works with the server that there is, if there is one."""
         self._answers.pop(role, None)
         if self.life is not None:
@@ -176,7 +176,7 @@ class ReplayService:
     def _ask(self, actors: Mapping[Role, Any]) -> None:
         """What every role has behind it. One that only starts, or starts again, is asked again."""
         if not self._lives and not self._resumed:
-            self._start({role: Behind(0, 0) if role in self._sources else 0 for role in actors})
+            self._start({role: RefillSplit(0, 0) if role in self._sources else 0 for role in actors})
             return
         for role, actor in actors.items():
             if role not in self._answers or self._answers[role][0] is not actor:
@@ -228,7 +228,7 @@ class ReplayService:
                 self.replace()
                 return
             raise RunFailed("the replay server did not start; see logs/replay_server.log") from None
-        self.life = Life(self._lives, address, self._tables, self._inserted)
+        self.life = ServerIncarnation(self._lives, address, self._tables, self._inserted)
         self._monitor = ReplayMonitor(address, self._tables.values())
         for actor in actors.values():
             actor.connect.remote(self.life)

@@ -41,7 +41,7 @@ def make_report(record: MatrixRecord) -> Report:
         runs=len(record.unfinished) + len({trial.run for trial in record.trials}),
         done=len({trial.run for trial in record.trials}),
         unfinished=tuple(record.unfinished),
-        environments=tuple(_environment(record, env) for env in matrix.environments),
+        envs=tuple(_environment(record, env) for env in matrix.envs),
         provenance=_origins(record.provenance),
         matrix=matrix.model_dump(mode="json", exclude_unset=True),
     )
@@ -56,7 +56,7 @@ def _environment(record: MatrixRecord, env: str) -> EnvironmentReport:
     collector_depths, learner_depths = tuple(sorted(matrix.collector_depths)), tuple(sorted(matrix.learner_depths))
     return EnvironmentReport(
         env=env,
-        evaluated_in=matrix.evaluation_environments.get(env, env),
+        evaluated_in=matrix.evaluation_envs.get(env, env),
         episode_length=record.episode_lengths.get(env),
         collector_depths=collector_depths,
         learner_depths=learner_depths,

@@ -127,7 +127,7 @@ class Report:
     runs: int
     done: int
     unfinished: tuple[Unfinished, ...]
-    environments: tuple[EnvironmentReport, ...]
+    envs: tuple[EnvironmentReport, ...]
     provenance: tuple[dict[str, Any], ...]
     """Each different origin of the runs once: one entry means that one version made them all."""
     matrix: dict[str, Any]

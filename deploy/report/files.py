@@ -29,7 +29,7 @@ def write_files(report: Report, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = [_write_json(report, folder / "report.json")]
     written += _write_tables(report, folder)
-    for environment in report.environments:
+    for environment in report.envs:
         if environment.curves:
             written += _draw(environment, len(report.seeds), folder)
     return written
@@ -59,18 +59,18 @@ def _write_json(report: Report, path: Path) -> Path:
 
 def _write_tables(report: Report, folder: Path) -> list[Path]:
     tables: dict[str, list[tuple[str, Any]]] = {
-        "cells": [(each.env, cell) for each in report.environments for cell in each.cells],
-        "active": [(each.env, cell) for each in report.environments for cell in each.active],
-        "comparisons": [(each.env, row) for each in report.environments for row in each.neighbours],
-        "differences": [(each.env, row) for each in report.environments for row in each.differences],
-        "gains": [(each.env, row) for each in report.environments for row in each.gains],
-        "critical_depths": [(each.env, row) for each in report.environments for row in each.critical],
-        "coverage": [(each.env, row) for each in report.environments for row in each.explored],
-        "costs": [(each.env, row) for each in report.environments for row in each.costs],
-        "fairness": [(each.env, row) for each in report.environments for row in each.fairness],
+        "cells": [(each.env, cell) for each in report.envs for cell in each.cells],
+        "active": [(each.env, cell) for each in report.envs for cell in each.active],
+        "comparisons": [(each.env, row) for each in report.envs for row in each.neighbours],
+        "differences": [(each.env, row) for each in report.envs for row in each.differences],
+        "gains": [(each.env, row) for each in report.envs for row in each.gains],
+        "critical_depths": [(each.env, row) for each in report.envs for row in each.critical],
+        "coverage": [(each.env, row) for each in report.envs for row in each.explored],
+        "costs": [(each.env, row) for each in report.envs for row in each.costs],
+        "fairness": [(each.env, row) for each in report.envs for row in each.fairness],
     }
     flat = {name: [{"env": env, **_flatten(asdict(row))} for env, row in rows] for name, rows in tables.items()}
-    flat["curves"] = [row for each in report.environments for curve in each.curves for row in _points(each.env, curve)]
+    flat["curves"] = [row for each in report.envs for curve in each.curves for row in _points(each.env, curve)]
     return [_write_table(folder / f"{name}.csv", rows) for name, rows in flat.items() if rows]
 
 

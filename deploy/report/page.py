@@ -36,13 +36,13 @@ def render_page(report: Report) -> str:
         "wins": text.wins,
     }
     template = environment.from_string((files("deploy.report") / "page.html.j2").read_text(encoding="utf-8"))
-    drawn = [(each, _divs(each.env, figures(each, len(report.seeds)))) for each in report.environments]
+    drawn = [(each, _divs(each.env, figures(each, len(report.seeds)))) for each in report.envs]
     return template.render(
         report=report,
         environments=drawn,
         plotly=Markup(get_plotlyjs()),
         matrix_yaml=yaml.safe_dump(report.matrix, sort_keys=False),
-        marked=[row for each in report.environments for row in each.fairness if row.mark],
+        marked=[row for each in report.envs for row in each.fairness if row.mark],
     )
 
 

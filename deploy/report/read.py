@@ -10,7 +10,7 @@ import yaml
 from numpy.typing import NDArray
 
 from collector.collector import coverage
-from deploy.matrix.config import MatrixConfig, MatrixRun, load_matrix
+from deploy.matrix.expand import MatrixConfig, MatrixRun, load_matrix
 from deploy.matrix.folder import MATRIX, is_done, progress, runs_in
 from shared.config import ACTIVE
 from shared.errors import ConfigError

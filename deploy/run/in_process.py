@@ -20,13 +20,13 @@ from collector.evaluator import Evaluator
 from collector.feeder import Feeder
 from deploy.mode import Mode
 from deploy.recovery import snapshots
-from deploy.recovery.states import Background, on_host
+from deploy.recovery.restart_states import BackgroundWriter, on_host
 from deploy.run.record import RunRecord
 from deploy.run.snapshot_taker import SnapshotTaker
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE
-from shared.disk import DISK_SPACE, Disk, DiskTeller
+from shared.disk import DISK_SPACE, Disk, DiskNotices
 from shared.envs.base import GoalEnv
 from shared.envs.registry import Envs
 from shared.metrics import Reporter
@@ -54,7 +54,7 @@ class _Collectors:
             for role, collector in zip(self.roles, self._collectors, strict=True):
                 part = record.snapshot.folder / str(role)
                 state = snapshots.read_state(part, jax.eval_shape(lambda collector=collector: collector.state))
-                collector.go_on(state, snapshots.read_position(part))
+                collector.resume(state, snapshots.read_position(part))
         keep = None if self._recorded else plan.stored_unrolls
         self._writers = [
             StreamWriter(self._directory, index, self._description, keep_unrolls=keep)
@@ -181,7 +181,7 @@ class InProcessRun:
         experiment, plan = record.experiment, record.plan
         self.record = record
         self._disk = Disk(record.run_dir, experiment.supervision.disk_reserve_gb)
-        self._teller = DiskTeller(self._disk, say)
+        self._teller = DiskNotices(self._disk, say)
         training = envs.training
         self._source = _Stream(record, training) if experiment.stream else _Collectors(record, training)
         names, reports = list(experiment.all_learners), record.run_dir / "reports"
@@ -196,11 +196,11 @@ class InProcessRun:
         self._rngs = {
             name: np.random.default_rng([experiment.seed, zlib.crc32(name.encode())]) for name in self.learners
         }
-        self._background = Background()
+        self._background = BackgroundWriter()
         self._being_written: int | None = None  # updates of a snapshot
         self._taker = SnapshotTaker(record, mode)
         if record.snapshot:
-            self._go_on(record.snapshot.folder)
+            self._resume(record.snapshot.folder)
 
     def run(self, on_progress: Callable[[], None] = lambda: None) -> None:
         """Spends the budget, then writes every learner's checkpoint."""
@@ -299,11 +299,11 @@ class InProcessRun:
         if updates is not None:
             self._taker.finish(updates)
 
-    def _go_on(self, folder: Path) -> None:
+    def _resume(self, folder: Path) -> None:
         """Everything as it was after the snapshot in `folder`, equal to the bit."""
         for name, learner in self.learners.items():
             like = jax.eval_shape(lambda learner=learner: learner.state)
-            learner.go_on(snapshots.read_state(folder / str(learner_role(name)), like))
+            learner.resume(snapshots.read_state(folder / str(learner_role(name)), like))
         for name, state in snapshots.read_driver(folder / snapshots.DRIVER).items():
             self._rngs[name].bit_generator.state = state
         for index, position in enumerate(self._source.positions):

@@ -204,7 +204,7 @@ def _check_port(port: int | None) -> None:
 
 
 def object_store_bytes(experiment: Experiment, spec: EnvSpec) -> int:
-    """Room for the newest policies of the largest network, and never less than Ray needs to work well."""
+    """Capacity for the newest policies of the largest network, and never less than Ray needs to work well."""
     largest = max(_policy_bytes(config, spec) for config in experiment.all_learners.values())
     return max(256 * _MEGABYTE, POLICIES_IN_STORE * largest)
 

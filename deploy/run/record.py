@@ -49,8 +49,8 @@ class RunRecord:
 
     def _resume(self, snapshot: Snapshot) -> dict[str, int]:
         """Restores indices and positions from the snapshot; returns the newest environment steps of every curve."""
-        manifest = snapshot.manifest
-        for name, updates in manifest.updates.items():
+        info = snapshot.info
+        for name, updates in info.updates.items():
             self._indices[str(learner_role(name))] = updates
             self._indices[f"{EVALUATOR}/{name}"] = max(u for u in self.plan.evaluation_updates if u <= updates)
         for role in source_roles(self.experiment):

@@ -9,7 +9,7 @@ from typing import Any
 
 import filelock
 
-from deploy.recovery.states import KEPT
+from deploy.recovery.restart_states import KEPT
 from shared.config import Experiment
 from shared.disk import GB
 from shared.envs.base import EnvSpec

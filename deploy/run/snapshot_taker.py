@@ -7,7 +7,7 @@ from shared.roles import Role, learner_roles, source_roles
 
 
 class SnapshotTaker:
-    """The driver's part: writes the manifest of every snapshot whose parts are there, and clears up after it."""
+    """The driver's part: writes the info of every snapshot whose parts are there, and clears up after it."""
 
     def __init__(self, record: RunRecord, mode: Mode) -> None:
         self._record, self._mode = record, mode
@@ -44,7 +44,7 @@ class SnapshotTaker:
         """All parts of the snapshot of `updates` are there. Raises OSError."""
         record, experiment = self._record, self._record.experiment
         steps = experiment.collector.environments * record.plan.unroll_length
-        manifest, seals = snapshots.finish(
+        info, seals = snapshots.finish(
             record.run_dir,
             updates,
             self._roles,
@@ -59,11 +59,11 @@ class SnapshotTaker:
             "pause_seconds": max(seal.pause_seconds for seal in seals),
             "background_seconds": max(seal.seconds for seal in seals),
         }
-        record.note("snapshots", {"env_steps": manifest.env_steps, **row})
+        record.note("snapshots", {"env_steps": info.env_steps, **row})
         snapshots.prune(record.run_dir, experiment.snapshots.keep)
 
     def _is_evaluated(self, updates: int) -> bool:
-        """As far as there: evaluations that come after the manifest would be cut off."""
+        """As far as there: evaluations that come after the info would be cut off."""
         due = max(u for u in self._record.plan.evaluation_updates if u <= updates)
         return all(self._record.evaluated(name) >= due for name in self._learners)
 

@@ -12,7 +12,7 @@ from deploy.replay.service import ReplayService
 from deploy.run.record import RunRecord
 from deploy.scheduling.processes import end_actor, end_at
 from shared.config import SupervisionConfig
-from shared.disk import DISK_SPACE, Disk, DiskTeller
+from shared.disk import DISK_SPACE, Disk, DiskNotices
 from shared.errors import RunFailed
 from shared.metrics import Report
 from shared.replay.errors import ReplayError
@@ -90,7 +90,7 @@ class Supervisor:
         """`make(role)`: the role's next process."""
         self._record, self._limits, self._make, self._say = record, limits, make, say
         self._store, self._replay = store, replay
-        self._disk = DiskTeller(Disk(record.run_dir, limits.disk_reserve_gb), say)
+        self._disk = DiskNotices(Disk(record.run_dir, limits.disk_reserve_gb), say)
         self._roles: dict[Role, _Watched] = {}
         self._deaths: dict[Role, deque[float]] = defaultdict(deque)
         self._faults: dict[Role, _Fault] = {}
@@ -194,14 +194,14 @@ class Supervisor:
         self.watch(role, self._make(role))
         if role == EVALUATOR:
             for name in self._record.experiment.all_learners:
-                self._roles[learner_role(name)].actor.submit_again.remote(self._roles[role].actor)
+                self._roles[learner_role(name)].actor.resubmit.remote(self._roles[role].actor)
             return
         if role.is_learner:
             if not was_done:
                 self._replay.forget_samples()
         else:
             self._replay.forget_refill(watched.report.life if watched.report else 0)
-        self._replay.welcome(role, self._roles[role].actor)
+        self._replay.attach(role, self._roles[role].actor)
 
     def _spend(self, role: Role, cause: str) -> None:
         """One more restart of `role`. Raises RunFailed where it had as many as are allowed within an hour."""
@@ -229,7 +229,7 @@ class Supervisor:
             role
             for role, watched in self._roles.items()
             if life is not None and watched.report and not watched.report.life
-            if watched.report.lost_life == life.number
+            if watched.report.lost_server == life.number
         ]
         if not broken:
             self._unbroken = time.monotonic()
@@ -254,7 +254,7 @@ class Supervisor:
                 self._faults[STORE] = _Fault(cause, self._store_answered)
             self._store_at, self._store_answered = where, now
             if empty and COLLECTOR_LEARNER in self._roles:
-                self._roles[COLLECTOR_LEARNER].actor.publish_again.remote()
+                self._roles[COLLECTOR_LEARNER].actor.republish.remote()
         elif now - self._store_answered > self._limits.heartbeat_seconds and self._store_at is not None:
             end_at(*self._store_at, dump=False)  # asked again when Ray has started it again
             self._store_answered = now

@@ -73,7 +73,7 @@ def read_nodes(entries: Iterable[Mapping[str, Any]]) -> list[Node]:
 
 def place(experiment: Experiment, nodes: Sequence[Node]) -> Placement:
     """Where the roles of a run go. Raises RunFailed, with the numbers, where they do not fit on `nodes`."""
-    roles = plan_placement(experiment, nodes)
+    roles = assign_resources(experiment, nodes)
     if shortage := find_shortage(roles, nodes):
         raise RunFailed(f"resources: {shortage}; ask for less, or name a larger cluster by RAY_ADDRESS")
     notes = []
@@ -101,7 +101,7 @@ def place(experiment: Experiment, nodes: Sequence[Node]) -> Placement:
 
 def roles_of(experiment: Experiment) -> dict[Role, Resources]:
     """What each role of a run asks for; who feeds from a stream, and the services, ask for nothing."""
-    source = NOTHING if experiment.stream else experiment.collector.actor_resources
+    source = NOTHING if experiment.stream else experiment.collector.collector_resources
     return {
         **dict.fromkeys(source_roles(experiment), source),
         EVALUATOR: experiment.evaluation.resources,
@@ -114,7 +114,7 @@ def asks_nothing(roles: Roles) -> bool:
     return not any(wanted.cpus or wanted.gpus or wanted.memory_gb for wanted in roles.values())
 
 
-def plan_placement(experiment: Experiment, nodes: Sequence[Node]) -> dict[Role, Resources]:
+def assign_resources(experiment: Experiment, nodes: Sequence[Node]) -> dict[Role, Resources]:
     """Every role's resources: where `gpus` was left open, a share of the GPUs that the others leave, or 0.
 
     On one GPU all share it. On more, those that act and those that learn have GPUs apart, one for each role as far

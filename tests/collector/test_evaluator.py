@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from collector.evaluator import Evaluator, Snapshot, SnapshotQueue, make_evaluate
+from collector.evaluator import EvaluationQueue, EvaluationRequest, Evaluator, make_evaluate
 from shared.config import ACTIVE, Experiment
 from shared.envs.base import EnvSpec, EnvState, GoalEnv
 from shared.metrics import Reporter
@@ -179,9 +179,9 @@ def test_all_learners_meet_the_same_episodes() -> None:
 
 
 def test_a_full_queue_drops_the_oldest_but_no_last_one() -> None:
-    queue = SnapshotQueue(length=3)
+    queue = EvaluationQueue(length=3)
     for version, last in ((1, False), (2, True), (3, False), (4, False), (5, True), (6, True)):
-        queue.put(Snapshot("a", Policy(version, {}), last))
+        queue.put(EvaluationRequest("a", Policy(version, {}), last))
     assert (queue.dropped, len(queue)) == (3, 3)
     left = [queue.get(timeout_s=0.0) for _ in range(4)]
     assert [snapshot.policy.version if snapshot else None for snapshot in left] == [2, 5, 6, None]
@@ -189,9 +189,9 @@ def test_a_full_queue_drops_the_oldest_but_no_last_one() -> None:
 
 
 def test_an_evaluator_ends_with_every_learners_last_snapshot() -> None:
-    queue, reporter = SnapshotQueue(), Reporter()
+    queue, reporter = EvaluationQueue(), Reporter()
     for name, version, last in ((ACTIVE, 0, False), ("twin", 7, True), (ACTIVE, 7, True), ("twin", 9, True)):
-        queue.put(Snapshot(name, policy(version), last))
+        queue.put(EvaluationRequest(name, policy(version), last))
     evaluator(Drift()).run(queue, reporter, should_stop=lambda: False)
     rows = reporter.drain().rows
     assert [(row["learner"], row["updates"]) for row in rows] == [(ACTIVE, 0), ("twin", 7), (ACTIVE, 7)]

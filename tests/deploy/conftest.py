@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.matrix.room import _answer
+from deploy.matrix.capacity import _answer
 
 OWN_ENVS = Path(__file__).with_name("own_envs")
 STORE_BYTES = 256 * 2**20

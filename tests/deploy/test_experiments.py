@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 import deploy
-from deploy.matrix.config import load_matrix
-from deploy.matrix.plan import plan_matrix
+from deploy.matrix.estimate import estimate_matrix
+from deploy.matrix.expand import load_matrix
 from deploy.run.setup import make_envs_and_plan
 from shared.config_file import load_experiment
 
@@ -21,11 +21,11 @@ PAPER = {
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_it_can_be_planned(path: Path) -> None:
-    if "environments" in yaml.safe_load(path.read_text()):
+    if "envs" in yaml.safe_load(path.read_text()):
         matrix = load_matrix(path)  # which checks every run's configuration
         ends = matrix.collector_depths[0], matrix.collector_depths[-1]
         few = matrix.model_copy(update={"collector_depths": tuple(dict.fromkeys(ends)), "seeds": matrix.seeds[:1]})
-        assert plan_matrix(few)["totals"]["gradient_steps"] > 0
+        assert estimate_matrix(few)["totals"]["gradient_steps"] > 0
     else:
         assert make_envs_and_plan(load_experiment(path))[1].updates > 0
 
@@ -33,10 +33,10 @@ def test_it_can_be_planned(path: Path) -> None:
 def test_the_paper_s_experiments_are_what_they_say() -> None:
     shipped = {path.stem: path for path in SHIPPED}
     sweep = load_matrix(shipped["depth_sweep"])
-    assert (set(sweep.environments), len(sweep.environments)) == (PAPER, 10)
+    assert (set(sweep.envs), len(sweep.envs)) == (PAPER, 10)
     assert (sweep.collector_depths, sweep.learner_depths) == ((4, 8, 16, 32, 64), ())
     crossed = load_matrix(shipped["ant_big_maze_matrix"])
-    assert (crossed.environments, crossed.seeds) == (("ant_big_maze",), (0, 1, 2))
+    assert (crossed.envs, crossed.seeds) == (("ant_big_maze",), (0, 1, 2))
     assert crossed.collector_depths == crossed.learner_depths == (4, 64)
     limit = load_experiment(shipped["humanoid_u_maze_1024"])
     assert (limit.env, limit.collector.depth, limit.collector.actor_depth) == ("humanoid_u_maze", 1024, None)

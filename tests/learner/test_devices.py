@@ -55,7 +55,7 @@ assert len(jax.tree.leaves(whole.state.actor)[0].sharding.device_set) == {device
 for name, value in expected.items():
     if name != "update_seconds":
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
-whole.go_on(alone.state)
+whole.resume(alone.state)
 whole.update(share_out(windows))
 assert whole.updates == 2
 

@@ -70,7 +70,7 @@ def ran(line: Any) -> Ran:
 
     def train(unrelated: bool) -> list[Metrics]:
         # Placed as the learner's own, or the update would be compiled again; the last one's buffers were donated.
-        learner.go_on(Learner.initial_state(experiment, line.spec, ACTIVE))
+        learner.resume(Learner.initial_state(experiment, line.spec, ACTIVE))
         return [learner.update(line.windows(seed, unrelated=unrelated)) for seed in range(40)]
 
     unrelated, metrics = train(unrelated=True), train(unrelated=False)

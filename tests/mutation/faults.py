@@ -60,8 +60,8 @@ FAULTS = (
     Fault(
         "losses: a layer norm's gradient without its mean",
         "shared/networks.py",
-        "of_x = reciprocal * (of_normal - jnp.mean(of_normal, axis=-1, keepdims=True) - normal * along)",
-        "of_x = reciprocal * (of_normal - normal * along)",
+        "d_x = reciprocal * (d_normal - jnp.mean(d_normal, axis=-1, keepdims=True) - normal * projection)",
+        "d_x = reciprocal * (d_normal - normal * projection)",
         ("shared/test_networks.py",),
     ),
     # --- the update ---
@@ -254,10 +254,10 @@ FAULTS = (
     ),
     Fault(
         "sample: batches that were decoded when a server died are lost",
-        "shared/replay/lives.py",
+        "shared/replay/reconnecting.py",
         "                    self._left = self._sampler.leave()\n",
         "                    self._sampler.leave()\n",
-        ("shared/replay/test_lives.py",),
+        ("shared/replay/test_reconnecting.py",),
     ),
     Fault(
         "sample: a batch is handed over without a copy",
@@ -268,7 +268,7 @@ FAULTS = (
     ),
     Fault(
         "refill: a new server gets one unroll too few",
-        "shared/replay/lives.py",
+        "shared/replay/reconnecting.py",
         "self._refill_from = max(newest - self._plan.stored_unrolls + 1, 0)",
         "self._refill_from = max(newest - self._plan.stored_unrolls + 2, 0)",
         ("shared/replay",),
@@ -298,7 +298,7 @@ FAULTS = (
     Fault(
         "supervision: a collector's next life gets no server",
         "deploy/run/supervisor.py",
-        "        self._replay.welcome(role, self._roles[role].actor)\n",
+        "        self._replay.attach(role, self._roles[role].actor)\n",
         "",
         (
             "deploy/run/test_supervisor.py",
@@ -401,7 +401,7 @@ FAULTS = (
     # --- matrix ---
     Fault(
         "matrix: a passive learner is the collector learner's twin",
-        "deploy/matrix/config.py",
+        "deploy/matrix/expand.py",
         '{**alike, "depth": each, "seed": 1}',
         '{**alike, "depth": each, "seed": 0}',
         ("deploy/matrix",),
@@ -429,7 +429,7 @@ FAULTS = (
     ),
     Fault(
         "matrix: twice as many runs at once as Ray has room for",
-        "deploy/matrix/room.py",
+        "deploy/matrix/capacity.py",
         "runs = enumerate((wanted, *running))",
         "runs = enumerate((wanted, *running[1:]))",
         ("deploy/matrix",),

@@ -64,7 +64,15 @@ def test_what_gpus_cannot_share_out_evenly_is_refused() -> None:
             "x.yaml: replay.pase: unknown key; known here: steps_per_environment, prefill_steps, ",
         ),
         ({"learners": {"deep": {"dpeth": 8}}}, "x.yaml: learners.deep.dpeth: unknown key; known here: depth, width, "),
-        ({"collector": {"resources": {"gpu": 1}}}, "x.yaml: collector.resources.gpu: unknown key; known here: cpus, "),
+        ({"collector": {"resources": {}}}, "x.yaml: collector.resources: is now called collector.learner_resources; "),
+        (
+            {"collector": {"actor_resources": {}}},
+            "x.yaml: collector.actor_resources: is now called collector.collector_",
+        ),
+        (
+            {"collector": {"learner_resources": {"gpu": 1}}},
+            "x.yaml: collector.learner_resources.gpu: unknown key; known here: cpus, ",
+        ),
         (
             {"learners": {"a": {"resources": {"gpu": 1}}}},
             "x.yaml: learners.a.resources.gpu: unknown key; known here: c",
@@ -128,7 +136,7 @@ def test_learners_by_name() -> None:
     experiment = Experiment.model_validate({"env": "a", "learners": {"b": {"depth": 8}, "a": {"depth": 16}}})
     assert list(experiment.all_learners) == [ACTIVE, "b", "a"]
     assert experiment.learner("a").depth == 16
-    assert experiment.learner(ACTIVE) is experiment.collector
+    assert experiment.learner(ACTIVE) == experiment.collector.learner
     with pytest.raises(ConfigError, match="learner 'c' is not in this run; it has: active, b, a"):
         experiment.learner("c")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from shared.metrics import ROWS_UNTOLD, MetricsWriter, Reporter, read_metrics, rewind
+from shared.metrics import MAX_PENDING_ROWS, MetricsWriter, Reporter, read_metrics, rewind
 
 
 def test_waits_are_shares_of_the_time_between_rows() -> None:
@@ -90,11 +90,11 @@ def test_a_report_says_how_long_a_role_works_and_that_a_pause_is_over() -> None:
 
 def test_rows_that_nobody_takes_are_bounded_and_counted() -> None:
     reporter = Reporter()
-    for number in range(ROWS_UNTOLD + 3):
+    for number in range(MAX_PENDING_ROWS + 3):
         reporter.row({"number": number})
     rows = reporter.drain().rows
-    assert len(rows) == ROWS_UNTOLD
-    assert [row["number"] for row in rows] == list(range(3, ROWS_UNTOLD + 3))
+    assert len(rows) == MAX_PENDING_ROWS
+    assert [row["number"] for row in rows] == list(range(3, MAX_PENDING_ROWS + 3))
     assert "dropped_rows" not in rows[0]
     assert [row["dropped_rows"] for row in rows[-3:]] == [1, 2, 3]
     reporter.row({})

@@ -311,13 +311,13 @@ def test_a_shard_is_read_while_it_is_written(tmp_path: Path, keep: int | None) -
     write(writer, 20)
     failed: list[BaseException] = []
 
-    def go_on() -> None:
+    def resume() -> None:
         try:
             write(writer, 600)
         except BaseException as error:  # noqa: BLE001 - shown by the test's own thread
             failed.append(error)
 
-    thread = threading.Thread(target=go_on)
+    thread = threading.Thread(target=resume)
     thread.start()
     passes = 0
     while thread.is_alive():

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from collector.evaluator import Evaluator, Snapshot, SnapshotQueue
+from collector.evaluator import EvaluationQueue, EvaluationRequest, Evaluator
 from deploy.run.actors.role import RoleActor
 from shared.config import Experiment
 from shared.envs.registry import make_envs
@@ -14,10 +14,10 @@ class EvaluatorActor(RoleActor):
         """`finished`: learners whose last snapshot was evaluated in an earlier life."""
         super().__init__(stacks_path)
         self._experiment, self._plan, self._finished = experiment, plan, frozenset(finished)
-        self._snapshots = SnapshotQueue()
+        self._snapshots = EvaluationQueue()
         self._reporter.sizes["queue/snapshots"] = lambda: len(self._snapshots)
 
-    def submit(self, snapshot: Snapshot) -> None:
+    def submit(self, snapshot: EvaluationRequest) -> None:
         self._snapshots.put(snapshot)
 
     def work(self) -> None:

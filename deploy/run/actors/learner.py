@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import ray
 
-from collector.evaluator import Snapshot
+from collector.evaluator import EvaluationRequest
 from deploy.layout import STATE
 from deploy.recovery import snapshots
-from deploy.recovery.states import OwnStates, on_host
+from deploy.recovery.restart_states import RestartStates, on_host
 from deploy.run.actors.role import WritingActor
 from learner.devices import share_out
 from learner.learner import Learner
@@ -18,7 +18,7 @@ from shared.config import ACTIVE, Experiment
 from shared.envs.registry import make_envs
 from shared.params import Policy
 from shared.plan import Plan
-from shared.replay.lives import LastingSampler, Life
+from shared.replay.reconnecting import ReconnectingSampler, ServerIncarnation
 from shared.roles import learner_role
 
 REMOTE_TIMEOUT_S = 60.0  # for weights and snapshots on their way; they are there or their owner is gone
@@ -40,7 +40,7 @@ class LearnerActor(WritingActor):
         super().__init__(stacks_path, experiment, run_dir)
         self._plan, self._name, self._last_reported = plan, name, last_reported
         self._store, self._evaluator = store, evaluator
-        self._sampler = LastingSampler(
+        self._sampler = ReconnectingSampler(
             plan,
             name,
             share_out,
@@ -52,10 +52,10 @@ class LearnerActor(WritingActor):
         self._reporter.sizes["queue/batches"] = lambda: self._sampler.batches_ready
         self._newest: Policy | None = None  # published; holds a reference to the weights
         self._published: Any = None
-        self._snapshot: Snapshot | None = None
+        self._snapshot: EvaluationRequest | None = None
         self._submitted: Any = None
 
-    def connect(self, life: Life) -> None:
+    def connect(self, life: ServerIncarnation) -> None:
         self._sampler.connect(life)
 
     def disconnect(self) -> int | None:
@@ -66,12 +66,12 @@ class LearnerActor(WritingActor):
         experiment, plan = self._experiment, self._plan
         spec = make_envs(experiment).training.spec
         background = self._background
-        states = OwnStates(self._run_dir / STATE / self._name, background, self._disk)
+        states = RestartStates(self._run_dir / STATE / self._name, background, self._disk)
         learner = Learner(experiment, plan, spec, self._name, self._run_dir / "reports")
         like = jax.eval_shape(lambda: Learner.initial_state(experiment, spec, self._name))
         held = states.newest(like, self._last_reported)
         if held is not None:
-            learner.go_on(held)
+            learner.resume(held)
         sampler = self._sampler
         sampler.open(spec.state_size + spec.action_size, learner.updates * plan.windows_per_update)
 
@@ -104,12 +104,12 @@ class LearnerActor(WritingActor):
             states.keep(learner.updates, learner.state)
             checkpoint.save(self._run_dir / "checkpoints" / self._name, learner.state)
 
-    def publish_again(self) -> None:
+    def republish(self) -> None:
         """The store was lost, and with it the reference to the newest weights, which are here."""
         if self._newest is not None:
             self._store.publish.remote(self._newest)
 
-    def submit_again(self, evaluator: Any) -> None:
+    def resubmit(self, evaluator: Any) -> None:
         """The evaluator was lost, and perhaps the last snapshot with it."""
         self._evaluator, self._submitted = evaluator, None
         if self._snapshot is not None:
@@ -125,5 +125,5 @@ class LearnerActor(WritingActor):
     def _submit(self, policy: Policy) -> None:
         if self._submitted is not None:  # one on its way at a time
             ray.wait([self._submitted], timeout=REMOTE_TIMEOUT_S)
-        self._snapshot = Snapshot(self._name, policy, last=policy.version == self._plan.updates)
+        self._snapshot = EvaluationRequest(self._name, policy, last=policy.version == self._plan.updates)
         self._submitted = self._evaluator.submit.remote(self._snapshot)

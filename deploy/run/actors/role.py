@@ -11,7 +11,7 @@ import traceback
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from deploy.recovery.states import Background
+from deploy.recovery.restart_states import BackgroundWriter
 from deploy.scheduling.processes import Process
 from learner.guard import NonFiniteError
 from shared.config import Experiment
@@ -84,7 +84,7 @@ class WritingActor(RoleActor):
         super().__init__(stacks_path)
         self._experiment, self._run_dir = experiment, Path(run_dir)
         self._disk = Disk(self._run_dir, experiment.supervision.disk_reserve_gb)
-        self._background = Background()
+        self._background = BackgroundWriter()
         self._reporter.sizes["queue/states"] = lambda: self._background.held
 
     def _wait_for_room(self) -> None:

@@ -17,7 +17,7 @@ from collector.collector import Collector, make_count
 from collector.feeder import Feeder
 from deploy.layout import STREAM
 from deploy.recovery import snapshots
-from deploy.recovery.states import on_host
+from deploy.recovery.restart_states import on_host
 from deploy.run.actors.role import WritingActor
 from shared.config import Experiment
 from shared.envs.base import GoalEnv
@@ -27,7 +27,7 @@ from shared.plan import Plan
 from shared.position import Position, start_position
 from shared.replay.audit import AuditLog
 from shared.replay.codec import Columns
-from shared.replay.lives import Behind, LastingInserter, Life
+from shared.replay.reconnecting import ReconnectingInserter, RefillSplit, ServerIncarnation
 from shared.replay.windows import WindowCount
 from shared.roles import Role
 from shared.stream.format import ShardSummary, describe, shard_folder
@@ -48,7 +48,7 @@ class SourceActor(WritingActor):
         super().__init__(stacks_path, experiment, run_dir)
         self._plan, self._role, self._index = plan, role, int(role.id)
         self._reported = reported or start_position(experiment.collector.environments, cells=0)
-        self._inserter = LastingInserter(
+        self._inserter = ReconnectingInserter(
             plan,
             self._index,
             experiment.collector.environments,
@@ -74,11 +74,11 @@ class SourceActor(WritingActor):
     def provide(self, env: GoalEnv, position: Position | None) -> None:
         """Inserts all that is asked for, or ends when `self._stop` is set. `position`: where the last life ended."""
 
-    def connect(self, life: Life) -> None:
+    def connect(self, life: ServerIncarnation) -> None:
         self._inserter.connect(life)
 
-    def disconnect(self) -> Behind | None:
-        """See `LastingInserter`; none while it is not known yet."""
+    def disconnect(self) -> RefillSplit | None:
+        """See `ReconnectingInserter`; none while it is not known yet."""
         return self._inserter.disconnect() if self._ready.is_set() else None
 
     def work(self) -> None:
@@ -122,7 +122,7 @@ class SourceActor(WritingActor):
             return None
         missing = reported.windows.made - before  # made from unrolls that the stream no longer holds
         for windows in read:
-            self._inserter.know(windows._replace(made=max(windows.made + missing, 0)))
+            self._inserter.register_windows(windows._replace(made=max(windows.made + missing, 0)))
         return Position(
             windows=position.windows._replace(made=position.windows.made + missing),
             unrolls=reported.unrolls + position.unrolls,
@@ -165,7 +165,7 @@ class CollectorActor(SourceActor):
         collector = Collector(self._experiment, self._plan, env, self._index, position)
         if self._snapshot is not None:
             folder = Path(self._snapshot)
-            collector.go_on(
+            collector.resume(
                 snapshots.read_state(folder, jax.eval_shape(lambda: collector.state)), snapshots.read_position(folder)
             )
         self._pass_by(collector.position)
@@ -174,7 +174,7 @@ class CollectorActor(SourceActor):
             self._wait_for_room()
             # Written first: replay never holds what could not be put in again.
             self._writer.write(columns, number)
-            self._inserter.know(collector.position.windows)
+            self._inserter.register_windows(collector.position.windows)
             self._inserter.insert(number, columns)
             for part in self._pass_by(collector.position):
                 self._wait_for_room()
@@ -213,7 +213,7 @@ class FeederActor(SourceActor):
 
         def insert(number: int, columns: Columns) -> None:
             self._fed = number
-            self._inserter.know(feeder.position.windows)
+            self._inserter.register_windows(feeder.position.windows)
             self._inserter.insert(number, columns)
             for part in self._pass_by(feeder.position):
                 part.begin()

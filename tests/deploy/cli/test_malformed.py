@@ -17,8 +17,8 @@ from pydantic import BaseModel
 
 from deploy.cli.main import run_command
 from deploy.cli.overrides import override
-from deploy.matrix.config import load_matrix
-from deploy.matrix.plan import plan_matrix
+from deploy.matrix.estimate import estimate_matrix
+from deploy.matrix.expand import load_matrix
 from deploy.run.setup import make_envs_and_plan
 from shared.config import Experiment, LearnerConfig
 from shared.config_file import load_experiment
@@ -38,7 +38,7 @@ GOOD: dict[str, Any] = {
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where libyaml is there
 _SET_BY_THE_MATRIX = ("env", "learners")
 MATRIX: dict[str, Any] = {
-    "environments": ["point_u_maze"],
+    "envs": ["point_u_maze"],
     "collector_depths": [4],
     "learner_depths": [4, 8],
     "seeds": [0, 1],
@@ -172,7 +172,7 @@ def planned(path: Path) -> object:
 
 
 def planned_matrix(path: Path) -> object:
-    return plan_matrix(load_matrix(path))
+    return estimate_matrix(load_matrix(path))
 
 
 def test_the_good_ones_are_good(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     *(("replay.port", value) for value in (0, -1, 65536, 80.5)),
     *(("env_options.physics_dt", value) for value in (0, -1, 1e-300, 10)),
     *(("env_options.episode_length", value) for value in (0, 1, 10**7)),
-    *(("collector.resources.gpus", value) for value in (-1, 1.5, 1e12)),
+    *(("collector.learner_resources.gpus", value) for value in (-1, 1.5, 1e12)),
     *(("env", value) for value in ("", "ant_u_mase", "../ant", "a" * 10_000, "os:system", "sys:exit", "no.module:Env")),
     *(("env", value) for value in ("importlib:import_module", "point_u_maze\n", "point_u_maze\x00", "json:decoder")),
     *(("evaluation.env", value) for value in ("", "ant", "../ant", "a:b")),
@@ -302,8 +302,8 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     *(("wandb.project", value) for value in ("", "a/b", "a\nb", "x" * 129, 7)),
     *(("wandb.entity", value) for value in ("me", "", "a/b", "\x1b[31m")),
     *(("placement", value) for value in ("spred", 1)),
-    *(("collector.resources.labels", value) for value in ({"a b": "c"}, {"a": "b\n"}, {"a": 1}, {"a": "b"})),
-    ("collector.resources", {"gpus": "all"}),
+    *(("collector.learner_resources.labels", value) for value in ({"a b": "c"}, {"a": "b\n"}, {"a": 1}, {"a": "b"})),
+    ("collector.learner_resources", {"gpus": "all"}),
     ("algorithm.batch_size", 1),
     ("algorithm.batch_size", 10_000),
     ("algorithm.minibatches_per_update", 10_000),
@@ -335,13 +335,13 @@ def test_learners_that_the_command_line_could_not_tell_apart(tmp_path: Path) -> 
 # --- a matrix's own keys ---
 
 MATRIX_MISTAKES: list[tuple[str, Any]] = [
-    *((field, value) for field in ("environments", "collector_depths") for value in (None, {}, [], "ant", 4, [None])),
-    *((field, [[4]]) for field in ("environments", "collector_depths", "learner_depths", "seeds")),
+    *((field, value) for field in ("envs", "collector_depths") for value in (None, {}, [], "ant", 4, [None])),
+    *((field, [[4]]) for field in ("envs", "collector_depths", "learner_depths", "seeds")),
     *((field, [4, 4]) for field in ("collector_depths", "learner_depths", "seeds")),
     *(("collector_depths", [value]) for value in (0, 6, -4, True, math.nan, math.inf, "deep", 10**9)),
     *(("seeds", [value]) for value in (-1, 2**32, 1.5, True, math.nan, "first")),
-    *(("environments", [value]) for value in ("", "ant_u_mase", "../ant", "x" * 1000, 7)),
-    *(("evaluation_environments", value) for value in (["ant"], {"ant": "ant"}, {"point_u_maze": 7}, {1: 2})),
+    *(("envs", [value]) for value in ("", "ant_u_mase", "../ant", "x" * 1000, 7)),
+    *(("evaluation_envs", value) for value in (["ant"], {"ant": "ant"}, {"point_u_maze": 7}, {1: 2})),
     *(("experiment", value) for value in (None, [], "none", 1, {"env": "ant"}, {"seed": 1}, {"stream": "x"}, {1: 2})),
     *((f"experiment.{key}", value) for key in ("collector", "evaluation") for value in (None, [], "x", 0, False)),
     *((f"experiment.collector.{key}", 4) for key in ("depth", "actor_depth", "critic_depth")),
@@ -362,15 +362,15 @@ def test_a_matrix_s_mistake(field: str, value: Any, tmp_path: Path) -> None:
 
 def test_an_experiment_and_a_matrix_are_told_apart(tmp_path: Path) -> None:
     message = refused(planned_matrix, written(tmp_path, GOOD))
-    assert "learners: unknown key; known here: environments, collector_depths" in message
-    assert "environments: unknown key" in refused(planned, written(tmp_path, MATRIX))
+    assert "learners: unknown key; known here: envs, collector_depths" in message
+    assert "envs: unknown key" in refused(planned, written(tmp_path, MATRIX))
 
 
 # --- options ---
 
 OPTIONS = {
     "an open map": ["--learners.deep.width", "{"],
-    "a key twice": ["--collector.resources.labels", "{a: b, a: c}"],
+    "a key twice": ["--collector.learner_resources.labels", "{a: b, a: c}"],
     "a tag": ["--seed", "!!python/object/apply:os.system [exit]"],
     "an alias": ["--seed", "*x"],
     "nothing": ["--seed", ""],

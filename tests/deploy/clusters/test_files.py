@@ -69,7 +69,7 @@ def test_what_is_named_is_there() -> None:
 
 
 MATRIX = """
-environments: [point_u_maze]
+envs: [point_u_maze]
 collector_depths: [4]
 learner_depths: [4]
 experiment:

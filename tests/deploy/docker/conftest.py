@@ -16,7 +16,7 @@ PROMETHEUS = "docker.io/prom/prometheus:v3.5.0"
 BUILD = ["podman", "build", "--isolation=chroot", "--format=docker", "--layers=false", "--quiet"]
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 SMALL = """
-environments: [point_u_maze]
+envs: [point_u_maze]
 collector_depths: [4]
 learner_depths: [4]
 seeds: [0, 1]

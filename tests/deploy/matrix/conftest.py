@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.matrix.config import MatrixConfig
+from deploy.matrix.expand import MatrixConfig
 
 MATRIX: dict[str, Any] = {
-    "environments": ["point_u_maze"],
+    "envs": ["point_u_maze"],
     "collector_depths": [4],
     "learner_depths": [4, 8],
     "seeds": [0, 1],

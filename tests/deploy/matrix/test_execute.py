@@ -21,9 +21,9 @@ import pytest
 import yaml
 
 from deploy.cli.main import run_command
-from deploy.matrix.config import MatrixConfig, expand
-from deploy.matrix.config import write_matrix as save_matrix
 from deploy.matrix.execute import _why_failed
+from deploy.matrix.expand import MatrixConfig, expand
+from deploy.matrix.expand import write_matrix as save_matrix
 from deploy.matrix.results import COLUMNS
 from learner.learner import Learner
 from shared import checkpoint

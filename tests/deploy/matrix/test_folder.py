@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from deploy.matrix.config import MatrixConfig, expand, write_matrix
+from deploy.matrix.expand import MatrixConfig, expand, write_matrix
 from deploy.matrix.folder import check_out, is_done, runs_in
 from deploy.run.provenance import write_config
 from shared.config import Experiment
@@ -94,15 +94,15 @@ def test_the_folder_can_be_moved(make_matrix: MakeMatrix, tmp_path: Path) -> Non
 
 def test_axes_grow_and_nothing_else_changes(make_matrix: MakeMatrix, tmp_path: Path) -> None:
     fill(tmp_path, make_matrix(record=True))
-    grown = {"environments": ["ant", "point_u_maze"], "collector_depths": [8, 4], "seeds": [3, 0, 1]}
+    grown = {"envs": ["ant", "point_u_maze"], "collector_depths": [8, 4], "seeds": [3, 0, 1]}
     check_out(tmp_path, make_matrix(record=True, learner_depths=[4, 16, 8], **grown))
     refused: list[tuple[dict[str, Any], str]] = [
         ({"learner_depths": [4, 16]}, "holds a matrix with learner_depths 8, too; name another folder"),
         ({"seeds": [1]}, "holds a matrix with seeds 0, too; name another folder"),
         ({"budget": {"env_steps": 800}}, "holds a matrix with other experiment; name another folder"),
         (
-            {"evaluation_environments": {"point_u_maze": "point_u_maze"}},
-            "holds a matrix with other evaluation_environments; name another folder",
+            {"evaluation_envs": {"point_u_maze": "point_u_maze"}},
+            "holds a matrix with other evaluation_envs; name another folder",
         ),
     ]
     for changes, message in refused:

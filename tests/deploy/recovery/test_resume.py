@@ -146,7 +146,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def held(directory: Path) -> list[int]:
     """The whole snapshots."""
-    return sorted(int(path.parent.name) for path in (directory / "snapshots").glob("*/manifest.json"))
+    return sorted(int(path.parent.name) for path in (directory / "snapshots").glob("*/snapshot.json"))
 
 
 def _cut(path: Path) -> None:
@@ -163,7 +163,7 @@ def _flip(path: Path) -> None:
 @pytest.mark.parametrize(
     "what",
     [
-        "manifest.json",
+        "snapshot.json",
         "learner-active/part.json",
         "learner-active/state/**/d/*",
         "collector-1/position.json",
@@ -183,26 +183,26 @@ def test_of_a_damaged_snapshot_the_one_before_is_taken(
     found = find(directory, Mode.IN_PROCESS, say=told.append)
     assert found is not None
     assert int(found.folder.name) == before
-    assert told == [] if (what, damage) == ("manifest.json", Path.unlink) else len(told) == 1
+    assert told == [] if (what, damage) == ("snapshot.json", Path.unlink) else len(told) == 1
     assert all(str(newest) in line and "\n" not in line for line in told)
 
 
 def test_what_is_undone_leaves_the_metrics(ended: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(ended, directory)
-    _cut(directory / "snapshots" / str(held(directory)[-1]) / "manifest.json")
+    _cut(directory / "snapshots" / str(held(directory)[-1]) / "snapshot.json")
     before = {role: read_metrics(directory, role) for role in ROLES}
     snapshot = find(directory, Mode.IN_PROCESS, say=lambda text: None)
     assert snapshot is not None
     restore(directory, EXPERIMENT, snapshot)
-    manifest = snapshot.manifest
+    info = snapshot.info
     for role in ROLES:
         rows = read_metrics(directory, role)
         assert 0 < len(rows) < len(before[role]), role
         assert rows == before[role][: len(rows)]
         newest = rows[-1]["index"]
-        of_role = {"replay": manifest.env_steps, "evaluator": manifest.updates[ACTIVE]}
-        of_role |= manifest.numbers | {f"learner-{name}": updates for name, updates in manifest.updates.items()}
+        of_role = {"replay": info.env_steps, "evaluator": info.updates[ACTIVE]}
+        of_role |= info.numbers | {f"learner-{name}": updates for name, updates in info.updates.items()}
         assert newest <= of_role[role] if role == "evaluator" else newest == of_role[role], role
 
 
@@ -264,11 +264,11 @@ def test_a_run_that_is_done_is_left_as_it_is(
 def test_an_older_snapshot_is_named_as_such(ended: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     shutil.copytree(ended, directory)
-    for path in (directory / "snapshots").glob("*/manifest.json"):
+    for path in (directory / "snapshots").glob("*/snapshot.json"):
         older = json.loads(path.read_text())
         del older["mode"]
         path.write_text(json.dumps(older | {"format_version": 1}))
-    with pytest.raises(ConfigError, match=r"manifest\.json: format version 1, this Fathom reads 2"):
+    with pytest.raises(ConfigError, match=r"info\.json: format version 1, this Fathom reads 2"):
         find(directory, Mode.IN_PROCESS, say=lambda line: None)
 
 
@@ -285,11 +285,11 @@ def test_snapshots_say_what_they_cost_and_go_with_the_run(whole: tuple[Path, InP
 
 def test_the_newest_and_the_best_are_kept(ended: Path, tmp_path: Path) -> None:
     newest = ended / "snapshots" / str(held(ended)[-1])
-    manifest = json.loads((newest / "manifest.json").read_text())
+    info = json.loads((newest / "snapshot.json").read_text())
     for updates, time_at_goal in ((10, 1.0), (20, 9.0), (30, None), (40, 2.0), (50, 3.0)):
         folder = tmp_path / "snapshots" / str(updates)
         folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"time_at_goal": time_at_goal}))
+        (folder / "snapshot.json").write_text(json.dumps(info | {"time_at_goal": time_at_goal}))
     for unfinished in ("5", "60"):
         (tmp_path / "snapshots" / unfinished).mkdir()
     snapshots.prune(tmp_path, keep=2)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deploy.matrix.config import MatrixConfig, MatrixRun, expand, write_matrix
+from deploy.matrix.expand import MatrixConfig, MatrixRun, expand, write_matrix
 from deploy.run.provenance import write_config
 from shared.config import ACTIVE
 from shared.envs.registry import make_envs
@@ -20,7 +20,7 @@ from shared.plan import make_plan
 from shared.roles import EVALUATOR, learner_role
 
 MATRIX = {
-    "environments": ["point_u_maze"],
+    "envs": ["point_u_maze"],
     "collector_depths": [4, 16],
     "learner_depths": [4, 16],
     "seeds": [0, 1, 2],

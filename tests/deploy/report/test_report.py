@@ -18,7 +18,7 @@ WriteRuns = Callable[..., Path]
 
 
 def of(folder: Path) -> EnvironmentReport:
-    return make_report(read_matrix(folder)).environments[0]
+    return make_report(read_matrix(folder)).envs[0]
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +129,8 @@ def test_a_half_done_matrix_says_what_is_missing(write_runs: WriteRuns) -> None:
         ("point_u_maze-c4-s2", "not started"),
     ]
     assert (report.done, report.runs) == (3, 6)
-    assert {cell.collector_depth for cell in report.environments[0].cells} == {16}
-    assert [gain.cause for gain in report.environments[0].gains] == []  # each needs a cell that is missing
+    assert {cell.collector_depth for cell in report.envs[0].cells} == {16}
+    assert [gain.cause for gain in report.envs[0].gains] == []  # each needs a cell that is missing
 
 
 def test_files_say_the_same(write_runs: WriteRuns, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +142,7 @@ def test_files_say_the_same(write_runs: WriteRuns, capsys: pytest.CaptureFixture
     assert "3 of 6 runs" in printed
 
     made = json.loads((folder / "report" / "report.json").read_text())
-    assert made["environments"][0]["cells"][0]["time_at_goal"]["value"] == 5
+    assert made["envs"][0]["cells"][0]["time_at_goal"]["value"] == 5
     assert made["provenance"][0]["versions"]["jax"]
     with open(folder / "report" / "cells.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

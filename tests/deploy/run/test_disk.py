@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from deploy.recovery.states import Background
+from deploy.recovery.restart_states import BackgroundWriter
 from deploy.run.in_process import InProcessRun
 from deploy.run.record import RunRecord
 from deploy.run.run_dir import check_space
 from shared.config import ACTIVE, Experiment
-from shared.disk import GB, Disk, DiskTeller, StoppedWaiting
+from shared.disk import GB, Disk, DiskNotices, StoppedWaiting
 from shared.envs.registry import make_envs
 from shared.errors import ConfigError
 from shared.metrics import Reporter, read_metrics
@@ -148,7 +148,7 @@ def test_a_wait_for_room_ends_when_it_is_asked_to(tmp_path: Path) -> None:
 
 def test_each_wait_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
     said: list[str] = []
-    teller = DiskTeller(Disk(tmp_path, 1.0), said.append)
+    teller = DiskNotices(Disk(tmp_path, 1.0), said.append)
     teller.tell({"collector-0": "disk space", "learner-deep": "replay starved"})
     teller.tell({"collector-0": "disk space", "learner-deep": "disk space"})
     teller.tell({"learner-deep": "disk space"})  # nothing is heard of the other one
@@ -159,11 +159,11 @@ def test_each_wait_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
 
 
 def test_a_background_writer_holds_a_state_until_it_is_written() -> None:
-    background, go_on = Background(), threading.Event()
+    background, resume = BackgroundWriter(), threading.Event()
     assert background.held == 0
-    background.write(go_on.wait)
+    background.write(resume.wait)
     assert background.held == 1
-    go_on.set()
+    resume.set()
     background.wait()
     assert background.held == 0
 

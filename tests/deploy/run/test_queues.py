@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from collector.evaluator import QUEUE_LENGTH, Snapshot
+from collector.evaluator import QUEUE_LENGTH, EvaluationRequest
 from deploy.run.actors.evaluator import EvaluatorActor
 from deploy.run.actors.learner import LearnerActor
 from deploy.run.actors.role import RoleActor
@@ -37,7 +37,7 @@ def test_the_evaluators_rows_count_the_snapshots_that_wait(tmp_path: Path) -> No
     actor = EvaluatorActor(str(tmp_path / "stacks"), EXPERIMENT, PLAN, ())
     assert told(actor) == {"queue/snapshots": 0}
     for version in range(QUEUE_LENGTH + 3):
-        actor.submit(Snapshot(ACTIVE, Policy(version, {"w": np.zeros(2)}), last=False))
+        actor.submit(EvaluationRequest(ACTIVE, Policy(version, {"w": np.zeros(2)}), last=False))
         assert told(actor) == {"queue/snapshots": min(version + 1, QUEUE_LENGTH)}
 
 

@@ -14,10 +14,10 @@ from deploy.cli.overrides import override
 from deploy.run.launch import as_actor
 from deploy.scheduling.placement import (
     Node,
+    assign_resources,
     find_shortage,
     pack,
     place,
-    plan_placement,
     read_nodes,
     split_nodes,
 )
@@ -48,7 +48,7 @@ def role(text: str) -> Role:
 
 def gpus(run: Experiment, nodes: list[Node]) -> dict[str, float | None]:
     """What each role gets, those left out that stay on the CPU."""
-    return {str(role): given.gpus for role, given in plan_placement(run, nodes).items() if given.gpus}
+    return {str(role): given.gpus for role, given in assign_resources(run, nodes).items() if given.gpus}
 
 
 def asking(gpus: dict[str, float]) -> dict[str, Resources]:
@@ -118,10 +118,10 @@ def test_every_plan_fits() -> None:
 
 
 def test_what_is_said_stays_and_the_rest_is_shared() -> None:
-    run = experiment(collector={"actor_resources": {"gpus": 0.5}}, evaluation=ON_CPU)
+    run = experiment(collector={"collector_resources": {"gpus": 0.5}}, evaluation=ON_CPU)
     assert gpus(run, machine(1)) == {"collector-0": 0.5, "learner-active": 0.5}
     assert gpus(run, machine(2)) == {"collector-0": 0.5, "learner-active": 1.0}
-    full = experiment(collector={"actor_resources": {"gpus": 1}})
+    full = experiment(collector={"collector_resources": {"gpus": 1}})
     assert gpus(full, machine(1)) == {"collector-0": 1.0}
     assert gpus(full, machine(0)) == {"collector-0": 1.0}  # too much already: nobody else adds to it
     fed = experiment(learners=1, stream="somewhere")
@@ -201,7 +201,7 @@ def test_shares_are_packed_gpu_by_gpu() -> None:
 def test_spread_gives_those_who_act_and_those_who_learn_nodes_of_their_own() -> None:
     head, small, large = Node("head", 1), Node("small", 8, 1), Node("large", 8, 8)
     run = experiment(placement="spread")
-    assert split_nodes(plan_placement(run, [small, large]), [small, large]) == ([small], [large])
+    assert split_nodes(assign_resources(run, [small, large]), [small, large]) == ([small], [large])
     acts = on_gpus({"collector-0": 2, "learner-active": 1, "services": 0})
     assert split_nodes(acts, [head, small, large]) == ([large], [head, small])
     assert split_nodes(acts, [head, large]) is None
@@ -246,19 +246,19 @@ def test_roles_lie_where_they_were_placed(two_nodes: list[Node]) -> None:
         (acts, _, fraction), (learns, gpu, whole), (serves, _, none) = seats.values()
         assert acts != learns == serves
         assert (gpu, fraction, whole, none) == ("0", "0.720", "0.900", None)
-        waits = experiment(collector={"resources": {"gpus": 0.5}}, supervision={"start_seconds": 1})
+        waits = experiment(collector={"learner_resources": {"gpus": 0.5}}, supervision={"start_seconds": 1})
         assert _reserve(waits) == (
             "resources: this run needs 2 GPUs (collector-0 1, evaluator 0.5, learner-active 0.5), 0 of 2 are free; "
             "other jobs have given up no more in 1 s"
         )
     assert said == ["GPUs were shared out: collector-0 0.8, evaluator 0.2, learner-active 1"]
     labelled = {"gpus": 0, "cpus": 1, "labels": {"pool": "second"}}
-    run = experiment(collector={"actor_resources": labelled, **ON_CPU}, evaluation=ON_CPU)
+    run = experiment(collector={"collector_resources": labelled, "learner_resources": {"gpus": 0}}, evaluation=ON_CPU)
     with reserved(run, said.append) as places:
         seat = found(places, ["collector-0"])["collector-0"]
     assert [node.labels.get("pool") for node in two_nodes if node.id == seat[0]] == ["second"]
     started = time.monotonic()
-    too_large = _reserve(experiment(collector={"resources": {"gpus": 2}}))
+    too_large = _reserve(experiment(collector={"learner_resources": {"gpus": 2}}))
     assert too_large.startswith("resources: learner-active needs 2 GPUs, the largest node has 1; ask for less")
     assert time.monotonic() - started < 2
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from deploy.matrix.config import MatrixConfig, expand
+from deploy.matrix.expand import MatrixConfig, expand
 from shared.config import NetworkConfig
 from shared.envs.base import EnvSpec
 from shared.envs.registry import make_envs
@@ -18,7 +18,7 @@ from shared.stream.format import bytes_of_stream
 COPIES_IN_MEMORY = 4  # parameters, gradients and Adam's two moments, float32
 
 
-def plan_matrix(matrix: MatrixConfig) -> dict[str, Any]:
+def estimate_matrix(matrix: MatrixConfig) -> dict[str, Any]:
     """`rows`: one for each learner of each run; `totals`. Raises ConfigError where a run cannot be made.
 
     `stream_bytes`: uncompressed, what the run's stream takes on disk, or would take: `recorded` says which.

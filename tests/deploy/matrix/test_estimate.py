@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from deploy.cli.main import run_command
-from deploy.matrix.config import MatrixConfig
-from deploy.matrix.plan import plan_matrix, readable_bytes
+from deploy.matrix.estimate import estimate_matrix, readable_bytes
+from deploy.matrix.expand import MatrixConfig
 
 
 @pytest.mark.parametrize("recorded", [False, True])
 def test_the_plan_adds_up(recorded: bool, make_matrix: Callable[..., MatrixConfig]) -> None:
-    planned = plan_matrix(make_matrix(record=recorded))
+    planned = estimate_matrix(make_matrix(record=recorded))
     rows, totals = planned["rows"], planned["totals"]
     assert [(row["learner"], row["depth"]) for row in rows] == 2 * [("active", 4), ("d4", 4), ("d8", 8)]
     assert totals["runs"] == 2
@@ -29,8 +29,8 @@ def test_the_plan_adds_up(recorded: bool, make_matrix: Callable[..., MatrixConfi
 
 def test_the_references_humanoid_records_115_gigabytes() -> None:
     experiment = {"env_options": {"reference_state": True}, "budget": {"env_steps": 10**8}}
-    axes = {"environments": ("humanoid",), "collector_depths": (4,), "learner_depths": (4,)}
-    planned = plan_matrix(MatrixConfig.model_validate({**axes, "experiment": experiment}))
+    axes = {"envs": ("humanoid",), "collector_depths": (4,), "learner_depths": (4,)}
+    planned = estimate_matrix(MatrixConfig.model_validate({**axes, "experiment": experiment}))
     assert readable_bytes(planned["totals"]["stream_bytes"]) == "115 GB"
 
 

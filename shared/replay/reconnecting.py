@@ -27,7 +27,7 @@ UNCONFIRMED = MESSAGES_IN_FLIGHT + 1
 X = TypeVar("X")
 
 
-class Life(NamedTuple):
+class ServerIncarnation(NamedTuple):
     """One replay server. `tables` by learner; `inserted`: windows that lie behind what was put into it again."""
 
     number: int
@@ -40,29 +40,29 @@ class _Closable(Protocol):
     def close(self) -> None: ...
 
 
-class _Announced:
+class _Announcements:
     """The newest life that was announced, between the thread that answers the driver and the one that works."""
 
     def __init__(self, reporter: Reporter, stop: threading.Event) -> None:
         self._reporter, self._stop = reporter, stop
         self._changed = threading.Condition()
-        self._next: Life | None = None
+        self._next: ServerIncarnation | None = None
         self._taken = 0  # the number of the life that was taken last
         self._client: _Closable | None = None
 
-    def announce(self, life: Life) -> None:
+    def announce(self, life: ServerIncarnation) -> None:
         with self._changed:
             self._next = life
             self._changed.notify_all()
 
-    def let_go(self) -> None:
+    def disconnect(self) -> None:
         """Closes what the thread works with; from here on it waits for the next life."""
         with self._changed:
             self._next, client = None, self._client
         if client is not None:
             client.close()
 
-    def next(self) -> Life:
+    def next(self) -> ServerIncarnation:
         """Waits for a life that was not taken yet. Raises ReplayStopped."""
         with self._changed, self._reporter.waiting("replay server"):
             while self._next is None:
@@ -81,17 +81,17 @@ class _Announced:
         """The server is gone, and another will be announced. Raises `error` where none would help."""
         if self._stop.is_set() or isinstance(error, (ReplayTimeout, ReplayExhausted)):
             raise error
-        self._reporter.life, self._reporter.lost_life = 0, self._taken
+        self._reporter.life, self._reporter.lost_server = 0, self._taken
 
 
-class Behind(NamedTuple):
+class RefillSplit(NamedTuple):
     """Of one source: windows that it inserted before those that it would put in again, and how many these are."""
 
     inserted: int
     refilled: int
 
 
-class LastingInserter:
+class ReconnectingInserter:
     """Inserts a source's unrolls, each of which must be in its stream already, and fills new servers from there.
 
     `past(first)`: the stream's unrolls from number `first` up to the newest, `(number, columns)`; `paused`: see
@@ -113,7 +113,7 @@ class LastingInserter:
         self._paused = paused
         self._plan, self._source, self._environments, self._audit = plan, source, environments, audit
         self._past, self._reporter, self._stop, self._timeout_s = past, reporter, stop, timeout_s
-        self._announced = _Announced(reporter, stop)
+        self._announced = _Announcements(reporter, stop)
         self._inserter: Inserter | None = None
         self._lock = threading.Lock()
         self._made: deque[tuple[int, int]] = deque([(-1, 0)], maxlen=plan.stored_unrolls + 2)
@@ -121,22 +121,22 @@ class LastingInserter:
         self._refill_from: int | None = None
         self._servers_lost = 0
 
-    def connect(self, life: Life) -> None:
+    def connect(self, life: ServerIncarnation) -> None:
         """The server to work with from now on. After `disconnect` it is filled with what the last one held."""
         self._announced.announce(life)
 
-    def disconnect(self) -> Behind:
+    def disconnect(self) -> RefillSplit:
         """The server is gone, or about to be. What is said here is what the next one will be filled with."""
-        self._announced.let_go()
+        self._announced.disconnect()
         with self._lock:
             self._servers_lost += 1
             newest, made = self._made[-1]
             self._refill_from = max(newest - self._plan.stored_unrolls + 1, 0)
             first_whole = self._refill_from + self._plan.chunks_per_window - 1
             behind = next((before for number, before in reversed(self._made) if number < first_whole), 0)
-        return Behind(behind, made - behind)
+        return RefillSplit(behind, made - behind)
 
-    def know(self, windows: WindowCount) -> None:
+    def register_windows(self, windows: WindowCount) -> None:
         """Up to unroll `windows.number` all is in the stream."""
         with self._lock:
             self._made.append((windows.number, windows.made))
@@ -146,7 +146,7 @@ class LastingInserter:
         self._fill()
 
     def insert(self, number: int, columns: Columns) -> None:
-        """Unroll `number`, which `know` was told of; waits while replay is full, and while there is none."""
+        """Inserts unroll `number`, whose windows are registered; waits while replay is full or has no server."""
         try:
             if self._inserter is not None:
                 self._inserter.insert(columns, number)
@@ -204,7 +204,7 @@ class LastingInserter:
             self._reporter.life = life.number
             return
 
-    def _filled(self, life: Life) -> Inserter:
+    def _filled(self, life: ServerIncarnation) -> Inserter:
         inserter = Inserter(
             life.address,
             list(life.tables.values()),
@@ -228,7 +228,7 @@ class LastingInserter:
         return inserter
 
 
-class LastingSampler(Generic[X]):
+class ReconnectingSampler(Generic[X]):
     """Batches for one learner, over all lives of the server; see `Sampler` for `transfer` and `paused`.
 
     Whole batches that arrived count as taken, whether they were trained on yet or not; what was on its way
@@ -248,7 +248,7 @@ class LastingSampler(Generic[X]):
         self._paused = paused
         self._plan, self._learner, self._transfer = plan, learner, transfer
         self._reporter, self._stop, self._timeout_s = reporter, stop, timeout_s
-        self._announced = _Announced(reporter, stop)
+        self._announced = _Announcements(reporter, stop)
         self._num_floats: int | None = None
         self._taken_before = 0
         self._left: list[X] = []  # decoded while their server was being left
@@ -257,14 +257,14 @@ class LastingSampler(Generic[X]):
         self._table = ""
         self._behind = self._inserted = 0
 
-    def connect(self, life: Life) -> None:
+    def connect(self, life: ServerIncarnation) -> None:
         self._announced.announce(life)
 
     def disconnect(self) -> int | None:
         """The server is gone, or about to be. Returns the windows taken, and no more will be before `connect`; none
         if it is not open yet.
         """
-        self._announced.let_go()
+        self._announced.disconnect()
         return None if self._num_floats is None else self.taken
 
     def open(self, num_floats: int, taken: int) -> None:

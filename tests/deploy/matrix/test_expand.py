@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from deploy.matrix.config import MatrixConfig, expand, load_matrix
+from deploy.matrix.expand import MatrixConfig, expand, load_matrix
 from shared.errors import ConfigError
 
 
 def test_every_combination_is_one_run_with_all_learners(make_matrix: Callable[..., MatrixConfig]) -> None:
-    axes = {"environments": ["point_u_maze", "ant"], "collector_depths": [4, 16], "seeds": [0, 3]}
-    runs = expand(make_matrix(**axes, evaluation_environments={"ant": "ant_u_maze"}))
+    axes = {"envs": ["point_u_maze", "ant"], "collector_depths": [4, 16], "seeds": [0, 3]}
+    runs = expand(make_matrix(**axes, evaluation_envs={"ant": "ant_u_maze"}))
     assert [run.name for run in runs][:4] == [f"point_u_maze-c{depth}-s{seed}" for depth in (4, 16) for seed in (0, 3)]
     assert len(runs) == 8
     last = runs[-1].experiment
@@ -23,7 +23,12 @@ def test_every_combination_is_one_run_with_all_learners(make_matrix: Callable[..
 
 
 def test_learners_get_what_the_collector_learner_gets(make_matrix: Callable[..., MatrixConfig]) -> None:
-    collector = {"width": 8, "layer_norm": False, "resources": {"gpus": 0.25}, "actor_resources": {"gpus": 0.5}}
+    collector = {
+        "width": 8,
+        "layer_norm": False,
+        "learner_resources": {"gpus": 0.25},
+        "collector_resources": {"gpus": 0.5},
+    }
     learners = expand(make_matrix(collector=collector))[0].experiment.all_learners
     assert {(each.width, each.layer_norm, each.resources.gpus) for each in learners.values()} == {(8, False, 0.25)}
 
@@ -38,7 +43,7 @@ def test_learners_get_what_the_collector_learner_gets(make_matrix: Callable[...,
         ({"collector": {"depth": 4}}, "experiment.collector.depth: the matrix sets it; leave it out"),
         ({"replay": {"pace": "free"}}, "experiment.replay.pace: free would not treat all cells alike; use lockstep"),
         ({"bugdet": {}}, "bugdet: unknown key; known here: env, "),
-        ({"evaluation_environments": {"ant": "ant"}}, "evaluation_environments.ant: not among the environments"),
+        ({"evaluation_envs": {"ant": "ant"}}, "evaluation_envs.ant: not among envs"),
     ],
 )
 def test_a_mistake_is_one_line(changes: dict, message: str, write_matrix: Callable[..., Path]) -> None:
@@ -51,6 +56,9 @@ def test_a_mistake_is_one_line(changes: dict, message: str, write_matrix: Callab
 
 def test_an_unknown_axis_is_named(tmp_path: Path) -> None:
     path = tmp_path / "matrix.yaml"
-    path.write_text("{environments: [ant], collector_depths: [4], learner_depths: [4], depths: [4]}")
-    with pytest.raises(ConfigError, match="depths: unknown key; known here: environments, collector_depths"):
+    path.write_text("{envs: [ant], collector_depths: [4], learner_depths: [4], depths: [4]}")
+    with pytest.raises(ConfigError, match="depths: unknown key; known here: envs, collector_depths"):
+        load_matrix(path)
+    path.write_text("{environments: [ant], collector_depths: [4], learner_depths: [4]}")
+    with pytest.raises(ConfigError, match="environments: is now called envs; use that name"):
         load_matrix(path)

@@ -23,17 +23,17 @@ _DEPTHS = ("depth", "actor_depth", "critic_depth")
 class MatrixConfig(Frozen):
     """Environments x collector depths x learner depths x seeds."""
 
-    environments: tuple[EnvId, ...]
+    envs: tuple[EnvId, ...]
     collector_depths: tuple[Depth, ...]
     learner_depths: tuple[Depth, ...] = ()
     """Passive learners; all train on the stream of each collector network. Left out: ordinary training alone."""
     seeds: tuple[Seed, ...] = (0,)
-    evaluation_environments: dict[str, EnvId] = Field(default={})
+    evaluation_envs: dict[str, EnvId] = Field(default={})
     """Where an environment's policies are evaluated elsewhere, such as in its maze's `_eval` layout."""
     experiment: dict[str, Any] = Field(default={})
     """Any other key of an experiment, the same for all runs; learners are the collector network at other depths."""
 
-    @field_validator("environments", "collector_depths", "learner_depths", "seeds")
+    @field_validator("envs", "collector_depths", "learner_depths", "seeds")
     @classmethod
     def _axis(cls, axis: tuple) -> tuple:
         if not axis:
@@ -55,10 +55,10 @@ class MatrixConfig(Frozen):
         replay = self.experiment.get("replay", {})
         if isinstance(replay, Mapping) and replay.get("pace") == "free":
             raise ValueError("experiment.replay.pace: free would not treat all cells alike; use lockstep")
-        unknown = sorted(set(self.evaluation_environments) - set(self.environments))
+        unknown = sorted(set(self.evaluation_envs) - set(self.envs))
         if unknown:
-            raise ValueError(f"evaluation_environments.{unknown[0]}: not among the environments")
-        runs = len(self.environments) * len(self.collector_depths) * len(self.seeds)
+            raise ValueError(f"evaluation_envs.{unknown[0]}: not among envs")
+        runs = len(self.envs) * len(self.collector_depths) * len(self.seeds)
         if runs * (1 + len(self.learner_depths)) > MOST_LEARNERS:
             raise ValueError(
                 f"seeds: {runs} runs with {1 + len(self.learner_depths)} learners each are more than "
@@ -88,7 +88,7 @@ class MatrixRun(NamedTuple):
 def load_matrix(path: Path) -> MatrixConfig:
     """The matrix in a YAML file, every run of it valid. Raises ConfigError, a line for each mistake."""
     try:
-        matrix = MatrixConfig.model_validate(read_yaml(path, "matrix", "environments"))
+        matrix = MatrixConfig.model_validate(read_yaml(path, "matrix", "envs"))
     except ValidationError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in explain(error, MatrixConfig))) from error
     expand(matrix, prefix=f"{path}: ")
@@ -99,7 +99,7 @@ def expand(matrix: MatrixConfig, prefix: str = "") -> list[MatrixRun]:
     """Every run: one for each environment, collector depth and seed. Raises ConfigError as `load_matrix` does."""
     return [
         _make_run(matrix, env, depth, seed, prefix)
-        for env in matrix.environments
+        for env in matrix.envs
         for depth in matrix.collector_depths
         for seed in matrix.seeds
     ]
@@ -112,12 +112,14 @@ def learner_name(depth: int) -> str:
 def _make_run(matrix: MatrixConfig, env: str, depth: int, seed: int, prefix: str) -> MatrixRun:
     values = copy.deepcopy(matrix.experiment)
     collector = {**values.get("collector", {}), "depth": depth}
-    alike = {key: value for key, value in collector.items() if key in (*NetworkConfig.model_fields, "resources")}
+    alike = {key: value for key, value in collector.items() if key in NetworkConfig.model_fields}
+    if "learner_resources" in collector:
+        alike["resources"] = collector["learner_resources"]
     values |= {"env": env, "seed": seed, "collector": collector}
     # The collector learner starts from seed 0: no passive learner may be its twin.
     values["learners"] = {learner_name(each): {**alike, "depth": each, "seed": 1} for each in matrix.learner_depths}
-    if env in matrix.evaluation_environments:
-        values["evaluation"] = {**values.get("evaluation", {}), "env": matrix.evaluation_environments[env]}
+    if env in matrix.evaluation_envs:
+        values["evaluation"] = {**values.get("evaluation", {}), "env": matrix.evaluation_envs[env]}
     name = f"{env.replace(':', '.')}-c{depth}-s{seed}"
     return MatrixRun(name, depth, parse_experiment(values, prefix))
 

@@ -21,7 +21,13 @@ from shared.replay.codec import Columns
 from shared.replay.errors import ReplayStopped
 from shared.replay.info import TableInfo, server_info
 from shared.replay.insert import Keys
-from shared.replay.lives import UNCONFIRMED, Behind, LastingInserter, LastingSampler, Life
+from shared.replay.reconnecting import (
+    UNCONFIRMED,
+    ReconnectingInserter,
+    ReconnectingSampler,
+    RefillSplit,
+    ServerIncarnation,
+)
 from shared.replay.windows import VOID_EPISODE, no_windows
 
 N, T, K = 4, 5, 3
@@ -56,7 +62,7 @@ class Source:
         self.windows = no_windows(N)
         self.end_of_past: Callable[[], object] = lambda: None
         audit = AuditLog(folder / f"{name}.keys")
-        self.inserter = LastingInserter(PLAN, 0, N, self.past, self.reporter, self.stop, 20.0, audit)
+        self.inserter = ReconnectingInserter(PLAN, 0, N, self.past, self.reporter, self.stop, 20.0, audit)
         for number, columns in stream:
             self._know(number, columns)
 
@@ -72,7 +78,7 @@ class Source:
 
     def _know(self, number: int, columns: Columns) -> None:
         self.windows = self.windows.after(number, columns.ints, K)
-        self.inserter.know(self.windows)
+        self.inserter.register_windows(self.windows)
 
 
 class World:
@@ -83,17 +89,17 @@ class World:
         self.audit = folder / "audit"
         self.source = Source(self.audit, [])
         self.reporter, self.stop = Reporter(), threading.Event()
-        self.sampler = LastingSampler(PLAN, LEARNER, copied, self.reporter, self.stop, 20.0)
+        self.sampler = ReconnectingSampler(PLAN, LEARNER, copied, self.reporter, self.stop, 20.0)
         self.sampler.open(3, taken=0)
         self.batches: list[Columns] = []
         self.errors: list[Exception] = []
         self.threads: list[threading.Thread] = []
         self.lives = 0
-        self.life: Life
+        self.life: ServerIncarnation
         self.spec: TableSpec
         self.server: ReplayServer | None = None
 
-    def begin(self, behind: Behind = Behind(0, 0), taken: int = 0, limited: bool = True) -> None:  # noqa: B008
+    def begin(self, behind: RefillSplit = RefillSplit(0, 0), taken: int = 0, limited: bool = True) -> None:  # noqa: B008
         """The next server, which nobody knows of yet."""
         self.lives += 1
         self.spec = TableSpec(
@@ -108,7 +114,7 @@ class World:
         )
         self.server = ReplayServer(self._python, self._folder / "server.log")
         address = self.server.start([self.spec])
-        self.life = Life(self.lives, address, {LEARNER: self.spec.name}, behind.inserted)
+        self.life = ServerIncarnation(self.lives, address, {LEARNER: self.spec.name}, behind.inserted)
 
     def announce(self) -> None:
         self.source.inserter.connect(self.life)
@@ -120,7 +126,7 @@ class World:
         os.kill(self.server.pid, signal.SIGKILL)
         self.server.stop()
 
-    def replace(self) -> Behind:
+    def replace(self) -> RefillSplit:
         """A new server after one that was killed, announced to both sides."""
         behind, taken = self.source.inserter.disconnect(), self.sampler.disconnect()
         assert taken is not None
@@ -282,8 +288,8 @@ def put_in_by_hand(world: World, numbers: list[int]) -> None:
     """As a source that is slow to put in its last unroll."""
     reporter, stop = Reporter(), threading.Event()
     past = [entry for entry in world.source.stream if entry[0] in numbers]
-    slow = LastingInserter(PLAN, 0, N, lambda first: iter(past), reporter, stop, 20.0)
-    slow.know(world.source.windows._replace(number=numbers[-1]))
+    slow = ReconnectingInserter(PLAN, 0, N, lambda first: iter(past), reporter, stop, 20.0)
+    slow.register_windows(world.source.windows._replace(number=numbers[-1]))
     slow.disconnect()
     slow.connect(world.life)
     slow.open()
@@ -319,11 +325,11 @@ def test_a_server_may_die_when_its_last_unroll_was_just_sent(world: World) -> No
     world.source.inserter.connect(world.life)
     world.collect(unrolls=12)
 
-    sent, go_on = threading.Event(), threading.Event()
+    sent, resume = threading.Event(), threading.Event()
 
     def wait() -> None:
         sent.set()
-        go_on.wait(20)
+        resume.wait(20)
 
     world.kill()
     world.begin(world.source.inserter.disconnect(), limited=False)
@@ -334,7 +340,7 @@ def test_a_server_may_die_when_its_last_unroll_was_just_sent(world: World) -> No
     world.kill()
     world.begin(world.source.inserter.disconnect(), limited=False)
     world.source.inserter.connect(world.life)
-    go_on.set()
+    resume.set()
     wait_for(lambda: world.table().inserted == world.spec.refilled == PLAN.max_windows)
     assert world.source.reporter.life == 3
 
@@ -352,7 +358,7 @@ def test_a_batch_that_is_decoded_while_its_server_is_left_is_trained_on(world: W
             time.sleep(0.2)  # the learner has found its sampler closed by now
         return copied(columns)
 
-    world.sampler = LastingSampler(PLAN, LEARNER, slow, world.reporter, world.stop, 20.0)
+    world.sampler = ReconnectingSampler(PLAN, LEARNER, slow, world.reporter, world.stop, 20.0)
     world.sampler.open(3, taken=0)
     world.begin(limited=False)
     world.announce()
@@ -375,9 +381,9 @@ def test_a_server_may_be_dead_before_anyone_connects(world: World) -> None:
     world.kill()
     both = world.work(world.collect), world.work(world.learn)
     world.announce()
-    wait_for(lambda: world.source.reporter.lost_life == world.reporter.lost_life == 1)
+    wait_for(lambda: world.source.reporter.lost_server == world.reporter.lost_server == 1)
     assert (world.source.reporter.life, world.reporter.life) == (0, 0)
-    assert world.replace() == Behind(0, 0)
+    assert world.replace() == RefillSplit(0, 0)
     for thread in both:
         thread.join(60)
     assert world.errors == []
@@ -425,7 +431,7 @@ def test_no_window_spans_a_gap_or_a_void_chunk_in_any_life(world: World) -> None
     world.source.inserter.connect(world.life)
     world.source.add(9)
     world.source.inserter.flush()
-    assert behind == Behind(N, len(held) - N)  # unroll 0 is out of replay, and with it the first window
+    assert behind == RefillSplit(N, len(held) - N)  # unroll 0 is out of replay, and with it the first window
     assert read_audit(world.audit)[2] == (held | world.keys(9)) - world.keys(2)
     assert world.table().inserted == behind.refilled + N
 
@@ -437,7 +443,7 @@ def test_a_source_that_is_done_fills_the_next_server(world: World) -> None:
     keeper = world.work(world.source.inserter.keep_filling)
     world.kill()
     behind = world.source.inserter.disconnect()
-    assert behind == Behind(world.source.windows.made - PLAN.max_windows, PLAN.max_windows)
+    assert behind == RefillSplit(world.source.windows.made - PLAN.max_windows, PLAN.max_windows)
     world.begin(behind, limited=False)
     world.source.inserter.connect(world.life)
     wait_for(lambda: world.table().size == PLAN.max_windows)

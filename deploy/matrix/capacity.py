@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
-from deploy.matrix.config import MatrixRun
-from deploy.scheduling.placement import Node, Roles, asks_nothing, find_shortage, pack, plan_placement, roles_of
+from deploy.matrix.expand import MatrixRun
+from deploy.scheduling.placement import Node, Roles, asks_nothing, assign_resources, find_shortage, pack, roles_of
 from shared.config import Experiment
 from shared.envs.registry import make_envs
 from shared.errors import ConfigError
@@ -39,7 +39,7 @@ def may_start(wanted: Roles, running: Sequence[Roles], nodes: Sequence[Node], pa
 
 def demands(runs: Sequence[MatrixRun], nodes: Sequence[Node]) -> Mapping[str, Roles]:
     """By run, what its roles get. Raises ConfigError with the first run that not even an idle cluster has room for."""
-    asked = {run.name: plan_placement(run.experiment, nodes) for run in runs}
+    asked = {run.name: assign_resources(run.experiment, nodes) for run in runs}
     for name, roles in asked.items():
         if shortage := find_shortage(roles, nodes):
             raise ConfigError(
@@ -56,7 +56,7 @@ def _shares_nothing(experiment: Experiment) -> bool:
     return asks_nothing(roles) and not (gpus_here and any(role.gpus is None for role in roles.values()))
 
 
-class Room:
+class Capacity:
     """What the runs of a matrix share: the cluster's `nodes`, and, by run, what its roles get of them.
 
     `environ`: for their processes, beside our own.
@@ -78,14 +78,14 @@ class Room:
 
 
 @contextmanager
-def room_for(runs: Sequence[MatrixRun], parallel: int | None, in_process: bool) -> Iterator[Room]:
+def open_capacity(runs: Sequence[MatrixRun], parallel: int | None, in_process: bool) -> Iterator[Capacity]:
     """One Ray cluster for all `runs` as soon as one of them takes something: that at RAY_ADDRESS, or our own.
 
     Raises ConfigError where there is no cluster, or where it is too small for a run.
     """
     # Who takes nothing takes nothing from others: such runs start as each would alone, apart from one another.
     if in_process or all(_shares_nothing(run.experiment) for run in runs):
-        yield Room({run.name: {} for run in runs})
+        yield Capacity({run.name: {} for run in runs})
         return
     command = [sys.executable, "-m", "deploy.scheduling.ray_cluster", str(_store_bytes(runs, parallel))]
     holder = subprocess.Popen(
@@ -95,7 +95,7 @@ def room_for(runs: Sequence[MatrixRun], parallel: int | None, in_process: bool) 
     try:
         there = _answer(holder)
         nodes = [Node(**node) for node in there["nodes"]]
-        yield Room(demands(runs, nodes), nodes, there["environ"], holder)
+        yield Capacity(demands(runs, nodes), nodes, there["environ"], holder)
     finally:
         holder.stdin.close()
         try:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deploy.recovery.states import KEPT, REST, Background, OwnStates, on_host
+from deploy.recovery.restart_states import KEPT, REST, BackgroundWriter, RestartStates, on_host
 from shared import checkpoint
 from shared.disk import Disk
 
@@ -26,9 +26,9 @@ def state(updates: int) -> dict[str, Any]:
 LIKE = jax.eval_shape(lambda: state(0))
 
 
-def own_states(folder: Path, background: Background | None = None) -> OwnStates:
+def own_states(folder: Path, background: BackgroundWriter | None = None) -> RestartStates:
     folder.mkdir(exist_ok=True)
-    return OwnStates(folder, background or Background(), Disk(folder, 0.0))
+    return RestartStates(folder, background or BackgroundWriter(), Disk(folder, 0.0))
 
 
 def weight(held: Any) -> float:
@@ -93,7 +93,7 @@ def test_one_being_written_is_none_yet(tmp_path: Path) -> None:
 
 def test_offers_leave_most_of_the_time_for_training(tmp_path: Path) -> None:
     """Writing takes a tenth: after each write it rests nine times as long."""
-    background, updates = Background(), 1
+    background, updates = BackgroundWriter(), 1
     states = own_states(tmp_path, background)
     on_host(state(0))  # compiled
     began = time.monotonic()
@@ -114,13 +114,13 @@ def states_in(folder: Path) -> set[int]:
 
 
 def test_an_offer_does_not_wait_for_the_one_before(tmp_path: Path) -> None:
-    background, go_on = Background(), threading.Event()
+    background, resume = BackgroundWriter(), threading.Event()
     states = own_states(tmp_path, background)
-    background.write(lambda: go_on.wait(20))
+    background.write(lambda: resume.wait(20))
     began = time.monotonic()
     states.offer(1, state(1))
     assert time.monotonic() - began < 5
-    go_on.set()
+    resume.set()
     background.wait()
     assert states_in(tmp_path) == set()
     states.offer(2, state(2))
@@ -129,8 +129,8 @@ def test_an_offer_does_not_wait_for_the_one_before(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_offered_nothing(tmp_path: Path) -> None:
-    background = Background()
-    states = OwnStates(tmp_path, background, Disk(tmp_path, reserve_gb=1e9))
+    background = BackgroundWriter()
+    states = RestartStates(tmp_path, background, Disk(tmp_path, reserve_gb=1e9))
     states.offer(1, state(1))
     background.wait()
     assert states_in(tmp_path) == set()
@@ -138,19 +138,19 @@ def test_a_full_disk_is_offered_nothing(tmp_path: Path) -> None:
 
 def test_a_later_update_does_not_change_what_is_written(tmp_path: Path) -> None:
     """The update takes the device's buffers over while the copy waits to be written."""
-    background, go_on = Background(), threading.Event()
+    background, resume = BackgroundWriter(), threading.Event()
     update = jax.jit(partial(jax.tree.map, lambda x: x + 1), donate_argnums=0)
     weights = {"weights": jnp.full((300, 400), 5.0)}
     copy = on_host(weights)
 
     def write_late() -> None:
-        go_on.wait(20)
+        resume.wait(20)
         checkpoint.save(tmp_path / "5", copy)
 
     background.write(write_late)
     for _ in range(3):
         weights = update(weights)
-    go_on.set()
+    resume.set()
     background.wait()
     held = checkpoint.load(tmp_path / "5", weights)
     assert (np.asarray(held["weights"]) == 5).all()
@@ -158,7 +158,7 @@ def test_a_later_update_does_not_change_what_is_written(tmp_path: Path) -> None:
 
 
 def test_what_went_wrong_in_the_background_is_raised_by_the_next_call() -> None:
-    background = Background()
+    background = BackgroundWriter()
 
     def fail() -> None:
         raise OSError(28, "No space left on device")

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.matrix.config import MatrixConfig, expand, fed_run
-from deploy.matrix.room import demands, may_start
+from deploy.matrix.capacity import demands, may_start
+from deploy.matrix.expand import MatrixConfig, expand, fed_run
 from deploy.scheduling.placement import Node, asks_nothing
 from shared.config import Resources
 from shared.errors import ConfigError
@@ -23,8 +23,8 @@ RESOURCES = {
         "environments": 4,
         "unroll_length": 5,
         "actors": 2,
-        "resources": {"cpus": 0.1, "gpus": 0.2},
-        "actor_resources": {"cpus": 0.5, "gpus": 0},
+        "learner_resources": {"cpus": 0.1, "gpus": 0.2},
+        "collector_resources": {"cpus": 0.5, "gpus": 0},
     },
 }
 
@@ -104,7 +104,7 @@ def test_runs_share_one_cluster_and_leave_nothing(
     write_matrix: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     sizes = {"width": 8, "environments": 4, "unroll_length": 5}
-    endless = write_matrix(collector={**sizes, "resources": {"cpus": 0.1}}, budget={"env_steps": 100_000_000})
+    endless = write_matrix(collector={**sizes, "learner_resources": {"cpus": 0.1}}, budget={"env_steps": 100_000_000})
     driver = matrix(endless, tmp_path / "out")
     request.addfinalizer(driver.kill)
     started: set[psutil.Process] = set()
@@ -126,7 +126,7 @@ def test_runs_share_one_cluster_and_leave_nothing(
 @pytest.mark.usefixtures("shared_cluster")
 def test_a_matrix_too_large_for_the_cluster_starts_nothing(write_matrix: Callable[..., Path], tmp_path: Path) -> None:
     sizes = {"width": 8, "environments": 4, "unroll_length": 5}
-    large = write_matrix(collector={**sizes, "actor_resources": {"gpus": 1000}})
+    large = write_matrix(collector={**sizes, "collector_resources": {"gpus": 1000}})
     driver = matrix(large, tmp_path / "out")
     printed, errors = driver.communicate(timeout=DEADLINE_S)
     assert (driver.returncode, printed) == (2, "")

@@ -17,7 +17,7 @@ KEPT = 2  # the newest may be cut short by whatever ends its writer
 REST = 9  # times as long as it writes it rests, so that writing takes a tenth of a core and of the disk at most
 
 
-class Background:
+class BackgroundWriter:
     """One thread that writes. What went wrong in it is raised by the next call."""
 
     def __init__(self) -> None:
@@ -45,10 +45,10 @@ class Background:
             writing.result()
 
 
-class OwnStates:
+class RestartStates:
     """A learner's newest states for its next life: a folder of them, named by their updates."""
 
-    def __init__(self, folder: Path, background: Background, disk: Disk) -> None:
+    def __init__(self, folder: Path, background: BackgroundWriter, disk: Disk) -> None:
         self._folder, self._background, self._disk = folder, background, disk
         self._rests_until = 0.0
 
