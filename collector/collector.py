@@ -1,4 +1,4 @@
-"""The collector: unroll after unroll with the newest policy, into replay."""
+"""The collector: steps environments with the newest policy and inserts one unroll after the other into replay."""
 
 import time
 from collections.abc import Callable
@@ -26,33 +26,22 @@ CollectFunction = Callable[[Params, Any, RolloutState, Array], tuple[RolloutStat
 
 
 class Collected(NamedTuple):
-    """Unroll `number`: `columns` `[N, T, ...]`, ready to insert."""
+    """Unroll `number`: `columns` `[N, T, ...]` on the host, ready to insert, and its metrics."""
 
     number: int
     columns: Columns
     metrics: Metrics
 
 
-def progress_metrics(position: Position, unroll_steps: int) -> Metrics:
-    """Metrics of a source's progress. `unroll_steps`: environment steps of one unroll of all environments."""
-    return {
-        "windows": position.windows.made,
-        "unrolls": position.unrolls,
-        "env_steps": position.unrolls * unroll_steps,
-        "visits": position.visits.tolist(),
-        **coverage(position.visits),
-    }
-
-
 class CollectorState(NamedTuple):
-    """What a snapshot keeps of a collector, besides its position. `key` is split by every unroll."""
+    """The state of a collector in a snapshot, besides its position. `key` is split by every unroll."""
 
     rollout: RolloutState
     key: Array
 
 
-class _Begun(NamedTuple):
-    """An unroll that the device works at, by the policy of `version`; `state`: the collector's after it."""
+class _Pending(NamedTuple):
+    """An unroll in progress on the device, with the policy of `version`; `state` is the collector's after it."""
 
     version: int
     state: CollectorState
@@ -65,7 +54,7 @@ class _Begun(NamedTuple):
 def _jitted_collect(
     env: GoalEnv, actor: Actor, length: int, fixed_goals: bool
 ) -> Callable[[Params, Any, CollectorState], tuple[CollectorState, Columns, jax.Array, Metrics]]:
-    """Collectors of one process are compiled once."""
+    """Collectors of one process share the compiled function."""
     collect = make_collect(env, stochastic_policy(actor), length, fixed_goals)
 
     def advance(
@@ -84,12 +73,21 @@ def _jitted_start(env: GoalEnv, environments: int) -> Callable[[Array], RolloutS
 
 
 class Collector:
-    """Steps `environments` environments. Knows neither Ray nor Reverb; `index` tells collectors apart."""
+    """Steps the environments of one collector; `index` tells collectors apart. It imports neither Ray nor Reverb."""
 
     def __init__(
         self, experiment: Experiment, plan: Plan, env: GoalEnv, index: int, position: Position | None = None
     ) -> None:
-        """`position`: where an earlier life ended; this one has fresh environments and leaves out a number."""
+        """Starts fresh environments.
+
+        Args:
+            experiment: the run's.
+            plan: the run's.
+            env: the training environment.
+            index: 0, 1, ... among the run's collectors.
+            position: the position at which an earlier incarnation ended; this one skips a number of unrolls, so that no
+                window spans the environments of two incarnations.
+        """
         config = experiment.collector
         self._plan = plan
         self._steps = config.environments * plan.unroll_length
@@ -103,57 +101,45 @@ class Collector:
         key = jax.random.fold_in(key, self.next_number) if self.next_number else key
         start_key, key = jax.random.split(key)
         rollout = _jitted_start(env, config.environments)(start_key)  # type: ignore[arg-type]
-        # As many steps as windows tell of: sample ages count from there.
-        begun = self.position.windows.made // config.environments * plan.unroll_length
-        self.state = CollectorState(rollout._replace(step=rollout.step + begun), key)
-        self._begun: _Begun | None = None
+        # Steps count on from the windows made so far: sample ages are measured against them.
+        steps_before = self.position.windows.made // config.environments * plan.unroll_length
+        self.state = CollectorState(rollout._replace(step=rollout.step + steps_before), key)
+        self._pending: _Pending | None = None
 
     @property
     def done(self) -> bool:
-        """Every window that the plan asks for is made."""
+        """True once every window of the plan is made."""
         return self.position.windows.made >= self._target
 
     def resume(self, state: CollectorState, position: Position) -> None:
-        """From a snapshot: the same environments, in the same life."""
-        # Put where a fresh one lies, or the first unroll would be compiled apart from those that follow it.
+        """Continues from a snapshot, with the same environments and without skipping a number."""
+        # Put where a fresh state lies, or the first unroll would be compiled apart from those that follow it.
         self.state = jax.device_put(state)
         self.position, self.next_number = position, position.windows.number + 1
 
     def begin(self, policy: Policy) -> None:
-        """Starts an unroll with `policy`, and returns while the device works at it."""
+        """Starts an unroll with `policy` and returns while the device computes it."""
         state, columns, visits, metrics = self._collect(policy.params, policy.version, self.state)
         for column in columns:
             column.copy_to_host_async()  # type: ignore[union-attr]
-        self._begun = _Begun(policy.version, state, columns, visits, metrics)
-
-    def finish_on_device(self) -> Collected:
-        """The unroll that was begun; its columns stay where they were made."""
-        assert self._begun is not None, "finish follows begin"
-        begun, self._begun = self._begun, None
-        number, self.state = self.next_number, begun.state
-        self.position = self.position.after(
-            number, np.asarray(begun.columns.ints), begun.visits, self._plan.chunks_per_window
-        )
-        self.next_number = number + 1
-        metrics = {name: float(value) for name, value in begun.metrics.items()} | progress_metrics(
-            self.position, self._steps
-        )
-        return Collected(number, begun.columns, metrics | {"policy_version": begun.version})
+        self._pending = _Pending(policy.version, state, columns, visits, metrics)
 
     def finish(self) -> Collected:
-        """The unroll that was begun, on the host."""
-        collected = self.finish_on_device()
-        return collected._replace(columns=Columns(*jax.device_get(collected.columns)))
+        """Waits for the unroll that was begun."""
+        assert self._pending is not None, "finish follows begin"
+        pending, self._pending = self._pending, None
+        number, self.state = self.next_number, pending.state
+        columns = Columns(*jax.device_get(pending.columns))
+        self.position = self.position.after(number, columns.ints, pending.visits, self._plan.chunks_per_window)
+        self.next_number = number + 1
+        metrics = {name: float(value) for name, value in pending.metrics.items()}
+        metrics |= progress_metrics(self.position, self._steps) | {"policy_version": pending.version}
+        return Collected(number, columns, metrics)
 
     def collect(self, policy: Policy) -> Collected:
-        """One unroll with `policy`, on the host."""
+        """Makes one unroll with `policy`."""
         self.begin(policy)
         return self.finish()
-
-    def collect_on_device(self, policy: Policy) -> Collected:
-        """One unroll with `policy`; its columns stay where they were made."""
-        self.begin(policy)
-        return self.finish_on_device()
 
     def run(
         self,
@@ -163,17 +149,21 @@ class Collector:
         reporter: Reporter,
         should_stop: Callable[[], bool],
     ) -> None:
-        """Collects until every window is made or `should_stop()`.
+        """Collects until every window of the plan is made or `should_stop()`.
 
-        `pull(version)` gives the newest policy if it is newer than `version`; `insert(number, columns)` blocks
-        while replay is full. While `room()` says that it will not, the device works at the next unroll meanwhile;
-        else that one waits for the policy that will be the newest by then.
+        Args:
+            pull: returns the newest policy if it is newer than the version given, else None.
+            insert: inserts an unroll by its number; blocks while replay is full.
+            room: True if `insert` would not block. The device then computes the next unroll meanwhile; otherwise the
+                next unroll waits for the policy that is the newest by then.
+            reporter: gets one row per unroll.
+            should_stop: asked before each unroll.
         """
         reporter.filling = True
         policy = None if self.done else _on_device(self._first_policy(pull, reporter, should_stop))
         if policy is not None:
             self.begin(policy)
-        while policy is not None and self._begun is not None and not should_stop():
+        while policy is not None and self._pending is not None and not should_stop():
             collected = self.finish()
             if not self.done and room():
                 self.begin(policy)
@@ -181,7 +171,7 @@ class Collector:
                 insert(collected.number, collected.columns)
             with reporter.waiting("weights"):
                 policy = _on_device(pull(policy.version)) or policy
-            if not self.done and self._begun is None:
+            if not self.done and self._pending is None:
                 self.begin(policy)
             reporter.filling = not self.position.windows.made
             lag = {"policy_lag": policy.version - collected.metrics["policy_version"]}
@@ -198,14 +188,25 @@ class Collector:
 
 
 def _on_device(policy: Policy | None) -> Policy | None:
-    """Once for each version: every unroll would bring host arrays there again."""
+    """Copies a policy to the device once; host arrays would be copied at every unroll."""
     return policy and Policy(policy.version, jax.device_put(policy.params))
 
 
-def make_count(env: GoalEnv) -> Callable[[Array, Array], jax.Array]:
-    """`count(floats [..., S + A], ints [..., 3]) -> [num_cells]`: the steps in each cell of goal space.
+def progress_metrics(position: Position, unroll_steps: int) -> Metrics:
+    """Returns the metrics of a source's progress; an unroll has `unroll_steps` environment steps in all."""
+    return {
+        "windows": position.windows.made,
+        "unrolls": position.unrolls,
+        "env_steps": position.unrolls * unroll_steps,
+        "visits": position.visits.tolist(),
+        **coverage(position.visits),
+    }
 
-    Those of void chunks are in none.
+
+def make_count(env: GoalEnv) -> Callable[[Array, Array], jax.Array]:
+    """Returns `count(floats [..., S + A], ints [..., 3]) -> [num_cells]`, the steps in each cell of goal space.
+
+    Steps of void chunks are not counted.
     """
     spec = env.spec
 
@@ -218,10 +219,10 @@ def make_count(env: GoalEnv) -> Callable[[Array, Array], jax.Array]:
 
 
 def make_collect(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False) -> CollectFunction:
-    """`collect(params, version, state, key) -> (state, columns [N, T, ...], visits [num_cells], metrics)`.
+    """Returns `collect(params, version, state, key) -> (state, columns [N, T, ...], visits [num_cells], metrics)`.
 
-    The whole chunk of an environment that broke in this unroll is void, so that nothing of it reaches replay;
-    metrics are over the steps that did not break, and NaN where there is none.
+    An environment that breaks in an unroll makes its whole chunk void, so that replay gets nothing of it. Metrics are
+    means over the steps that did not break, NaN if there is none.
     """
     unroll = make_unroll(env, policy, length, fixed_goals)
     count = make_count(env)
@@ -230,14 +231,14 @@ def make_collect(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals:
     def collect(
         params: Params, version: Array, state: RolloutState, key: Array
     ) -> tuple[RolloutState, Columns, jax.Array, Metrics]:
-        state, seen = unroll(params, version, state, key)
-        columns = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), pack(seen.rows))
-        columns = _void(columns, jnp.any(seen.broken, axis=0))
+        state, made = unroll(params, version, state, key)
+        columns = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), pack(made.rows))
+        columns = _void(columns, jnp.any(made.broken, axis=0))
         metrics = {
-            "collector/at_goal": jnp.mean(seen.distance < spec.goal_radius, where=~seen.broken),
-            "collector/distance": jnp.mean(seen.distance, where=~seen.broken),
-            "collector/episodes_ended": jnp.sum(seen.done),
-            "collector/broken": jnp.sum(seen.broken),
+            "collector/at_goal": jnp.mean(made.distance < spec.goal_radius, where=~made.broken),
+            "collector/distance": jnp.mean(made.distance, where=~made.broken),
+            "collector/episodes_ended": jnp.sum(made.done),
+            "collector/broken": jnp.sum(made.broken),
         }
         return state, columns, count(*columns), metrics
 
@@ -245,15 +246,15 @@ def make_collect(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals:
 
 
 def _void(columns: Columns, broken: Array) -> Columns:
-    """`columns` `[N, T, ...]` with nothing in the chunks of `broken` `[N]` environments but steps and versions."""
+    """Empties the chunks of `broken` `[N]` environments in `columns` `[N, T, ...]`; steps and versions stay."""
     floats = jnp.where(broken[:, None, None], 0, columns.floats)
     episode = jnp.where(broken[:, None], VOID_EPISODE, columns.ints[..., 0])
     return Columns(floats, jnp.asarray(columns.ints).at[..., 0].set(episode))
 
 
 def coverage(visits: np.ndarray) -> Metrics:
-    """Share of goal space's cells visited, and the visits' entropy as a share of its maximum."""
+    """Returns the share of goal space's cells visited, and the entropy of visits as a share of its maximum."""
     share = visits / max(visits.sum(), 1)
-    seen = share[share > 0]
-    entropy = -np.sum(seen * np.log(seen)) / np.log(max(len(visits), 2))
+    visited = share[share > 0]
+    entropy = -np.sum(visited * np.log(visited)) / np.log(max(len(visits), 2))
     return {"coverage": float(np.mean(visits > 0)), "coverage_entropy": float(entropy)}

@@ -1,4 +1,4 @@
-"""The evaluator: any learner's policy, deterministic, on fresh episodes with the same keys for all."""
+"""The evaluator: measures every learner's deterministic policy on fresh episodes, with the same keys for all."""
 
 import threading
 from collections import deque
@@ -19,12 +19,12 @@ from shared.plan import Plan
 from shared.policy import deterministic_policy
 from shared.types import Array, Metrics, Params
 
-_KEY_DOMAIN = 2  # apart from the collectors' and learners' keys
-QUEUE_LENGTH = 64  # snapshots; a deep policy is some hundred megabytes
+_KEY_DOMAIN = 2  # separates the evaluator's keys from those of collectors and learners
+QUEUE_LENGTH = 64  # requests; a deep policy takes some hundred megabytes
 
 
 class EvaluationRequest(NamedTuple):
-    """A learner's policy to evaluate; `last`: no later one follows."""
+    """A learner's policy to evaluate; `last` marks the final policy of the learner."""
 
     learner: str
     policy: Policy
@@ -32,9 +32,9 @@ class EvaluationRequest(NamedTuple):
 
 
 class EvaluationQueue:
-    """Snapshots waiting for the evaluator; when full, the oldest that is no learner's last one is dropped.
+    """Bounded queue of requests. A full queue drops its oldest request that is not a learner's last.
 
-    Last ones are never dropped, so the queue may grow past its length by one for each learner.
+    Last requests are never dropped, so the queue may exceed its length by one for each learner.
     """
 
     def __init__(self, length: int = QUEUE_LENGTH) -> None:
@@ -46,9 +46,9 @@ class EvaluationQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def put(self, snapshot: EvaluationRequest) -> None:
+    def put(self, request: EvaluationRequest) -> None:
         with self._changed:
-            self._waiting.append(snapshot)
+            self._waiting.append(request)
             if len(self._waiting) > self._length:
                 oldest = next((waiting for waiting in self._waiting if not waiting.last), None)
                 if oldest is not None:
@@ -57,14 +57,14 @@ class EvaluationQueue:
             self._changed.notify()
 
     def get(self, timeout_s: float) -> EvaluationRequest | None:
-        """The oldest snapshot; none if none comes within `timeout_s` seconds."""
+        """Returns the oldest request, or None if no request comes within `timeout_s` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting, timeout_s)
             return self._waiting.popleft() if self._waiting else None
 
 
 class Evaluator:
-    """Rolls out policies of any depth; each network is compiled once."""
+    """Evaluates policies of any depth; each network is compiled once."""
 
     def __init__(self, experiment: Experiment, plan: Plan, env: GoalEnv) -> None:
         self._experiment = experiment
@@ -74,7 +74,7 @@ class Evaluator:
         self._key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_DOMAIN)
 
     def evaluate(self, learner: str, policy: Policy) -> Metrics:
-        """One row: who was evaluated when, and `make_evaluate`'s metrics.
+        """Returns one row: learner, updates, environment steps, and the metrics of `make_evaluate`.
 
         Starts and goals depend on the number of updates, not on the learner.
         """
@@ -86,7 +86,7 @@ class Evaluator:
         }
 
     def measure(self, network: NetworkConfig, params: Params, draw: int) -> Metrics:
-        """Metrics over `episodes` fresh episodes; `draw` chooses their starts and goals."""
+        """Returns metrics over fresh episodes of the evaluation; `draw` chooses their starts and goals."""
         actor = make_networks(network, self._env.spec).actor
         evaluate = _jitted_evaluate(self._env, actor, self._episodes)  # type: ignore[arg-type]
         metrics = evaluate(params, jax.random.fold_in(self._key, draw))
@@ -94,22 +94,25 @@ class Evaluator:
 
     def run(
         self,
-        snapshots: EvaluationQueue,
+        queue: EvaluationQueue,
         reporter: Reporter,
         should_stop: Callable[[], bool],
         finished: Collection[str] = (),
     ) -> None:
-        """Evaluates what comes until the last snapshot of every learner but `finished` is done, or `should_stop()`."""
+        """Evaluates requests until the last one of every learner is done or `should_stop()`.
+
+        `finished` names learners whose last policy was evaluated before.
+        """
         unfinished = set(self._experiment.all_learners) - set(finished)
         while unfinished and not should_stop():
-            with reporter.waiting("snapshots"):
-                snapshot = snapshots.get(timeout_s=0.5)
-            if snapshot is None:
+            with reporter.waiting("policies"):
+                request = queue.get(timeout_s=0.5)
+            if request is None:
                 continue
-            row = self.evaluate(snapshot.learner, snapshot.policy) | {"dropped": snapshots.dropped}
-            reporter.row(row, index=snapshot.policy.version)
-            if snapshot.last:
-                unfinished.discard(snapshot.learner)
+            row = self.evaluate(request.learner, request.policy) | {"dropped": queue.dropped}
+            reporter.row(row, index=request.policy.version)
+            if request.last:
+                unfinished.discard(request.learner)
 
 
 @lru_cache
@@ -118,13 +121,14 @@ def _jitted_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Par
 
 
 def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params, Array], Metrics]:
-    """`evaluate(params, key) -> metrics` over one episode of each of `episodes` environments.
+    """Returns `evaluate(params, key) -> metrics`, means over one episode of each of `episodes` environments.
 
-    time_at_goal: environment steps of an episode within the goal radius; success_rate: share of episodes
-    with at least one; final_distance: after the episode's last step, in the goal's units. The first two
-    also for the easy and the hard radius, where the environment has them: time_at_goal_easy and so on.
-    An episode that breaks ends there, not at the goal; its final distance is the last finite one, as where
-    physics diverges. One that was not finite from its start has none, and is left out of that mean.
+    time_at_goal: environment steps of an episode within the goal radius. success_rate: share of episodes with at
+    least one such step. final_distance: distance after the last step, in the goal's units. The first two exist for the
+    easy and the hard radius, too, if the environment has them: time_at_goal_easy and so on.
+
+    An episode that breaks ends at that step, outside of the goal; its final distance is its last finite one. An episode
+    without any finite distance is left out of the mean.
     """
     spec = env.spec
     named = {"": spec.goal_radius, "_easy": spec.easy_radius, "_hard": spec.hard_radius}
@@ -134,17 +138,17 @@ def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params
 
     def evaluate(params: Params, key: Array) -> Metrics:
         start_key, unroll_key = jax.random.split(key)
-        _, seen = unroll(params, jnp.zeros((), jnp.int32), start(start_key), unroll_key)
-        ended = jnp.cumsum(seen.done, axis=0) - seen.done  # episodes ended before this step
+        _, made = unroll(params, jnp.zeros((), jnp.int32), start(start_key), unroll_key)
+        ended = jnp.cumsum(made.done, axis=0) - made.done  # episodes ended before this step
         first = ended == 0
         metrics: Metrics = {}
         for suffix, radius in radii.items():
-            at_goal = first & ~seen.broken & (seen.distance < radius)
+            at_goal = first & ~made.broken & (made.distance < radius)
             metrics[f"time_at_goal{suffix}"] = jnp.mean(jnp.sum(at_goal, axis=0))
             metrics[f"success_rate{suffix}"] = jnp.mean(jnp.any(at_goal, axis=0))
-        last = first & seen.done & jnp.isfinite(seen.distance)
+        last = first & made.done & jnp.isfinite(made.distance)
         return metrics | {
-            "final_distance": jnp.mean(seen.distance, where=last),
+            "final_distance": jnp.mean(made.distance, where=last),
             "episode_length": jnp.mean(jnp.sum(first, axis=0)),
         }
 

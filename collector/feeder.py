@@ -1,4 +1,4 @@
-"""The feeder: a recorded stream into replay, in a collector's place."""
+"""The feeder: inserts the unrolls of a recorded stream into replay, in the place of a collector."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,7 +14,7 @@ from shared.replay.codec import Columns
 
 
 class Feeder:
-    """One shard of a recorded stream, unroll after unroll. Counts coverage, steps no environment."""
+    """Reads one shard of a stream, unroll after unroll. Counts coverage, steps no environment."""
 
     def __init__(
         self,
@@ -24,7 +24,15 @@ class Feeder:
         unrolls: Iterator[tuple[int, Columns]],
         position: Position | None = None,
     ) -> None:
-        """`unrolls`: `(number, [N, T, ...])`, those that the plan asks for; `position`: where an earlier life ended."""
+        """Begins at the first of `unrolls`.
+
+        Args:
+            experiment: the run's.
+            plan: the run's.
+            env: the training environment, whose cells are counted.
+            unrolls: the shard's `(number, [N, T, ...])` that come after `position`.
+            position: the position at which an earlier incarnation ended.
+        """
         environments = experiment.collector.environments
         self._steps = environments * plan.unroll_length
         self._chunks_per_window = plan.chunks_per_window
@@ -35,11 +43,11 @@ class Feeder:
 
     @property
     def done(self) -> bool:
-        """Every window that the plan asks for is fed."""
+        """True once every window of the plan is fed."""
         return self.position.windows.made >= self._target
 
     def feed(self) -> Collected:
-        """The next unroll."""
+        """Reads the next unroll."""
         number, columns = next(self._unrolls)
         visits = self._count(columns.floats, columns.ints)
         self.position = self.position.after(number, columns.ints, visits, self._chunks_per_window)
@@ -48,7 +56,7 @@ class Feeder:
     def run(
         self, insert: Callable[[int, Columns], object], reporter: Reporter, should_stop: Callable[[], bool]
     ) -> None:
-        """Inserts what the plan asks for, or ends when `should_stop()`."""
+        """Inserts unrolls until every window of the plan is fed or `should_stop()`; see `Collector.run`."""
         reporter.filling = True
         while not self.done and not should_stop():
             fed = self.feed()

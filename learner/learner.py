@@ -1,4 +1,4 @@
-"""The learner: windows from replay, one jitted update after the other."""
+"""The learner: samples windows from replay and makes one jitted update after the other."""
 
 import time
 import zlib
@@ -23,11 +23,13 @@ from shared.plan import Plan
 from shared.replay.codec import Columns
 from shared.types import Array, Metrics
 
-_KEY_DOMAIN = 3  # apart from the collectors' and the evaluator's keys
+_KEY_DOMAIN = 3  # separates learners' keys from those of collectors and evaluator
+
+Update = Callable[[Columns], Metrics]
 
 
 class _Kind(NamedTuple):
-    """What an update is compiled for. Learners of one kind differ by their states alone."""
+    """Everything that an update is compiled for. Learners of one kind differ by their states alone."""
 
     networks: Networks
     algorithm: AlgorithmConfig
@@ -38,7 +40,6 @@ class _Kind(NamedTuple):
 
 @lru_cache
 def _jitted_update(kind: _Kind) -> UpdateStep:
-    """Learners of one kind are compiled once."""
     networks, algorithm, plan, spec, (replicated, split) = kind
     update_step = make_update_step(networks, make_optimisers(algorithm), algorithm, plan, spec, split)
     return jax.jit(
@@ -59,7 +60,7 @@ def _jitted_init(networks: Networks, algorithm: AlgorithmConfig, spec: EnvSpec) 
 
 
 class Learner:
-    """Trains one network. Knows neither Ray nor Reverb. All learners, active or passive, are this class."""
+    """Trains one network; all learners, active or passive, are this class. It imports neither Ray nor Reverb."""
 
     def __init__(
         self,
@@ -70,10 +71,18 @@ class Learner:
         reports: Path | None = None,
         devices: tuple[jax.Device, ...] | None = None,
     ) -> None:
-        """`reports`: the folder for what is kept of gradient steps that are not finite; none: nothing is.
+        """Initialises the learner called `name`.
 
-        `devices`: on which it trains; none: on all of this process. Raises ValueError where minibatches cannot be
-        shared out among them.
+        Args:
+            experiment: the run's.
+            plan: the run's.
+            spec: sizes of the environment.
+            name: a key of `experiment.all_learners`.
+            reports: folder for reports of gradient steps that are not finite; none: no reports.
+            devices: devices to train on; none: all devices of this process.
+
+        Raises:
+            ValueError: minibatches cannot be divided evenly among the devices.
         """
         self.name = name
         self._plan = plan
@@ -87,7 +96,7 @@ class Learner:
 
     @staticmethod
     def initial_state(experiment: Experiment, spec: EnvSpec, name: str) -> LearnerState:
-        """The learner called `name` before its first update."""
+        """Returns the state of the learner called `name` before its first update."""
         config = experiment.learner(name)
         key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_DOMAIN)
         # By name, not by position: a learner added to an experiment changes no other.
@@ -95,20 +104,20 @@ class Learner:
         return _jitted_init(make_networks(config, spec), experiment.algorithm, spec)(key)
 
     def update(self, windows: Columns) -> Metrics:
-        """One update on Columns `[windows_per_update, K * T, ...]`; waits until it is done, and times it.
+        """Makes one update on Columns `[windows_per_update, K * T, ...]`, waits until it is done, and times it.
 
-        Raises NonFiniteError where too few of its gradient steps are finite to go on; the state is then what
-        those made of it.
+        Raises:
+            NonFiniteError: too few of the update's gradient steps are finite. The state has the finite steps only.
         """
         start, key = time.perf_counter(), self._key()
         self.state, metrics = _jitted_update(self.kind)(self.state, windows)
-        return self._after(metrics, windows, key, start)
+        return self._finish_update(metrics, windows, key, start)
 
     @staticmethod
     def update_together(learners: Sequence["Learner"], windows: Sequence[Columns]) -> list[Metrics]:
-        """`update` of learners of one `kind` on one device, each on its own windows, as one computation.
+        """Makes the `update` of several learners as one computation, each on its own windows.
 
-        Equal to theirs one by one but for rounding.
+        All learners are of one `kind` and on one device. Results equal separate updates up to rounding.
         """
         start, keys = time.perf_counter(), [learner._key() for learner in learners]
         states = tuple(learner.state for learner in learners)
@@ -116,77 +125,90 @@ class Learner:
         for learner, state in zip(learners, states, strict=True):
             learner.state = state
         return [
-            learner._after(row, each, key, start)
+            learner._finish_update(row, each, key, start)
             for learner, row, each, key in zip(learners, metrics, windows, keys, strict=True)
         ]
 
     def _key(self) -> np.ndarray:
         return np.array(jax.random.key_data(self.state.key))  # a copy: the update takes the device's buffer
 
-    def _after(self, metrics: Metrics, windows: Columns, key: np.ndarray, start: float) -> Metrics:
+    def _finish_update(self, metrics: Metrics, windows: Columns, key: np.ndarray, start: float) -> Metrics:
         self.updates += 1
         metrics = self._guard.check(self.updates, metrics, windows, key)
         row = {name: float(value) for name, value in metrics.items()}
         return row | {"update_seconds": time.perf_counter() - start}
 
     def resume(self, state: LearnerState) -> None:
-        """From a state that was kept."""
+        """Continues from `state`, with its number of updates."""
         self.state, self.updates = jax.device_put(state, self._layout.replicated), int(state.updates)
 
     def policy(self) -> Policy:
-        """The actor as it stands, on the host: the next update takes the device's buffers."""
+        """Copies the actor to the host: the next update takes the device's buffers."""
         return Policy(self.updates, jax.device_get(self.state.actor))
 
-    def counts(self, windows_inserted: int, env_steps: int) -> Metrics:
-        """How far this learner is, against what was `windows_inserted` into its table and stepped."""
+    def run(
+        self,
+        sample: Callable[[], Columns],
+        windows_inserted: Callable[[], int],
+        publish: Callable[[Policy], None] | None,
+        submit: Callable[[Policy], None],
+        save: Callable[[], object],
+        reporter: Reporter,
+        should_stop: Callable[[], bool],
+        update: Update | None = None,
+    ) -> None:
+        """Trains until all updates of the plan are made or `should_stop()`.
+
+        Args:
+            sample: returns the windows of one update; blocks until replay has them.
+            windows_inserted: returns the number of windows inserted into this learner's table so far.
+            publish: gets every policy; none for a passive learner.
+            submit: gets the policies that the plan wants evaluated.
+            save: may save the state; called after each update.
+            reporter: gets one row per update.
+            should_stop: asked before each update.
+            update: makes one update on windows; none: `self.update`.
+        """
+        update = update or self.update
+        self._hand_out(publish, submit)
+        while self.updates < self._plan.updates and not should_stop():
+            with reporter.waiting("replay starved"):
+                windows = sample()
+            inserted = windows_inserted()
+            metrics = update(windows)
+            with reporter.waiting("publish"):
+                self._hand_out(publish, submit)
+            with reporter.waiting("keeping its state"):
+                save()
+            reporter.row(self.describe(metrics, inserted), index=self.updates)
+
+    def _hand_out(self, publish: Callable[[Policy], None] | None, submit: Callable[[Policy], None]) -> None:
+        is_evaluated = self.updates in self._plan.evaluation_updates
+        if publish is None and not is_evaluated:
+            return  # no copy to the host
+        policy = self.policy()
+        if publish is not None:
+            publish(policy)
+        if is_evaluated:
+            submit(policy)
+
+    def describe(self, metrics: Metrics, windows_inserted: int) -> Metrics:
+        """Returns one row: the last update's `metrics`, the learner's counts, and the age of its data.
+
+        `windows_inserted` is the number of windows in this learner's table when the update was sampled.
+        """
         plan = self._plan
+        unrolls = windows_inserted / plan.environments + plan.chunks_per_window - 1
+        newest_step = unrolls * plan.unroll_length - 1
+        env_steps = round((newest_step + 1) * plan.environments)
         eligible = windows_inserted - plan.prefill_windows
         gradient_steps = self.updates * plan.minibatches_per_update
-        return {
+        row = metrics | {
             "updates": self.updates,
             "gradient_steps": gradient_steps,
             "env_steps": env_steps,
             "samples_per_insert": self.updates * plan.windows_per_update / eligible if eligible > 0 else 0.0,
             "utd": gradient_steps / env_steps if env_steps else 0.0,
         }
-
-    def run(
-        self,
-        sample: Callable[[], Columns],
-        windows_inserted: Callable[[], int],
-        publish: Callable[[Policy], None],
-        snapshot: Callable[[Policy], None],
-        keep: Callable[[], object],
-        reporter: Reporter,
-        should_stop: Callable[[], bool],
-    ) -> None:
-        """Trains until the updates owed are made or `should_stop()`.
-
-        `sample` blocks until replay gives windows; `publish` gets every policy, `snapshot` those to evaluate;
-        `keep` may keep the state after each update.
-        """
-        publish(self.policy())
-        if self.updates in self._plan.evaluation_updates:
-            snapshot(self.policy())
-        while self.updates < self._plan.updates and not should_stop():
-            with reporter.waiting("replay starved"):
-                windows = sample()
-            inserted = windows_inserted()
-            metrics = self.update(windows)
-            policy = self.policy()
-            with reporter.waiting("publish"):
-                publish(policy)
-                if self.updates in self._plan.evaluation_updates:
-                    snapshot(policy)
-            with reporter.waiting("keeping its state"):
-                keep()
-            reporter.row(self.describe(metrics, inserted), index=self.updates)
-
-    def describe(self, metrics: Metrics, windows_inserted: int) -> Metrics:
-        """One row: `metrics` of the last update, how far the learner is, and how old its data were."""
-        plan = self._plan
-        unrolls = windows_inserted / plan.environments + plan.chunks_per_window - 1
-        newest_step = unrolls * plan.unroll_length - 1
-        row = metrics | self.counts(windows_inserted, round((newest_step + 1) * plan.environments))
         row["sample_age"] = newest_step - row.pop("data/last_step")
         return row

@@ -1,4 +1,7 @@
-"""What roles report, and the files it ends up in. Roles report to the driver; only the driver writes."""
+"""Metrics: what roles report, and the files that the driver writes. Roles report to the driver; only the driver writes.
+
+`shared/metrics_catalogue.py` says what each metric means.
+"""
 
 import json
 import math
@@ -20,19 +23,26 @@ from shared.roles import Role
 Row = dict[str, Any]
 AXES = ("time", "env_steps", "index")
 REWOUND_TO = "rewound_to"
-MAX_PENDING_ROWS = 4096  # of a role in its memory; a driver that polls takes them twice a second
+MAX_PENDING_ROWS = 4096  # rows in a role's memory; a driver that polls takes them twice a second
 
 
 class Report(NamedTuple):
-    """One answer of a role: what happened since the last one.
+    """A role's answer to a poll: what happened since the last poll, and the role's state.
 
-    `calls`: completed calls since the start; `idle_seconds`: time since the last one; `waiting_for`: what
-    the role waits for right now, empty while it works; `filling`: it has not yet reached its first window;
-    `done`: its work is finished; `error`: one line, empty while all is well; `details`: its traceback.
-    `life`: of the replay server that it works with, filled where that was its part; 0 while there is none.
-    `lost_server`: the last one that it lost by itself. `fatal`: the error would come again in another process.
-    `working_seconds`: time since its last wait ended, of any kind. `position`: of a source, after the last of its
-    rows; none before its first row, and for other roles.
+    Attributes:
+        rows: metrics of the calls completed since the last poll.
+        calls: calls completed since the process started.
+        idle_seconds: time since the last completed call.
+        waiting_for: what the role waits for right now; empty while it works.
+        filling: a source that has not made its first window yet.
+        done: the role's work is finished.
+        error: one line; empty while all is well.
+        details: the error's traceback.
+        server: number of the replay server's incarnation that the role uses and has refilled; 0 while it has none.
+        lost_server: number of the last incarnation to which the role lost its connection.
+        fatal: the error would come again in another process.
+        working_seconds: time since the last wait of any kind ended.
+        position: position of a source after its last row; none before its first row, and for other roles.
     """
 
     rows: list[Row]
@@ -43,7 +53,7 @@ class Report(NamedTuple):
     done: bool
     error: str
     details: str
-    life: int = 0
+    server: int = 0
     lost_server: int = 0
     fatal: bool = False
     working_seconds: float = math.inf
@@ -51,9 +61,9 @@ class Report(NamedTuple):
 
 
 class Reporter:
-    """A role's side of reporting. Written by the thread that works, drained by the one that answers.
+    """A role's side of reporting: the working thread writes, the thread that answers polls drains.
 
-    Of rows that nobody drains the newest `MAX_PENDING_ROWS` are kept; later ones say in `dropped_rows` how many went.
+    At most `MAX_PENDING_ROWS` rows are kept; `dropped_rows` in later rows counts the oldest ones that were dropped.
     """
 
     def __init__(self) -> None:
@@ -67,15 +77,15 @@ class Reporter:
         self._last_call = self._last_row = self._last_wait = time.monotonic()
         self._position: Position | None = None
         self.filling = False
-        self.life = self.lost_server = 0
+        self.server = self.lost_server = 0
         self.sizes: dict[str, Callable[[], float]] = {}
-        """By metric: what every row tells as it is at that moment, such as the length of a queue."""
+        """Values that every row includes as they are at that moment, such as the length of a queue, by metric."""
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Times a wait; the next row reports it as a share of wall time under `wait/<what>`.
+        """Times a wait; the next row reports it as `wait/<what>`, a share of wall time.
 
-        A wait within another one is no part of that one.
+        A wait inside another one counts for itself only.
         """
         start = time.monotonic()
         outer, waited_before = self._waiting_for, self._waited_within
@@ -83,19 +93,19 @@ class Reporter:
         try:
             yield
         finally:
-            self._last_wait = time.monotonic()  # first: who polls must not see old work where a wait just was
+            self._last_wait = time.monotonic()  # first, or a poll would see old work where a wait just was
             self._waiting_for = outer
             seconds = self._last_wait - start
             self._waits[what] += max(seconds - self._waited_within, 0.0)
             self._waited_within = waited_before + seconds
 
     def progressed(self) -> None:
-        """Counts as progress, though no call is completed: a pause that had its reason is over."""
+        """Counts as progress without a completed call, at the end of a pause that had its reason."""
         with self._lock:
             self._last_call = time.monotonic()
 
     def row(self, row: Mapping[str, Any], index: int | None = None, position: Position | None = None) -> None:
-        """Reports a completed call; adds the time and the waits since the last one, and `sizes`.
+        """Reports a completed call; adds the time, the waits since the last row, and `sizes`.
 
         Args:
             row: metrics by name.
@@ -107,7 +117,7 @@ class Reporter:
         seconds = max(now - self._last_row, 1e-9)
         waits = {f"wait/{what}": waited / seconds for what, waited in self._waits.items()}
         for what in self._waits:
-            self._waits[what] = 0.0  # kept at 0: a wait that ended must be seen to have ended
+            self._waits[what] = 0.0  # stays in later rows, so that curves show the end of the wait
         sizes = {name: size() for name, size in self.sizes.items()}
         with self._lock:
             self._dropped += len(self._rows) == MAX_PENDING_ROWS
@@ -119,22 +129,22 @@ class Reporter:
             self._last_call = self._last_row = now
 
     def drain(self, done: bool = False, error: str = "", details: str = "") -> Report:
+        """Returns a report and forgets its rows."""
         with self._lock:
-            waiting_for = self._waiting_for  # first: a pause that ends now is not over before it counts as progress
+            waiting_for = self._waiting_for  # first: a pause that ends now must not look like idle work
             rows = list(self._rows)
             self._rows.clear()
             now = time.monotonic()
-            idle = now - self._last_call
             return Report(
                 rows,
                 self._calls,
-                idle,
+                now - self._last_call,
                 waiting_for,
                 self.filling,
                 done,
                 error,
                 details,
-                self.life,
+                self.server,
                 self.lost_server,
                 working_seconds=now - self._last_wait,
                 position=self._position,
@@ -145,8 +155,11 @@ class MetricsWriter:
     """`metrics/<role>.jsonl` (one JSON object a line, the source of truth) and `tensorboard/<curves>/`."""
 
     def __init__(self, run_dir: Path, newest: Mapping[str, int] | None = None) -> None:
-        """`newest`: environment steps up to which each curve holds what was written before; what lies after, in
-        TensorBoard's files, is purged.
+        """Opens the files of a run; later points of a resumed run's TensorBoard curves are purged.
+
+        Args:
+            run_dir: the run directory.
+            newest: environment steps of the newest valid row of each curve, in a resumed run.
         """
         self._run_dir = Path(run_dir)
         self._newest = newest or {}
@@ -175,12 +188,12 @@ class MetricsWriter:
 
 
 def curves(role: Role | str, row: Row) -> str:
-    """The curves that `row` continues: its role's; where it is of one of several learners, that learner's."""
+    """Returns the name of the curves that `row` continues: its role, and its learner if a role reports on several."""
     return f"{role}/{row['learner']}" if "learner" in row else str(role)
 
 
 def scalars(row: Row) -> dict[str, float]:
-    """What can be drawn: every number but the two that are axes."""
+    """Returns the metrics of a row that can be drawn: every number that is not an axis."""
     return {name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in AXES}
 
 

@@ -1,7 +1,8 @@
-"""The replay server over its lives, as the driver sees it: started, watched, replaced by one that counts on.
+"""The replay service: starts the replay server, watches it, and replaces it when it dies.
 
-A server's end is a beginning: once the old process is surely gone, every role lets go and says what it had;
-the next server's limiters count on from there, and the sources fill it from their streams.
+A replacement goes through phases. *ending*: the old process ends for certain. *asking*: every role disconnects and says
+how far it is. *starting*: a new server starts, whose rate limiters count on from there; sources refill it from their
+streams. *up*: the server is watched.
 """
 
 import time
@@ -25,14 +26,14 @@ from shared.replay.reconnecting import RefillSplit, ServerIncarnation
 from shared.roles import Role, learner_role, source_roles
 
 POLL_S = 2.0
-ANSWER_S = 10.0  # the keeper only asks its child's state
+ANSWER_S = 10.0  # longest silence of the server's actor, which only looks at its child
 STOP_S = 8.0
 
 Phase = Literal["ending", "asking", "starting", "up"]
 
 
 class ReplayService:
-    """One replay server at a time. `tick` moves on without waiting; raises RunFailed where none can be started."""
+    """One replay server at a time. `tick` never waits; it raises RunFailed where no server can be started."""
 
     def __init__(
         self,
@@ -40,83 +41,87 @@ class ReplayService:
         plan: Plan,
         run_dir: Path,
         run_id: str,
-        make_keeper: Callable[[], Any],
+        make_actor: Callable[[], Any],
         report: Callable[[Row], None],
         say: Callable[[str], None],
         resumed: bool = False,
     ) -> None:
-        """Starts nothing yet; the first `tick` does.
+        """Creates the server's actor; the first `tick` starts the server.
 
         Args:
             experiment: the run's.
             plan: the run's.
-            run_dir: where the server's log goes.
+            run_dir: the run directory; the server's log goes there.
             run_id: part of the tables' names.
-            make_keeper: returns a new actor that owns a server's process.
+            make_actor: returns a new actor that owns a server's process.
             report: gets every table's counts.
             say: gets what the user should know.
-            resumed: roles resume from a snapshot, so the first server is refilled from the stream.
+            resumed: the run resumes from a snapshot, so the first server is refilled, too.
         """
         self._experiment, self._plan, self._log = experiment, plan, run_dir / "logs" / "replay_server.log"
-        self._run_id, self._make_keeper, self._report, self._say = run_id, make_keeper, report, say
+        self._run_id, self._make_actor, self._report, self._say = run_id, make_actor, report, say
         self._resumed = resumed
-        self._row: Row = {}
-        self._hire()
+        self._sources, self._row = source_roles(experiment), Row()
+        self._create_actor()
         self._phase: Phase = "asking"
-        self._answers: dict[Role, tuple[Any, Any]] = {}  # by role: who was asked, and the answer to come
-        self._pending: Any = None  # of the keeper
-        self._since = time.monotonic()  # the phase began, or the keeper was asked
+        self._answers: dict[Role, tuple[Any, Any]] = {}  # the actor that was asked, and its pending answer
+        self._pending: Any = None  # answer of the server's actor
+        self._since = time.monotonic()  # start of the phase, or of the last question to the server's actor
         self._tables: dict[str, str] = {}
         self._sampled: dict[str, int] = {}
         self._inserted = 0
         self.refilled = 0
-        """Windows that were put into this life's server again."""
+        """Windows that were inserted again into the current server."""
         self._polled = 0.0
         self._exposure: Any = None
         self._monitor: ReplayMonitor | None = None
-        self._lives = 0
-        self.life: ServerIncarnation | None = None
-        self.info: ServerInfo | None = None
-
-    def _hire(self) -> None:
-        self._keeper = self._make_keeper()
-        self._keeper_at = self._keeper.where.remote()
+        self._incarnations = 0
+        self.server: ServerIncarnation | None = None
 
     @property
     def up(self) -> bool:
         return self._phase == "up"
 
     def replace(self) -> None:
-        """Ends the server there is, if it still lives, and begins the next life."""
-        if self._phase == "up":
-            with suppress(ReplayError):  # its last counts, if it lives
+        """Ends the current server, dead or alive, and begins to start the next."""
+        if self.up:
+            with suppress(ReplayError):  # its last counts, if it is alive
                 self.poll()
-        self.life = self.info = None
+        self.server = None
         if self._monitor is not None:
             self._monitor.close()
             self._monitor = None
-        self._enter("ending", self._keeper.stop.remote())
+        self._enter("ending", self._actor.stop.remote())
 
     def forget_samples(self) -> None:
-        """What was on its way to a learner that died is lost to its table's limiter; only a new server can be told."""
+        """Replaces the server after a learner's death.
+
+        The limiter of the learner's table has counted samples that were lost on their way; only a new server can get
+        other counts.
+        """
         if self._phase in ("starting", "up"):
             self.replace()
 
-    def forget_refill(self, filled: int) -> None:
-        """A source died that filled life `filled`'s server last. What it was to put into this one would be missing."""
-        if self.refilled and (self._phase == "starting" or (self.life is not None and self.life.number != filled)):
+    def forget_refill(self, refilled_server: int) -> None:
+        """Replaces the server if a source died before it had refilled it; `refilled_server` is the last it refilled."""
+        current = self.server is not None and self.server.number != refilled_server
+        if self.refilled and (self._phase == "starting" or current):
             self.replace()
 
     def attach(self, role: Role, actor: Any) -> None:
-        """A role's new process: it works with the server that there is, if there is one."""
+        """Connects a role's new process to the current server, if there is one."""
         self._answers.pop(role, None)
-        if self.life is not None:
-            actor.connect.remote(self.life)
+        if self.server is not None:
+            actor.connect.remote(self.server)
 
     def tick(self, actors: Mapping[Role, Any]) -> str:
-        """Goes on with the phase it is in; returns what is wrong with a server that was up, or nothing.
+        """Advances the current phase.
 
-        `actors`: those that work with replay, by role.
+        Args:
+            actors: the actors that work with replay.
+
+        Returns:
+            What is wrong with a server that was up; empty while all is well.
         """
         if self._phase == "ending":
             self._end()
@@ -129,53 +134,55 @@ class ReplayService:
         return ""
 
     def poll(self, timeout_s: float | None = None) -> None:
-        """Counts for the record. Raises ReplayError when the server is gone or another one answers."""
+        """Reports the tables' counts. Raises ReplayError if the server is gone or another one answers."""
         self._polled = time.monotonic()
         info = self._monitor.poll(timeout_s) if self._monitor is not None else None
         if info is not None:
-            self.info = info
             self._row = self._counts(info)
             self._report(self._row)
 
     def stop(self, timeout_s: float) -> None:
-        """At the run's end. Bounded."""
+        """Stops the server at the run's end, within `timeout_s` seconds."""
         with suppress(RayActorError, RayTaskError, GetTimeoutError):  # gone, or hung and about to be killed
-            ray.get(self._keeper.stop.remote(), timeout=timeout_s)
+            ray.get(self._actor.stop.remote(), timeout=timeout_s)
         if self._monitor is not None:
             self._monitor.close()
 
-    def counts(self) -> str:
-        """What every table counts, for a person who wonders who waits for whom."""
+    def describe_counts(self) -> str:
+        """Returns every table's counts for a person who wonders which role waits for which."""
         row, names = self._row, self._experiment.all_learners
-        told = (f"{n}: {row.get(f'{n}/inserted', 0)} inserted, {row.get(f'{n}/sampled', 0)} sampled" for n in names)
-        return ", ".join(told)
+        counts = (f"{n}: {row.get(f'{n}/inserted', 0)} inserted, {row.get(f'{n}/sampled', 0)} sampled" for n in names)
+        return ", ".join(counts)
 
-    def _dismiss(self) -> None:
-        """Ends the keeper, and its child with it: a parent's death is a child's."""
+    def _create_actor(self) -> None:
+        self._actor = self._make_actor()
+        self._actor_where = self._actor.where.remote()
+
+    def _kill_actor(self) -> None:
+        """Kills the server's actor; its child, the server, ends with it."""
         try:
-            end_actor(self._keeper, *ray.get(self._keeper_at, timeout=0))
+            end_actor(self._actor, *ray.get(self._actor_where, timeout=0))
         except (RayActorError, GetTimeoutError):
-            end_actor(self._keeper)
+            end_actor(self._actor)
 
     def _enter(self, phase: Phase, pending: Any = None) -> None:
         self._phase, self._pending, self._since = phase, pending, time.monotonic()
 
     def _end(self) -> None:
-        """The old server must be gone before anyone says how far it was."""
         ready, _ = ray.wait([self._pending], timeout=0)
         if not ready and time.monotonic() - self._since < STOP_S:
             return
         try:
             ray.get(self._pending, timeout=0)
         except (RayActorError, RayTaskError, GetTimeoutError):
-            self._dismiss()
-            self._hire()
+            self._kill_actor()
+            self._create_actor()
         self._answers = {}
         self._enter("asking")
 
     def _ask(self, actors: Mapping[Role, Any]) -> None:
-        """What every role has behind it. One that only starts, or starts again, is asked again."""
-        if not self._lives and not self._resumed:
+        """Asks every role to disconnect. A role that is still starting, or restarts, is asked again."""
+        if not self._incarnations and not self._resumed:
             self._start({role: RefillSplit(0, 0) if role in self._sources else 0 for role in actors})
             return
         for role, actor in actors.items():
@@ -183,36 +190,31 @@ class ReplayService:
                 self._answers[role] = (actor, actor.disconnect.remote())
         pending = [answer for _, answer in self._answers.values()]
         ready, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
-        said: dict[Role, Any] = {}
+        answers: dict[Role, Any] = {}
         for role, (_, answer) in list(self._answers.items()):
             if answer not in ready:
                 continue
             try:
-                said[role] = ray.get(answer, timeout=ANSWER_S)
+                answers[role] = ray.get(answer, timeout=ANSWER_S)
             except RayActorError:
-                said[role] = None  # it will be replaced
-            if said[role] is None:
+                answers[role] = None  # the supervisor restarts it
+            if answers[role] is None:
                 del self._answers[role]
-        if all(said.get(role) is not None for role in actors):
-            self._start(said)
+        if all(answers.get(role) is not None for role in actors):
+            self._start(answers)
 
-    @property
-    def _sources(self) -> list[Role]:
-        return source_roles(self._experiment)
-
-    def _start(self, said: Mapping[Role, Any]) -> None:
-        sources = [said[role] for role in self._sources]
-        inserted, self.refilled = sum(s.inserted for s in sources), sum(s.refilled for s in sources)
-        self._lives += 1
-        experiment, plan = self._experiment, self._plan
-        self._tables = {name: f"{self._run_id}-{self._lives}/{name}" for name in experiment.all_learners}
-        self._sampled = {name: said[learner_role(name)] for name in experiment.all_learners}
-        self._inserted = inserted
+    def _start(self, answers: Mapping[Role, Any]) -> None:
+        sources = [answers[role] for role in self._sources]
+        self._inserted, self.refilled = sum(s.inserted for s in sources), sum(s.refilled for s in sources)
+        self._incarnations += 1
+        experiment = self._experiment
+        self._tables = {name: f"{self._run_id}-{self._incarnations}/{name}" for name in experiment.all_learners}
+        self._sampled = {name: answers[learner_role(name)] for name in experiment.all_learners}
         specs = [
-            table_spec(experiment, plan, name, table, inserted, self._sampled[name], self.refilled)
+            table_spec(experiment, self._plan, name, table, self._inserted, self._sampled[name], self.refilled)
             for name, table in self._tables.items()
         ]
-        self._enter("starting", self._keeper.start.remote(specs, experiment.replay.port, str(self._log)))
+        self._enter("starting", self._actor.start.remote(specs, experiment.replay.port, str(self._log)))
 
     def _await_start(self, actors: Mapping[Role, Any]) -> None:
         experiment = self._experiment
@@ -224,19 +226,19 @@ class ReplayService:
         except RayTaskError as error:
             raise RunFailed(f"replay.port: {error.cause}" if experiment.replay.port else str(error.cause)) from error
         except (GetTimeoutError, RayActorError):
-            if self._lives > 1:
+            if self._incarnations > 1:
                 self.replace()
                 return
             raise RunFailed("the replay server did not start; see logs/replay_server.log") from None
-        self.life = ServerIncarnation(self._lives, address, self._tables, self._inserted)
+        self.server = ServerIncarnation(self._incarnations, address, self._tables, self._inserted)
         self._monitor = ReplayMonitor(address, self._tables.values())
         for actor in actors.values():
-            actor.connect.remote(self.life)
-        self._exposure = self._keeper.exposure.remote(address)
-        self._enter("up", self._keeper.exit_reason.remote())
+            actor.connect.remote(self.server)
+        self._exposure = self._actor.exposure.remote(address)
+        self._enter("up", self._actor.exit_reason.remote())
 
     def _watch(self) -> str:
-        """What is wrong with the server or its keeper; looks every two seconds."""
+        """Looks at the server and its actor every two seconds; returns what is wrong with them."""
         ready, _ = ray.wait([self._pending], timeout=0)
         try:
             if ready:
@@ -245,7 +247,7 @@ class ReplayService:
                     return str(reason)
                 self._warn()
                 if time.monotonic() - self._since > POLL_S:
-                    self._enter("up", self._keeper.exit_reason.remote())
+                    self._enter("up", self._actor.exit_reason.remote())
             elif time.monotonic() - self._since > ANSWER_S:
                 return "the replay server's process does not answer"
         except RayActorError:
@@ -258,15 +260,14 @@ class ReplayService:
         return ""
 
     def _warn(self) -> None:
-        """Once in each life: the keeper has answered this before it says how its child is."""
+        """Says once for each server who can reach it; the actor answers in the order of the questions."""
         exposure, self._exposure = self._exposure, None
         if exposure is not None and (text := ray.get(exposure, timeout=ANSWER_S)):
             self._say(text)
 
     def _counts(self, info: ServerInfo) -> Row:
-        """Every table's counts over all lives under its learner's name."""
-        row: Row = {"time": time.time(), "life": self._lives}
-        row["behind"] = self._inserted
+        """Returns every table's counts over all incarnations, under its learner's name."""
+        row: Row = {"time": time.time(), "incarnation": self._incarnations, "already_inserted": self._inserted}
         for table in info.tables.values():
             learner = table.name.rpartition("/")[2]
             row[f"{learner}/windows"] = table.size
@@ -278,7 +279,10 @@ class ReplayService:
 def table_spec(
     experiment: Experiment, plan: Plan, name: str, table: str, inserted: int = 0, sampled: int = 0, refilled: int = 0
 ) -> TableSpec:
-    """`name`'s table. Free pace limits the collector learner's alone. See `TableSpec` for the last three."""
+    """Returns the table of the learner `name`; see `TableSpec` for the last three.
+
+    In lockstep every table limits; with free pace only the collector learner's does.
+    """
     limited = experiment.replay.pace == "lockstep" or name == ACTIVE
     return TableSpec(
         name=table,

@@ -118,13 +118,13 @@ class Launch:
             record.plan,
             record.run_dir,
             self._run_id,
-            self._make_keeper,
+            self._make_server_actor,
             report,
             self._say,
             resumed=record.snapshot is not None,
         )
 
-    def _make_keeper(self) -> Any:
+    def _make_server_actor(self) -> Any:
         return self._make(ReplayServerActor, SERVICES)
 
     def _make_role(self, role: Role) -> Any:

@@ -1,4 +1,4 @@
-"""The driver's watch over all roles: what they report, whether they live, and what is done where they do not."""
+"""Supervision of a run by its driver: polls roles, records their rows, and restarts what died or hangs."""
 
 import time
 from collections import defaultdict, deque
@@ -10,23 +10,24 @@ from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from deploy.replay.service import ReplayService
 from deploy.run.record import RunRecord
+from deploy.run.stall import find_stall
 from deploy.scheduling.processes import end_actor, end_at
 from shared.config import SupervisionConfig
-from shared.disk import DISK_SPACE, Disk, DiskNotices
+from shared.disk import Disk, DiskNotices
 from shared.errors import RunFailed
 from shared.metrics import Report
 from shared.replay.errors import ReplayError
-from shared.roles import COLLECTOR_LEARNER, EVALUATOR, REPLAY, STORE, Role, learner_role
+from shared.roles import COLLECTOR_LEARNER, EVALUATOR, REPLAY, STORE, Role, learner_roles
 
 CALL_TIMEOUT_S = 10.0
 LAST_COUNTS_S = 10.0
 HOUR_S = 3600.0
 STORE_POLL_S = 2.0
-SERVER_DEATH_S = 6.0  # by then a server that died was found dead
+SERVER_DEATH_S = 6.0  # a dead server is found within this time
 
 
 class _Watched:
-    """One process of a role, and its newest answer."""
+    """One process of a role, and its newest report."""
 
     def __init__(self, role: Role, actor: Any) -> None:
         self.role = role
@@ -47,7 +48,7 @@ class _Watched:
         return self._pending
 
     def take(self) -> Report | None:
-        """The poll's answer, which must be there; none when it says that the process is gone."""
+        """Returns the answer to the poll, which must have arrived; None if the process is dead."""
         pending, self._pending = self._pending, None
         try:
             if self.pid is None:
@@ -65,17 +66,17 @@ class _Watched:
 
 
 class _Fault(NamedTuple):
-    """What was wrong with a role since when, for the record of its recovery."""
+    """The cause and the time of a fault, for the record of its recovery."""
 
     cause: str
     since: float
 
 
 class Supervisor:
-    """Polls every role and the replay server, and starts again what died or hangs.
+    """Polls every role, the replay server and the parameter store, and restarts what died or hangs.
 
-    `tick` raises RunFailed with the cause where that is of no use: too often within an hour, or an error
-    that would come again.
+    `tick` raises RunFailed where a restart is of no use: after too many restarts within an hour, or for an error that
+    would come again.
     """
 
     def __init__(
@@ -87,15 +88,24 @@ class Supervisor:
         replay: ReplayService,
         say: Callable[[str], None],
     ) -> None:
-        """`make(role)`: the role's next process."""
+        """Supervises nothing yet; see `watch`.
+
+        Args:
+            record: gets the rows and positions that roles report.
+            limits: when a role counts as dead, and how often it is restarted.
+            make: returns a started actor for a role.
+            store: the parameter store's actor.
+            replay: the replay service.
+            say: gets what the user should know.
+        """
         self._record, self._limits, self._make, self._say = record, limits, make, say
         self._store, self._replay = store, replay
-        self._disk = DiskNotices(Disk(record.run_dir, limits.disk_reserve_gb), say)
+        self._notices = DiskNotices(Disk(record.run_dir, limits.disk_reserve_gb), say)
         self._roles: dict[Role, _Watched] = {}
-        self._deaths: dict[Role, deque[float]] = defaultdict(deque)
+        self._restarts: dict[Role, deque[float]] = defaultdict(deque)
         self._faults: dict[Role, _Fault] = {}
-        self._unbroken = time.monotonic()
-        self._store_asked: Any = None
+        self._all_connected = time.monotonic()
+        self._store_question: Any = None
         self._store_at: tuple[int, str] | None = None
         self._store_answered = time.monotonic()
 
@@ -111,23 +121,29 @@ class Supervisor:
     def done(self) -> bool:
         return all(watched.done for watched in self._roles.values())
 
+    def actor(self, role: Role) -> Any:
+        """The actor that fills `role` now."""
+        return self._roles[role].actor
+
     def tick(self, seconds: float = 0.5) -> None:
-        """Collects reports for about `seconds`. Raises RunFailed, OSError when a row cannot be written."""
+        """Collects reports for about `seconds`. Raises RunFailed, and OSError if a row cannot be written."""
         end = time.monotonic() + seconds
         self._poll_roles(seconds)
         for watched in list(self._roles.values()):
-            cause = self._wrong_with(watched)
+            cause = self._find_fault(watched)
             if cause:
                 self._restart(watched, cause)
-        self._disk.tell({role: one.report.waiting_for for role, one in self._roles.items() if one.report is not None})
+        self._notices.tell(
+            {role: one.report.waiting_for for role, one in self._roles.items() if one.report is not None}
+        )
         self._tend_replay()
         self._tend_store()
         self._check_stall()
-        self._note_recoveries()
+        self._record_recoveries()
         time.sleep(max(end - time.monotonic(), 0))
 
     def finish(self) -> None:
-        """The last reports and the tables' final counts, once all roles are done."""
+        """Collects the last reports and the tables' final counts, once all roles are done."""
         self._poll_roles(0)
         if not self._replay.up:
             self._say("the last counts of replay are missing: its server was being replaced")
@@ -147,10 +163,6 @@ class Supervisor:
         ):
             self._poll_roles(0.2)
 
-    def actor(self, role: Role) -> Any:
-        """The role's present process."""
-        return self._roles[role].actor
-
     def _poll_roles(self, seconds: float) -> None:
         alive = {watched.pending: watched for watched in self._roles.values() if not watched.death}
         ready, _ = ray.wait(list(alive), num_returns=len(alive), timeout=seconds) if alive else ([], [])
@@ -162,8 +174,8 @@ class Supervisor:
                     self._record.add(watched.role, row)
                 self._record.move(watched.role, report.position)
 
-    def _wrong_with(self, watched: _Watched) -> str:
-        """Why this process must go, empty while all is well. Raises RunFailed for what would come again."""
+    def _find_fault(self, watched: _Watched) -> str:
+        """Returns why a process must be replaced; empty while all is well. Raises RunFailed for a fatal error."""
         role, report, now = watched.role, watched.report, time.monotonic()
         if watched.death:
             return f"{role} (pid {watched.pid}) died: {watched.death}"
@@ -175,7 +187,7 @@ class Supervisor:
                 "for this run, or supervision.start_seconds too short?"
             )
         if report.error:
-            self._log(watched)
+            self._log(watched.role, report.details)
             if report.fatal:
                 raise RunFailed(f"{role} failed: {report.error}")
             return f"{role} (pid {watched.pid}) failed: {report.error}"
@@ -184,83 +196,86 @@ class Supervisor:
         return ""
 
     def _restart(self, watched: _Watched, cause: str) -> None:
-        """A new process in the role's place. Raises RunFailed where it had too many."""
+        """Replaces a process. Raises RunFailed if its role was restarted too often."""
         role = watched.role
-        self._spend(role, cause)
+        self._count_restart(role, cause)
         end_actor(watched.actor, watched.pid, watched.node, dump=not watched.death)
         was_done = watched.done
         if role == COLLECTOR_LEARNER:
-            self._store.clear.remote()  # what it published went with it
+            self._store.clear.remote()  # its published weights died with it
         self.watch(role, self._make(role))
         if role == EVALUATOR:
-            for name in self._record.experiment.all_learners:
-                self._roles[learner_role(name)].actor.resubmit.remote(self._roles[role].actor)
+            for learner in learner_roles(self._record.experiment):
+                self._roles[learner].actor.resubmit.remote(self._roles[role].actor)
             return
         if role.is_learner:
             if not was_done:
                 self._replay.forget_samples()
         else:
-            self._replay.forget_refill(watched.report.life if watched.report else 0)
+            self._replay.forget_refill(watched.report.server if watched.report else 0)
         self._replay.attach(role, self._roles[role].actor)
 
-    def _spend(self, role: Role, cause: str) -> None:
-        """One more restart of `role`. Raises RunFailed where it had as many as are allowed within an hour."""
-        now, deaths, allowed = time.monotonic(), self._deaths[role], self._limits.restarts_per_hour
-        while deaths and now - deaths[0] > HOUR_S:
-            deaths.popleft()
-        if len(deaths) >= allowed:
+    def _count_restart(self, role: Role, cause: str) -> None:
+        """Raises RunFailed if `role` was restarted as often as is allowed within an hour."""
+        now, restarts, allowed = time.monotonic(), self._restarts[role], self._limits.restarts_per_hour
+        while restarts and now - restarts[0] > HOUR_S:
+            restarts.popleft()
+        if len(restarts) >= allowed:
             often = f"; it was restarted {allowed} times within an hour (supervision.restarts_per_hour)"
             raise RunFailed(cause + often * bool(allowed))
-        deaths.append(now)
+        restarts.append(now)
         self._faults[role] = _Fault(cause, self._faults[role].since if role in self._faults else now)
         self._say(f"{cause}; starting it again")
 
     def _tend_replay(self) -> None:
         actors = {role: watched.actor for role, watched in self._roles.items() if role != EVALUATOR}
-        cause = self._replay.tick(actors) or self._broken_connection()
+        cause = self._replay.tick(actors) or self._find_lost_connection()
         if cause:
-            self._spend(REPLAY, cause)
+            self._count_restart(REPLAY, cause)
             self._replay.replace()
 
-    def _broken_connection(self) -> str:
-        """Whose connection broke although the server lives: what was on its way is lost, and only refills mend that."""
-        life = self._replay.life
-        broken = [
+    def _find_lost_connection(self) -> str:
+        """Returns which role lost its connection although the server lives; empty while all are connected.
+
+        Messages on their way are lost then, which only a refill of a new server mends.
+        """
+        server = self._replay.server
+        lost = [
             role
             for role, watched in self._roles.items()
-            if life is not None and watched.report and not watched.report.life
-            if watched.report.lost_server == life.number
+            if server is not None and watched.report and not watched.report.server
+            if watched.report.lost_server == server.number
         ]
-        if not broken:
-            self._unbroken = time.monotonic()
-        if time.monotonic() - self._unbroken < SERVER_DEATH_S:
+        if not lost:
+            self._all_connected = time.monotonic()
+        if time.monotonic() - self._all_connected < SERVER_DEATH_S:
             return ""
-        return f"{broken[0]} lost its connection to the replay server"
+        return f"{lost[0]} lost its connection to the replay server"
 
     def _tend_store(self) -> None:
-        """Ray starts a store that died again, empty; one that hangs is killed."""
+        """Watches the parameter store: Ray restarts a dead one without content; a hanging one is killed here."""
         now = time.monotonic()
-        if self._store_asked is None:
+        if self._store_question is None:
             if now - self._store_answered > STORE_POLL_S:
-                self._store_asked = [self._store.where.remote(), self._store.empty.remote()]
+                self._store_question = [self._store.where.remote(), self._store.empty.remote()]
             return
-        ready, _ = ray.wait(self._store_asked, num_returns=2, timeout=0)
+        ready, _ = ray.wait(self._store_question, num_returns=2, timeout=0)
         if len(ready) == 2:
-            asked, self._store_asked = self._store_asked, None
-            where, empty = ray.get(asked, timeout=CALL_TIMEOUT_S)
+            question, self._store_question = self._store_question, None
+            where, empty = ray.get(question, timeout=CALL_TIMEOUT_S)
             if self._store_at not in (None, where):
                 cause = f"the {STORE.title} (pid {self._store_at[0]}) died"
-                self._spend(STORE, cause)
+                self._count_restart(STORE, cause)
                 self._faults[STORE] = _Fault(cause, self._store_answered)
             self._store_at, self._store_answered = where, now
             if empty and COLLECTOR_LEARNER in self._roles:
                 self._roles[COLLECTOR_LEARNER].actor.republish.remote()
         elif now - self._store_answered > self._limits.heartbeat_seconds and self._store_at is not None:
-            end_at(*self._store_at, dump=False)  # asked again when Ray has started it again
+            end_at(*self._store_at, dump=False)  # the same question is answered after Ray's restart
             self._store_answered = now
 
     def _check_stall(self) -> None:
-        """A role that hangs is started again; when everyone waits for someone, no restart helps. Raises RunFailed."""
+        """Restarts a role that hangs. Raises RunFailed if every role waits, which no restart mends."""
         if not self._replay.up or self._faults:
             return
         reports = {role: watched.report for role, watched in self._roles.items() if watched.report is not None}
@@ -268,21 +283,22 @@ class Supervisor:
         if stall.role:
             self._restart(self._roles[stall.role], f"{stall.role} {stall.reason}")
         elif stall.reason:
-            raise RunFailed(f"{stall.reason}; {self._replay.counts()}")
+            raise RunFailed(f"{stall.reason}; {self._replay.describe_counts()}")
 
-    def _note_recoveries(self) -> None:
+    def _record_recoveries(self) -> None:
         for role, fault in list(self._faults.items()):
-            if self._recovered(role):
+            if self._has_recovered(role):
                 del self._faults[role]
                 seconds = time.monotonic() - fault.since
                 self._record.recovery(role, fault.cause, seconds)
-                self._say(f"{role.title} works again after {seconds:.1f} s{self._refill_text(role)}")
+                refill = f", with {self._replay.refilled:,} windows put in again" if role == REPLAY else ""
+                self._say(f"{role.title} works again after {seconds:.1f} s{refill}")
 
-    def _recovered(self, role: Role) -> bool:
-        life = self._replay.life
+    def _has_recovered(self, role: Role) -> bool:
+        server = self._replay.server
         if role == REPLAY:
-            sources = [w.report for r, w in self._roles.items() if r.is_source]
-            return life is not None and all(report and report.life == life.number for report in sources)
+            sources = [watched.report for role, watched in self._roles.items() if role.is_source]
+            return server is not None and all(report and report.server == server.number for report in sources)
         if role == STORE:
             return self._store_at is not None
         report = self._roles[role].report
@@ -290,50 +306,12 @@ class Supervisor:
             return False
         if role == EVALUATOR:
             return bool(report.calls or report.waiting_for or report.done)
-        return report.done or (life is not None and report.life == life.number)
+        return report.done or (server is not None and report.server == server.number)
 
-    def _refill_text(self, role: Role) -> str:
-        return f", with {self._replay.refilled:,} windows put in again" if role == REPLAY else ""
-
-    def _log(self, watched: _Watched) -> None:
-        """The traceback, for the run's log."""
-        if watched.report and watched.report.details:
+    def _log(self, role: Role, details: str) -> None:
+        if details:
             with open(self._record.run_dir / "logs" / "errors.log", "a", encoding="utf-8") as log:
-                log.write(f"{watched.role}:\n{watched.report.details}\n")
-
-
-class Stall(NamedTuple):
-    """`role`: the one that hangs; none where everyone waits. `reason`: empty while all is well."""
-
-    role: Role | None
-    reason: str
-
-
-def find_stall(reports: dict[Role, Report], limit_s: float) -> Stall:
-    """Who makes no progress for `limit_s` seconds: the role that hangs, else everyone and what they wait for.
-
-    A role that has not completed its first call is compiling, a collector before its first window is
-    filling; neither hangs. Who waits for one that works, or that waited less than `limit_s` seconds, is not stalled
-    either, and while one waits for room on the disk everyone may: that ends when somebody makes room.
-    """
-    running = {role: report for role, report in reports.items() if not report.done}
-    stalled = {
-        role: report
-        for role, report in running.items()
-        if report.calls and not report.filling and report.idle_seconds > limit_s
-    }
-    # After a long wait, work has to take long before it is a hang.
-    hanging = [role for role, report in stalled.items() if not report.waiting_for and report.working_seconds > limit_s]
-    if hanging:
-        return Stall(hanging[0], f"has made no progress for {stalled[hanging[0]].idle_seconds:.0f} s")
-    if not stalled or any(_may_go_on(report, limit_s) for report in running.values()):
-        return Stall(None, "")
-    waits = ", ".join(f"{role} for {report.waiting_for}" for role, report in running.items())
-    return Stall(None, f"no progress for {limit_s:g} s, everyone waits: {waits}")
-
-
-def _may_go_on(report: Report, limit_s: float) -> bool:
-    return report.waiting_for in ("", DISK_SPACE) or report.idle_seconds <= limit_s
+                log.write(f"{role}:\n{details}\n")
 
 
 def _state(report: Report | None) -> str:

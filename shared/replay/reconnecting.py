@@ -1,7 +1,7 @@
-"""Replay clients that outlast the server: each of its lives is announced by the driver, and nothing is lost between.
+"""Replay clients that survive a restart of the replay server.
 
-A server that died is replaced by a new one, which knows nothing. Sources put in again what the old one held;
-learners have its last batches in hand and take up where they were.
+A server that died is replaced by a new incarnation without content. The driver announces it, sources insert again what
+the old one held, and learners continue with the windows that they have received.
 """
 
 import threading
@@ -21,14 +21,14 @@ from shared.replay.insert import MESSAGES_IN_FLIGHT, Inserter
 from shared.replay.sample import Sampler
 from shared.replay.windows import WindowCount
 
-# What may have been written ahead and not confirmed: the messages in flight, and the one about to be.
+# Unrolls that the stream may hold and the server not: the messages in flight, and the next one.
 UNCONFIRMED = MESSAGES_IN_FLIGHT + 1
 
 X = TypeVar("X")
 
 
 class ServerIncarnation(NamedTuple):
-    """One replay server. `tables` by learner; `inserted`: windows that lie behind what was put into it again."""
+    """One incarnation of the replay server. `tables` by learner; `inserted`: windows older than those refilled."""
 
     number: int
     address: str
@@ -41,61 +41,60 @@ class _Closable(Protocol):
 
 
 class _Announcements:
-    """The newest life that was announced, between the thread that answers the driver and the one that works."""
+    """The newest incarnation announced, passed from the thread that answers the driver to the thread that works."""
 
     def __init__(self, reporter: Reporter, stop: threading.Event) -> None:
         self._reporter, self._stop = reporter, stop
         self._changed = threading.Condition()
         self._next: ServerIncarnation | None = None
-        self._taken = 0  # the number of the life that was taken last
+        self._current = 0  # number of the incarnation in use
         self._client: _Closable | None = None
 
-    def announce(self, life: ServerIncarnation) -> None:
+    def announce(self, server: ServerIncarnation) -> None:
         with self._changed:
-            self._next = life
+            self._next = server
             self._changed.notify_all()
 
     def disconnect(self) -> None:
-        """Closes what the thread works with; from here on it waits for the next life."""
+        """Closes the client in use; the working thread then waits for the next incarnation."""
         with self._changed:
             self._next, client = None, self._client
         if client is not None:
             client.close()
 
     def next(self) -> ServerIncarnation:
-        """Waits for a life that was not taken yet. Raises ReplayStopped."""
+        """Waits for an incarnation that was not used yet. Raises ReplayStopped."""
         with self._changed, self._reporter.waiting("replay server"):
             while self._next is None:
                 if self._stop.is_set():
                     raise ReplayStopped("asked to stop while waiting for the replay server")
                 self._changed.wait(WAIT_SLICE_S)
-            life, self._next = self._next, None
-        self._taken = life.number
-        return life
+            server, self._next = self._next, None
+        self._current = server.number
+        return server
 
     def use(self, client: _Closable) -> None:
         with self._changed:
             self._client = client
 
     def lost(self, error: ReplayError) -> None:
-        """The server is gone, and another will be announced. Raises `error` where none would help."""
+        """Reports the server as lost, so that another is announced; raises `error` if another would not help."""
         if self._stop.is_set() or isinstance(error, (ReplayTimeout, ReplayExhausted)):
             raise error
-        self._reporter.life, self._reporter.lost_server = 0, self._taken
+        self._reporter.server, self._reporter.lost_server = 0, self._current
 
 
 class RefillSplit(NamedTuple):
-    """Of one source: windows that it inserted before those that it would put in again, and how many these are."""
+    """Windows of one source, split at the refill: `inserted` lie before it, `refilled` will be inserted again."""
 
     inserted: int
     refilled: int
 
 
 class ReconnectingInserter:
-    """Inserts a source's unrolls, each of which must be in its stream already, and fills new servers from there.
+    """Inserts a source's unrolls, and refills each new server from the source's stream.
 
-    `past(first)`: the stream's unrolls from number `first` up to the newest, `(number, columns)`; `paused`: see
-    `Inserter`. Used by one thread, which works; `connect` and `disconnect` are another's.
+    One thread works with it; another calls `connect` and `disconnect`.
     """
 
     def __init__(
@@ -110,6 +109,19 @@ class ReconnectingInserter:
         audit: AuditLog | None = None,
         paused: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            plan: the run's.
+            source: index of the source.
+            environments: environments of the source.
+            past: yields `(number, columns)` of the unrolls in the source's stream, from a number on to the newest.
+            reporter: gets the waits, and the incarnation in use.
+            stop: set when the role shall end.
+            timeout_s: longest wait for one insert.
+            audit: log of the keys that the server has confirmed.
+            paused: see `Inserter`.
+        """
         self._paused = paused
         self._plan, self._source, self._environments, self._audit = plan, source, environments, audit
         self._past, self._reporter, self._stop, self._timeout_s = past, reporter, stop, timeout_s
@@ -117,32 +129,32 @@ class ReconnectingInserter:
         self._inserter: Inserter | None = None
         self._lock = threading.Lock()
         self._made: deque[tuple[int, int]] = deque([(-1, 0)], maxlen=plan.stored_unrolls + 2)
-        """Unroll numbers and the windows made up to each."""
+        """Numbers of the newest unrolls, each with the windows made up to it."""
         self._refill_from: int | None = None
         self._servers_lost = 0
 
-    def connect(self, life: ServerIncarnation) -> None:
-        """The server to work with from now on. After `disconnect` it is filled with what the last one held."""
-        self._announced.announce(life)
+    def connect(self, server: ServerIncarnation) -> None:
+        """Announces the server to use from now on. After `disconnect` it gets the refill."""
+        self._announced.announce(server)
 
     def disconnect(self) -> RefillSplit:
-        """The server is gone, or about to be. What is said here is what the next one will be filled with."""
+        """Leaves the server, which is gone or about to go. The next one will be refilled as returned here."""
         self._announced.disconnect()
         with self._lock:
             self._servers_lost += 1
             newest, made = self._made[-1]
             self._refill_from = max(newest - self._plan.stored_unrolls + 1, 0)
             first_whole = self._refill_from + self._plan.chunks_per_window - 1
-            behind = next((before for number, before in reversed(self._made) if number < first_whole), 0)
-        return RefillSplit(behind, made - behind)
+            inserted = next((before for number, before in reversed(self._made) if number < first_whole), 0)
+        return RefillSplit(inserted, made - inserted)
 
     def register_windows(self, windows: WindowCount) -> None:
-        """Up to unroll `windows.number` all is in the stream."""
+        """Registers that the stream holds all unrolls up to `windows.number`."""
         with self._lock:
             self._made.append((windows.number, windows.made))
 
     def open(self) -> None:
-        """Waits for the first server, and puts in what is in the stream already."""
+        """Waits for the first server and inserts what the stream holds already."""
         self._fill()
 
     def insert(self, number: int, columns: Columns) -> None:
@@ -156,7 +168,7 @@ class ReconnectingInserter:
         self._fill()
 
     def flush(self) -> None:
-        """Waits until everything is confirmed."""
+        """Waits until the server has confirmed everything."""
         while True:
             try:
                 if self._inserter is not None:
@@ -167,19 +179,19 @@ class ReconnectingInserter:
             self._fill()
 
     def keep_filling(self) -> None:
-        """Fills every further server, until asked to stop: a source that is done is its windows' backup still."""
+        """Refills every further server until asked to stop: the stream of a finished source still backs up replay."""
         while True:
             self._fill()
             self.flush()
 
     @property
     def room(self) -> bool:
-        """Whether an unroll would go through without a wait."""
+        """True if an insert would not wait."""
         return self._inserter is not None and self._inserter.room
 
     @property
     def in_flight(self) -> int:
-        """Messages that are not confirmed; none while there is no server."""
+        """Messages that are not confirmed; 0 while there is no server."""
         return self._inserter.in_flight if self._inserter is not None else 0
 
     def close(self) -> None:
@@ -187,39 +199,39 @@ class ReconnectingInserter:
             self._inserter.close()
 
     def _fill(self) -> None:
-        """Takes the next life and puts in all that it lacks, the newest unroll included."""
+        """Connects to the next server and inserts all that it lacks, the newest unroll included."""
         while True:
-            life = self._announced.next()
+            server = self._announced.next()
             self.close()
             with self._lock:
                 servers_lost = self._servers_lost
             try:
-                self._inserter = self._filled(life)
+                self._inserter = self._filled(server)
             except ReplayError as error:
                 self._announced.lost(error)
                 continue
             with self._lock:
-                if self._servers_lost == servers_lost:  # or the next one needs it
+                if self._servers_lost == servers_lost:  # else the next server needs the refill
                     self._refill_from = None
-            self._reporter.life = life.number
+            self._reporter.server = server.number
             return
 
-    def _filled(self, life: ServerIncarnation) -> Inserter:
+    def _filled(self, server: ServerIncarnation) -> Inserter:
         inserter = Inserter(
-            life.address,
-            list(life.tables.values()),
+            server.address,
+            list(server.tables.values()),
             self._plan.chunks_per_window,
             self._environments,
             source=self._source,
             timeout_s=self._timeout_s,
             should_stop=self._stop,
-            audit=partial(self._audit.write, life.number) if self._audit else None,
+            audit=partial(self._audit.write, server.number) if self._audit else None,
             paused=self._paused,
         )
         self._announced.use(inserter)
         with self._lock:
             newest, refill_from = self._made[-1][0], self._refill_from
-        # A server that lives holds all but what was not confirmed, for which it needs the chunks before.
+        # A server that lives lacks only what was not confirmed; windows that end there need the chunks before.
         unconfirmed = newest - UNCONFIRMED + 1
         first = unconfirmed - self._plan.chunks_per_window + 1 if refill_from is None else refill_from
         with self._reporter.waiting("replay refill"):
@@ -229,10 +241,10 @@ class ReconnectingInserter:
 
 
 class ReconnectingSampler(Generic[X]):
-    """Batches for one learner, over all lives of the server; see `Sampler` for `transfer` and `paused`.
+    """Batches of windows for one learner, over all incarnations of the server.
 
-    Whole batches that arrived count as taken, whether they were trained on yet or not; what was on its way
-    when a server died is sampled again from the next one.
+    Whole batches that have arrived count as taken, whether the learner has trained on them or not. Windows that were on
+    their way when a server died are sampled again from the next one.
     """
 
     def __init__(
@@ -245,39 +257,48 @@ class ReconnectingSampler(Generic[X]):
         timeout_s: float,
         paused: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Connects to nothing yet. `transfer` and `paused` are those of `Sampler`, the rest of ReconnectingInserter."""
         self._paused = paused
         self._plan, self._learner, self._transfer = plan, learner, transfer
         self._reporter, self._stop, self._timeout_s = reporter, stop, timeout_s
         self._announced = _Announcements(reporter, stop)
         self._num_floats: int | None = None
         self._taken_before = 0
-        self._left: list[X] = []  # decoded while their server was being left
+        self._left: list[X] = []  # batches that were decoded while their server was left
         self._sampler: Sampler[X] | None = None
         self._monitor: ReplayMonitor | None = None
         self._table = ""
-        self._behind = self._inserted = 0
+        self._inserted_before = self._inserted = 0
 
-    def connect(self, life: ServerIncarnation) -> None:
-        self._announced.announce(life)
+    def connect(self, server: ServerIncarnation) -> None:
+        """Announces the server to use from now on."""
+        self._announced.announce(server)
 
     def disconnect(self) -> int | None:
-        """The server is gone, or about to be. Returns the windows taken, and no more will be before `connect`; none
-        if it is not open yet.
+        """Leaves the server and returns the number of windows taken; no more are taken before `connect`.
+
+        Returns None if the sampler is not open yet.
         """
         self._announced.disconnect()
         return None if self._num_floats is None else self.taken
 
     def open(self, num_floats: int, taken: int) -> None:
-        """Before the first sample. `taken`: windows that an earlier life of this learner was trained on."""
+        """Must come before the first sample.
+
+        Args:
+            num_floats: floats of a row.
+            taken: windows that an earlier incarnation of this learner has trained on.
+        """
         self._num_floats, self._taken_before = num_floats, taken
 
     @property
     def taken(self) -> int:
+        """Windows of whole batches that have arrived."""
         batch = self._plan.windows_per_update
         return self._taken_before + (self._sampler.windows_received // batch * batch if self._sampler else 0)
 
     def sample(self) -> X:
-        """The next batch; waits while replay is starved, and while there is none."""
+        """Returns the next batch; waits while replay is starved or has no server."""
         while True:
             if self._left:
                 return self._left.pop(0)
@@ -294,17 +315,17 @@ class ReconnectingSampler(Generic[X]):
 
     @property
     def batches_ready(self) -> int:
-        """Batches in memory that were not handed out yet."""
+        """Batches in memory that were not returned yet."""
         return len(self._left) + (self._sampler.batches_ready if self._sampler is not None else 0)
 
     def windows_inserted(self) -> int:
-        """Into this learner's table, in all lives; a little old when the server missed a poll."""
+        """Windows inserted into this learner's table over all incarnations; slightly old after a missed poll."""
         try:
             info = self._monitor.poll() if self._monitor else None
-        except ReplayError:  # the next sample will find out
+        except ReplayError:  # the next sample finds out
             return self._inserted
         if info is not None:
-            self._inserted = self._behind + info.tables[self._table].inserted
+            self._inserted = self._inserted_before + info.tables[self._table].inserted
         return self._inserted
 
     def close(self) -> None:
@@ -316,12 +337,12 @@ class ReconnectingSampler(Generic[X]):
     def _reconnect(self) -> None:
         assert self._num_floats is not None
         while True:
-            life = self._announced.next()
+            server = self._announced.next()
             self.close()
-            taken, self._table = self.taken, life.tables[self._learner]
+            taken, self._table = self.taken, server.tables[self._learner]
             try:
                 sampler = Sampler(
-                    life.address,
+                    server.address,
                     self._table,
                     self._plan.windows_per_update,
                     self._plan.window_rows,
@@ -335,7 +356,7 @@ class ReconnectingSampler(Generic[X]):
                 self._announced.lost(error)
                 continue
             self._taken_before, self._sampler = taken, sampler
-            self._monitor, self._behind = ReplayMonitor(life.address, [self._table]), life.inserted
+            self._monitor, self._inserted_before = ReplayMonitor(server.address, [self._table]), server.inserted
             self._announced.use(sampler)
-            self._reporter.life = life.number
+            self._reporter.server = server.number
             return

@@ -133,8 +133,8 @@ FAULTS = (
     Fault(
         "collector: the chunk of a broken environment is kept",
         "collector/collector.py",
-        "columns = _void(columns, jnp.any(seen.broken, axis=0))",
-        "columns = _void(columns, jnp.all(seen.broken, axis=0))",
+        "columns = _void(columns, jnp.any(made.broken, axis=0))",
+        "columns = _void(columns, jnp.all(made.broken, axis=0))",
         ("collector",),
     ),
     Fault(
@@ -205,8 +205,8 @@ FAULTS = (
     Fault(
         "insert: done when the first table confirmed",
         "shared/replay/insert.py",
-        "not any(self._in_flight[0].unconfirmed.values()):",
-        "not all(self._in_flight[0].unconfirmed.values()):",
+        "and not self._in_flight[0].unconfirmed:",
+        "and len(set(self._in_flight[0].unconfirmed.values())) < len(self._tables):",
         ("shared/replay",),
     ),
     Fault(
@@ -226,8 +226,8 @@ FAULTS = (
     Fault(
         "insert: a dead server is waited for without an end",
         "shared/replay/insert.py",
-        "            if not self._closed:\n                self._error = error\n",
-        "            if self._closed:\n                self._error = error\n",
+        "            if not self._progress.closed:\n                self._progress.error = error\n",
+        "            if self._progress.closed:\n                self._progress.error = error\n",
         ("shared/replay",),
     ),
     # --- sample client ---
@@ -277,13 +277,13 @@ FAULTS = (
     Fault(
         "supervision: one restart more than allowed",
         "deploy/run/supervisor.py",
-        "if len(deaths) >= allowed:",
-        "if len(deaths) > allowed:",
+        "if len(restarts) >= allowed:",
+        "if len(restarts) > allowed:",
         ("deploy/run/test_supervisor.py", "deploy/run/test_launch.py::test_a_death_ends_the_run_with_its_name"),
     ),
     Fault(
         "supervision: a hung role is not started again",
-        "deploy/run/supervisor.py",
+        "deploy/run/stall.py",
         "    if hanging:\n",
         "    if len(hanging) > 1:\n",
         ("deploy/run/test_supervisor.py",),
@@ -314,7 +314,7 @@ FAULTS = (
     ),
     Fault(
         "supervision: a waiting role ends the run while the disk is full",
-        "deploy/run/supervisor.py",
+        "deploy/run/stall.py",
         'return report.waiting_for in ("", DISK_SPACE) or report.idle_seconds <= limit_s',
         'return report.waiting_for == "" or report.idle_seconds <= limit_s',
         ("deploy/run/test_supervisor.py",),
@@ -351,8 +351,8 @@ FAULTS = (
     Fault(
         "snapshots: the ring is filled from one unroll too late",
         "deploy/run/in_process.py",
-        "first = max(position.windows.number - 2 * self.record.plan.stored_unrolls, 0)",
-        "first = max(position.windows.number - self.record.plan.stored_unrolls + 3, 0)",
+        "first = max(source.position.windows.number - 2 * self._plan.stored_unrolls, 0)",
+        "first = max(source.position.windows.number - self._plan.stored_unrolls + 3, 0)",
         ("deploy/recovery/test_resume.py",),
     ),
     Fault(
@@ -402,8 +402,8 @@ FAULTS = (
     Fault(
         "matrix: a passive learner is the collector learner's twin",
         "deploy/matrix/expand.py",
-        '{**alike, "depth": each, "seed": 1}',
-        '{**alike, "depth": each, "seed": 0}',
+        '{**network, "depth": each, "seed": 1}',
+        '{**network, "depth": each, "seed": 0}',
         ("deploy/matrix",),
     ),
     Fault(
@@ -532,8 +532,8 @@ FAULTS = (
     Fault(
         "placement: shares of two GPUs may fill one",
         "deploy/scheduling/placement.py",
-        "            self._gpus[gpu] -= share\n",
-        "            self._gpus[gpu] -= share / 2\n",
+        "            self.gpus[gpu] -= share\n",
+        "            self.gpus[gpu] -= share / 2\n",
         ("deploy/scheduling/test_placement.py",),
     ),
     Fault(

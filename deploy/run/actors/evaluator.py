@@ -11,16 +11,16 @@ from shared.plan import Plan
 
 class EvaluatorActor(RoleActor):
     def __init__(self, stacks_path: str, experiment: Experiment, plan: Plan, finished: Collection[str]) -> None:
-        """`finished`: learners whose last snapshot was evaluated in an earlier life."""
+        """`finished` names learners whose last policy was evaluated by an earlier incarnation."""
         super().__init__(stacks_path)
         self._experiment, self._plan, self._finished = experiment, plan, frozenset(finished)
-        self._snapshots = EvaluationQueue()
-        self._reporter.sizes["queue/snapshots"] = lambda: len(self._snapshots)
+        self._queue = EvaluationQueue()
+        self._reporter.sizes["queue/policies"] = lambda: len(self._queue)
 
-    def submit(self, snapshot: EvaluationRequest) -> None:
-        self._snapshots.put(snapshot)
+    def submit(self, request: EvaluationRequest) -> None:
+        self._queue.put(request)
 
     def work(self) -> None:
         env = make_envs(self._experiment).evaluation
         evaluator = Evaluator(self._experiment, self._plan, env)
-        evaluator.run(self._snapshots, self._reporter, self._stop.is_set, self._finished)
+        evaluator.run(self._queue, self._reporter, self._stop.is_set, self._finished)

@@ -11,7 +11,7 @@ import traceback
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from deploy.recovery.restart_states import BackgroundWriter
+from deploy.recovery.background import BackgroundWriter
 from deploy.scheduling.processes import Process
 from learner.guard import NonFiniteError
 from shared.config import Experiment

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deploy.recovery.restart_states import KEPT, REST, BackgroundWriter, RestartStates, on_host
+from deploy.recovery.background import BackgroundWriter, on_host
+from deploy.recovery.restart_states import KEPT, REST, RestartStates
 from shared import checkpoint
 from shared.disk import Disk
 
@@ -39,7 +40,7 @@ def test_the_newest_is_found(tmp_path: Path) -> None:
     states = own_states(tmp_path / "states")
     assert states.newest(LIKE, ALL) is None
     for updates in (8, 9, 10):
-        states.keep(updates, state(updates))
+        states.save(updates, state(updates))
     assert weight(own_states(tmp_path / "states").newest(LIKE, ALL)) == 10
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["10", "9"]
     assert KEPT == 2
@@ -48,13 +49,13 @@ def test_the_newest_is_found(tmp_path: Path) -> None:
 def test_one_that_the_driver_heard_of_is_better_than_a_newer_one(tmp_path: Path) -> None:
     states = own_states(tmp_path)
     for updates in (8, 9):
-        states.keep(updates, state(updates))
+        states.save(updates, state(updates))
     assert [weight(states.newest(LIKE, told)) for told in (7, 8, 9)] == [9, 8, 9]
 
 
 def test_keys_survive(tmp_path: Path) -> None:
     states = own_states(tmp_path)
-    states.keep(3, state(3))
+    states.save(3, state(3))
     held = states.newest(LIKE, ALL)
     assert jax.random.normal(held["key"]) == jax.random.normal(jax.random.key(3))
 
@@ -64,7 +65,7 @@ def test_keys_survive(tmp_path: Path) -> None:
 def test_a_damaged_one_gives_way_to_the_one_before(damage: str, tmp_path: Path) -> None:
     states = own_states(tmp_path)
     for updates in (8, 9):
-        states.keep(updates, state(updates))
+        states.save(updates, state(updates))
     spoil(tmp_path / "9", damage)
     assert weight(states.newest(LIKE, ALL)) == 8
     spoil(tmp_path / "8", damage)
@@ -86,7 +87,7 @@ def altered(data: bytes) -> bytes:
 
 def test_one_being_written_is_none_yet(tmp_path: Path) -> None:
     states = own_states(tmp_path)
-    states.keep(3, state(3))
+    states.save(3, state(3))
     shutil.copytree(tmp_path / "3", tmp_path / "4.orbax-checkpoint-tmp")
     assert weight(states.newest(LIKE, ALL)) == 3
 
@@ -97,7 +98,7 @@ def test_offers_leave_most_of_the_time_for_training(tmp_path: Path) -> None:
     states = own_states(tmp_path, background)
     on_host(state(0))  # compiled
     began = time.monotonic()
-    states.keep(updates, state(updates))
+    states.save(updates, state(updates))
     written = time.monotonic()
     while states_in(tmp_path) == {1}:
         updates += 1

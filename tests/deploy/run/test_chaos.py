@@ -194,13 +194,13 @@ def count_windows(run_dir: Path, plan: Plan, replay: list[Row]) -> Account:
     stream = open_stream(run_dir / "stream")
     assert shard_folder(run_dir / "stream", 0).is_dir()
     ints = ((number, columns.ints) for number, columns in stream.shard(0))
-    last = replay[-1]["life"]
+    last = replay[-1]["incarnation"]
     counted = {}
-    for life in {row["life"] for row in replay}:
+    for life in {row["incarnation"] for row in replay}:
         # The newest count of a server that died may be ahead of the confirmations that it still sent.
-        rows = [row for row in replay if row["life"] == life][: None if life == last else -1]
+        rows = [row for row in replay if row["incarnation"] == life][: None if life == last else -1]
         for row in rows[-1:]:
-            counted[life] = sum(row[f"{name}/inserted"] - row["behind"] for name in ("active", "deep"))
+            counted[life] = sum(row[f"{name}/inserted"] - row["already_inserted"] for name in ("active", "deep"))
     result = account([ints], plan.environments, 2, plan.chunks_per_window, read_audit(run_dir / "audit"), counted)
     assert replay[-1]["active/inserted"] == replay[-1]["deep/inserted"] == result.windows
     return result

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from deploy.recovery.restart_states import BackgroundWriter
+from deploy.recovery.background import BackgroundWriter
 from deploy.run.in_process import InProcessRun
 from deploy.run.record import RunRecord
 from deploy.run.run_dir import check_space
@@ -79,7 +79,7 @@ def test_a_run_waits_on_a_full_disk_and_ends_as_if_it_had_not(small_disk: Path, 
     run = InProcessRun(record, ENVS, say)
 
     def progress() -> None:
-        if not fills and run.learners[ACTIVE].updates == 3:
+        if not fills and run.learners[ACTIVE].updates >= 3:
             fills.append(Fill(small_disk, 0.7 * RESERVE_GB))
 
     run.run(progress)
@@ -87,8 +87,8 @@ def test_a_run_waits_on_a_full_disk_and_ends_as_if_it_had_not(small_disk: Path, 
 
     assert len(said) == 2
     waits = rf"the disk of {record.run_dir} has 0\.001\d GB left, too little by supervision\.disk_reserve_gb \(0\.002\)"
-    assert re.fullmatch(waits + "; the run waits for room", said[0])
-    assert re.fullmatch(rf"the disk of {record.run_dir} has 0\.0[2-6]\d* GB left; the run goes on", said[1])
+    assert re.fullmatch(waits + "; collector-0 waits for room", said[0])
+    assert re.fullmatch(rf"the disk of {record.run_dir} has 0\.0[2-6]\d* GB left; collector-0 goes on", said[1])
     rows = read_metrics(record.run_dir, "collector-0")
     waited = [row.get("wait/disk space", 0.0) * row["seconds"] for row in rows]
     assert 1.5 <= sum(waited) == max(waited) < 5

@@ -82,7 +82,7 @@ def test_a_run_is_deterministic(twice: tuple[Ran, Ran]) -> None:
 @pytest.mark.slow
 def test_learners_that_train_as_one_computation_learn_the_same(twice: tuple[Ran, Ran], tmp_path: Path) -> None:
     together = go(tmp_path, mode=Mode.TOGETHER)
-    assert together.run._groups == [[ACTIVE, "passive"]]
+    assert together.run._updates[ACTIVE] is together.run._updates["passive"]
     for name in (ACTIVE, "passive"):
         rows, expected = (read_metrics(ran.directory, f"learner-{name}") for ran in (together, twice[0]))
         assert [row["updates"] for row in rows] == [row["updates"] for row in expected]

@@ -284,10 +284,10 @@ def test_a_collector_may_die_while_the_next_server_starts(
 def _check_windows(run: Run) -> None:
     """Against the stream: what the last server counts and all of them confirmed, and what was trained on."""
     plan, replay = run.plan, read_metrics(run.run_dir, "replay")[-1]
-    counted = sum(replay[f"{name}/inserted"] - replay["behind"] for name in ("active", "deep"))
+    counted = sum(replay[f"{name}/inserted"] - replay["already_inserted"] for name in ("active", "deep"))
     ints = ((number, columns.ints) for number, columns in open_stream(run.run_dir / "stream").shard(0))
     confirmed = read_audit(run.run_dir / "audit")
-    result = account([ints], plan.environments, 2, plan.chunks_per_window, confirmed, {replay["life"]: counted})
+    result = account([ints], plan.environments, 2, plan.chunks_per_window, confirmed, {replay["incarnation"]: counted})
     assert (result.lost, result.twice) == (0, 0)
     for name in ("active", "deep"):
         assert replay[f"{name}/inserted"] == result.windows

@@ -35,10 +35,10 @@ def told(actor: RoleActor) -> dict[str, Any]:
 
 def test_the_evaluators_rows_count_the_snapshots_that_wait(tmp_path: Path) -> None:
     actor = EvaluatorActor(str(tmp_path / "stacks"), EXPERIMENT, PLAN, ())
-    assert told(actor) == {"queue/snapshots": 0}
+    assert told(actor) == {"queue/policies": 0}
     for version in range(QUEUE_LENGTH + 3):
         actor.submit(EvaluationRequest(ACTIVE, Policy(version, {"w": np.zeros(2)}), last=False))
-        assert told(actor) == {"queue/snapshots": min(version + 1, QUEUE_LENGTH)}
+        assert told(actor) == {"queue/policies": min(version + 1, QUEUE_LENGTH)}
 
 
 def test_sources_and_learners_count_what_waits_before_there_is_a_server(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Telling a role that hangs from one that waits, compiles or fills."""
 
-from deploy.run.supervisor import find_stall
+from deploy.run.stall import find_stall
 from shared.metrics import Report
 from shared.roles import EVALUATOR, Kind, Role, learner_role
 

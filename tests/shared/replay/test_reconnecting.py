@@ -256,7 +256,7 @@ def test_a_run_over_three_servers_is_a_run_over_one(world: World) -> None:
     assert table.inserted == len(held)
     assert world.sampler.windows_inserted() == PLAN.windows
     assert world.source.inserter.room
-    assert (world.reporter.life, world.source.reporter.life) == (3, 3)
+    assert (world.reporter.server, world.source.reporter.server) == (3, 3)
     check_account(world, {world.lives: table.inserted})
 
 
@@ -342,7 +342,7 @@ def test_a_server_may_die_when_its_last_unroll_was_just_sent(world: World) -> No
     world.source.inserter.connect(world.life)
     resume.set()
     wait_for(lambda: world.table().inserted == world.spec.refilled == PLAN.max_windows)
-    assert world.source.reporter.life == 3
+    assert world.source.reporter.server == 3
 
 
 def test_a_batch_that_is_decoded_while_its_server_is_left_is_trained_on(world: World) -> None:
@@ -382,7 +382,7 @@ def test_a_server_may_be_dead_before_anyone_connects(world: World) -> None:
     both = world.work(world.collect), world.work(world.learn)
     world.announce()
     wait_for(lambda: world.source.reporter.lost_server == world.reporter.lost_server == 1)
-    assert (world.source.reporter.life, world.reporter.life) == (0, 0)
+    assert (world.source.reporter.server, world.reporter.server) == (0, 0)
     assert world.replace() == RefillSplit(0, 0)
     for thread in both:
         thread.join(60)
