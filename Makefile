@@ -1,14 +1,14 @@
-# One way to run things: by hand and in CI alike. Needs Python 3.11 to 3.13 and nothing else.
+# All commands of the project, the same by hand and in CI. Needs only Python 3.11 to 3.13.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 SUDO := $(shell [ "$$(id -u)" = 0 ] || command -v sudo)
 COMPILE := $(UV) pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make lock" --python-version 3.11
-# The image's own: there is no CUDA elsewhere. Same versions as in run.txt, or nodes of one cluster would differ.
+# The image's lock files: only there is CUDA. The versions of run.txt bind them, so that a cluster's nodes agree.
 IMAGE := --python-platform x86_64-manylinux_2_28 --constraint requirements/run.txt
 
-# From bytecode, processes import JAX and Ray in a third of the time.
+# Processes import JAX and Ray three times as fast from bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-fast test-all test-envs test-deploy test-chaos docs lint format bench lock protos clean
@@ -17,13 +17,13 @@ demo: $(VENV)/.run-ready
 	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --out runs/demo
 	$(BIN)/fathom report runs/demo
 
-# Everything that defends correctness, on two cores.
+# All tests that need neither minutes nor containers, on two cores.
 PYTEST := $(BIN)/python -m pytest
 TWO_WORKERS := --numprocesses 2 --dist loadscope --no-loadscope-reorder
 test: $(VENV)/.dev-ready $(VENV)/.system-ready
 	$(PYTEST) $(TWO_WORKERS)
 
-# No process but its own: what one runs at each save.
+# Tests that start no process, for each save of a file.
 test-fast: $(VENV)/.dev-ready $(VENV)/.system-ready
 	$(PYTEST) $(TWO_WORKERS) -m 'not processes and not slow and not envs and not deploy and not chaos'
 
@@ -34,7 +34,7 @@ test-envs: $(VENV)/.dev-ready
 	$(PYTEST) -m envs
 
 # Builds the image and runs docker-compose.yml without a GPU, Ray jobs, and two Ray nodes. Needs podman and root on a
-# Debian machine; Docker itself is not asked.
+# Debian machine, but not Docker.
 test-deploy: $(VENV)/.dev-ready
 	@command -v podman >/dev/null || { echo "test-deploy needs podman" >&2; exit 1; }
 	@{ command -v docker-compose && command -v catatonit && command -v prometheus && command -v ip; } >/dev/null \
@@ -42,12 +42,13 @@ test-deploy: $(VENV)/.dev-ready
 	       $(SUDO) apt-get install --yes --quiet docker-compose catatonit prometheus iproute2; }
 	$(PYTEST) -m deploy --timeout 3000
 
-# Kills and stops every role of real runs; FAULTS=50 for more. A quarter of an hour on 2 cores.
+# Kills and stops every role of real runs; FAULTS=50 sets the number. A quarter of an hour on 2 cores.
 test-chaos: $(VENV)/.dev-ready
 	$(PYTEST) -m chaos
 
 docs: $(VENV)/.run-ready
 	$(BIN)/fathom envs --markdown > docs/environments.md
+	$(BIN)/python -c 'from shared.metrics_catalogue import metrics_page; print(metrics_page(), end="")' > docs/metrics.md
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check .
@@ -58,7 +59,7 @@ format: $(VENV)/.dev-ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Figures stay in runs/bench/, for `fathom bench ... --compare FILE`. QUICK=1: whether all of it works.
+# Figures are saved in runs/bench/, for `fathom bench ... --compare FILE`. QUICK=1 only checks that all of it works.
 BENCH := $(BIN)/fathom bench
 SAVED := runs/bench$(if $(QUICK),/quick)
 bench: $(VENV)/.run-ready
@@ -74,7 +75,7 @@ else
 	$(BENCH) scaling --save $(SAVED)/scaling.json
 endif
 
-# The longest first; two at once, since what they print says nothing of speed.
+# The longest first; two at once, because quick figures say nothing about speed.
 QUICK_BENCHES := $(addprefix quick-,end-to-end rollout update replay weights)
 .PHONY: $(QUICK_BENCHES)
 $(QUICK_BENCHES): quick-%:
@@ -96,7 +97,7 @@ $(VENV)/.dev-ready: $(VENV)/.run-ready requirements/dev.txt
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/dev.txt
 	@touch $@
 
-# What tests need beside Python: a browser that opens the report, OpenGL that draws bodies, networks of their own.
+# Needs of the tests besides Python: a browser for the report, OpenGL for bodies, and network namespaces.
 $(VENV)/.system-ready: $(VENV)/.uv
 	@{ command -v chromium && command -v chromedriver && command -v ip && command -v iptables && ldconfig -p | grep -E 'libOSMesa|libEGL'; } >/dev/null \
 	  || { $(SUDO) apt-get update --quiet && \

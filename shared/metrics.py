@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from shared.metrics_catalogue import tensorboard_tag
 from shared.position import Position
 from shared.roles import Role
 
@@ -171,9 +172,9 @@ class MetricsWriter:
         plain = {name: _plain(value) for name, value in row.items()}
         _append(metrics_file(self._run_dir, role), plain)
         board = self._board(curves(role, plain))
-        step = int(plain.get("env_steps", 0))
+        step, kind = int(plain.get("env_steps", 0)), str(role).partition("-")[0]
         for name, value in scalars(plain).items():
-            board.add_scalar(name, value, step, walltime=plain.get("time"))
+            board.add_scalar(tensorboard_tag(kind, name), value, step, walltime=plain.get("time"))
 
     def _board(self, name: str) -> SummaryWriter:
         if name not in self._boards:

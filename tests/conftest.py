@@ -29,6 +29,8 @@ import pytest
 
 from deploy.replay.server.process import ReplayServer, TableSpec
 from deploy.replay.server.provision import reverb_python as provision
+from shared.metrics import parse_rows
+from shared.metrics_catalogue import unknown_metrics
 
 STARTS_PROCESSES = {"reverb_python", "browser"}  # fixtures
 QUESTIONS = {"git", "nvidia-smi", "ldconfig", "gcc", "cc", "ld", "objdump"}
@@ -109,3 +111,18 @@ def start_server(reverb_python: Path, tmp_path: Path) -> Iterator[StartServer]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def uncatalogued() -> Callable[[Path], dict[str, list[str]]]:
+    """`uncatalogued(run_dir)` returns the metrics of a run that the catalogue lacks, by file."""
+
+    def find(run_dir: Path) -> dict[str, list[str]]:
+        found = {}
+        for path in (run_dir / "metrics").glob("*.jsonl"):
+            names = {name for row in parse_rows(path.read_text()) for name in row}
+            if unknown := unknown_metrics(path.stem.partition("-")[0], names):
+                found[path.stem] = unknown
+        return found
+
+    return find

@@ -5,10 +5,10 @@ from typing import NamedTuple
 from ray.util.metrics import Gauge
 
 from shared.metrics import Row
+from shared.metrics_catalogue import describe_gauges, find_metric
 from shared.plan import Plan
-from shared.roles import Kind, Role
+from shared.roles import Role
 
-WAIT, QUEUE = "wait/", "queue/"
 LABELS = {
     "env_steps": ("run",),
     "env_steps_per_second": ("run", "role"),
@@ -25,7 +25,7 @@ LABELS = {
 
 
 class Reading(NamedTuple):
-    """A gauge's new value, with its labels but for the run's."""
+    """A gauge's new value, and its labels other than the run's."""
 
     gauge: str
     value: float
@@ -33,40 +33,33 @@ class Reading(NamedTuple):
 
 
 class Gauges:
-    """`show` gets every row that a run's driver writes."""
+    """The gauges of one run."""
 
     def __init__(self, run: str, plan: Plan) -> None:
         self._run, self._plan = run, plan
-        self._gauges = {name: Gauge(f"fathom_{name}", tag_keys=labels) for name, labels in LABELS.items()}
+        meanings = describe_gauges()
+        self._gauges = {name: Gauge(f"fathom_{name}", meanings[name], labels) for name, labels in LABELS.items()}
 
     def show(self, role: Role, row: Row) -> None:
+        """Sets the gauges that a row has values for."""
         for gauge, value, labels in read_row(role, row, self._plan):
             self._gauges[gauge].set(float(value), {"run": self._run, **labels})
 
 
 def read_row(role: Role, row: Row, plan: Plan) -> list[Reading]:
-    """What a row says, by gauge. Rates are of the one call that the row reports."""
+    """Returns the gauges in a row, and the rates of the one call that the row reports."""
+    readings = []
+    for name, value in row.items():
+        metric = find_metric(role.kind, name)
+        if metric is not None and metric.gauge:
+            values = {"role": str(role), "learner": row.get("learner", role.id), "what": name.partition("/")[2]}
+            labels = {label: values[label] for label in LABELS[metric.gauge] if label != "run"}
+            readings.append(Reading(metric.gauge, value, labels))
     by_role = {"role": str(role)}
-    readings = [
-        Reading(gauge, value, {**by_role, "what": name.removeprefix(prefix)})
-        for gauge, prefix in (("wait_share", WAIT), ("queue", QUEUE))
-        for name, value in row.items()
-        if name.startswith(prefix)
-    ]
-    if role.kind is Kind.EVALUATOR:
-        learner = {"learner": row["learner"]}
-        readings += [Reading(name, row[name], learner) for name in ("time_at_goal", "success_rate")]
-    elif role.is_learner:
-        learner = {"learner": role.id}
-        readings += [Reading(name, row[name], learner) for name in ("samples_per_insert", "sample_age")]
+    if role.is_learner:
         speed = plan.minibatches_per_update / row["seconds"]
         readings.append(Reading("gradient_steps_per_second", speed, by_role))
     elif role.is_source:
-        steps = row["env_steps"] / row["unrolls"]
-        readings.append(Reading("env_steps_per_second", steps / row["seconds"], by_role))
-        readings.append(Reading("coverage", row["coverage"], {}))
-        if "policy_lag" in row:
-            readings.append(Reading("policy_lag", row["policy_lag"], by_role))
-    elif role.kind is Kind.REPLAY:
-        readings.append(Reading("env_steps", row["env_steps"], {}))
+        speed = row["env_steps"] / row["unrolls"] / row["seconds"]
+        readings.append(Reading("env_steps_per_second", speed, by_role))
     return readings

@@ -162,8 +162,11 @@ def test_each_learners_evaluations_are_a_board_of_their_own(tmp_path: Path) -> N
     for learner, result in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
         writer.write("evaluator", {"learner": learner, "env_steps": 10, "time_at_goal": result, "visits": [1]})
     writer.close()
-    assert drawn(tmp_path / "tensorboard" / "evaluator" / "a") == [("time_at_goal", 10, 1.0), ("time_at_goal", 10, 3.0)]
-    assert drawn(tmp_path / "tensorboard" / "evaluator" / "b") == [("time_at_goal", 10, 2.0)]
+    assert drawn(tmp_path / "tensorboard" / "evaluator" / "a") == [
+        ("result/time_at_goal", 10, 1.0),
+        ("result/time_at_goal", 10, 3.0),
+    ]
+    assert drawn(tmp_path / "tensorboard" / "evaluator" / "b") == [("result/time_at_goal", 10, 2.0)]
     assert [row["learner"] for row in read_metrics(tmp_path, "evaluator")] == ["a", "b", "a"]
 
 

@@ -1,4 +1,4 @@
-"""The files that Compose reads say what the code says."""
+"""Agreement of the files that Compose reads with the code."""
 
 import json
 import re
@@ -7,12 +7,13 @@ from pathlib import Path
 import yaml
 
 from deploy.telemetry.gauges import LABELS
+from shared.metrics_catalogue import describe_gauges
 
 DOCKER = Path(__file__).parents[3] / "deploy/docker"
 COMPOSE = DOCKER.parents[1] / "docker-compose.yml"
 
 
-def test_the_dashboard_shows_our_gauges_by_labels_that_they_have() -> None:
+def test_the_dashboard_shows_every_gauge_by_its_labels() -> None:
     dashboard = json.loads((DOCKER / "grafana/dashboards/fathom.json").read_text())
     targets = [target for panel in dashboard["panels"] for target in panel["targets"]]
     ours = [target for target in targets if "ray_fathom_" in target["expr"]]
@@ -24,7 +25,15 @@ def test_the_dashboard_shows_our_gauges_by_labels_that_they_have() -> None:
         assert used <= set(LABELS[name]), target
 
 
-def test_only_pages_are_published_and_on_this_machine_alone() -> None:
+def test_panels_are_described_by_the_catalogue() -> None:
+    meanings = describe_gauges()
+    dashboard = json.loads((DOCKER / "grafana/dashboards/fathom.json").read_text())
+    for panel in dashboard["panels"]:
+        for name in re.findall(r"ray_fathom_(\w+)", json.dumps(panel["targets"])):
+            assert panel["description"] == meanings[name]
+
+
+def test_only_pages_are_published_and_only_on_this_machine() -> None:
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert published == ["${FATHOM_BIND:-127.0.0.1}:" + f"{port}:{port}" for port in (8265, 6006, 3000)]

@@ -233,7 +233,7 @@ def _paced_run(folder: Path, cluster: psutil.Process, pace_dir: Path, *options: 
 
 @pytest.mark.timeout(3 * DEADLINE_S)
 def test_a_run_outlives_a_hang_and_the_deaths_of_a_collector_a_learner_and_the_replay_server(
-    shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path
+    shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path, uncatalogued: Callable[[Path], dict]
 ) -> None:
     run = _paced_run(tmp_path / "run", shared_cluster, pace_dir, "--supervision.progress-seconds", "5")
     slow, hang = pace_dir / "slow", pace_dir / "hang"
@@ -256,6 +256,7 @@ def test_a_run_outlives_a_hang_and_the_deaths_of_a_collector_a_learner_and_the_r
         assert re.search(rf"{role} works again after [\d.]+ s", run.said), run.said
     assert run.left_over() == []
     assert run.recovered == ["collector-0", *killed]
+    assert uncatalogued(run.run_dir) == {}
     assert set(run.status()["updates"].values()) == {run.status()["updates_planned"]}
     _check_windows(run)
 
