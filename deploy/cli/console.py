@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table, or plain lines where there is no terminal."""
+"""The console of a run: a live table, or plain lines if there is no terminal."""
 
 import time
 from types import TracebackType
@@ -17,7 +17,7 @@ STATUS_EVERY_S = 2.0
 
 
 class RunConsole:
-    """Shows one run; `update` after every tick. Also keeps status.json fresh."""
+    """Shows one run and keeps its status.json fresh; `update` is called about twice a second."""
 
     def __init__(self, record: RunRecord, console: Console) -> None:
         self._record = record
@@ -45,7 +45,7 @@ class RunConsole:
         self._console.print(text, highlight=False, markup=False)
 
     def update(self, states: dict[Role, str] | None = None) -> None:
-        """`states`: what each role does right now; none for an in-process run."""
+        """Redraws the table. `states`: one word or two on each role; none for an in-process run."""
         now = time.monotonic()
         if now - self._written > STATUS_EVERY_S:
             self._record.status("running")
@@ -74,7 +74,7 @@ class RunConsole:
         return table
 
     def _cells(self, role: Role) -> list[str]:
-        """The columns after role and state; empty where a figure has no meaning for the role."""
+        """Returns the columns after role and state; empty where a figure has no meaning for the role."""
         rows = self._record.recent(role)
         if not rows:
             return [""] * 6
@@ -102,7 +102,7 @@ class RunConsole:
 
 
 def waiting_share(rows: list[Row]) -> float:
-    """Share of wall time that `rows` spent in waits of any kind."""
+    """Returns the share of wall time that `rows` spent in waits of any kind."""
     waited = sum(value * row["seconds"] for row in rows for name, value in row.items() if name.startswith("wait/"))
     return waited / max(sum(row["seconds"] for row in rows), 1e-9)
 

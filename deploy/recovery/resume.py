@@ -1,4 +1,4 @@
-"""Going on with a run that ended before its budget: what may have changed, where it starts, what is undone."""
+"""Resuming a run that ended before its budget: from which snapshot, with which changes, and what is undone."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,13 +21,14 @@ RESOURCES = {"resources", "learner_resources", "collector_resources"}
 
 
 def find(run_dir: Path, mode: Mode, say: Callable[[str], None]) -> Snapshot | None:
-    """Where the run in `run_dir` goes on; none where it has to begin again, no snapshot having been finished.
+    """Returns the snapshot from which the run in `run_dir` resumes; None if it has to begin again.
 
-    Raises ConfigError where it began in another mode, and where every snapshot is damaged.
+    Raises:
+        ConfigError: the run was started in another mode, or every snapshot is damaged.
     """
     snapshot = snapshots.newest_good(run_dir, say)
     if snapshot is None:
-        say(f"{run_dir}: ended before its first snapshot; it begins again")
+        say(f"{run_dir}: ended before its first snapshot and begins again")
         return None
     if (began := snapshot.info.mode) is not mode:
         raise ConfigError(f"--resume: the run in {run_dir} was started with {began.options}; resume it so")
@@ -35,7 +36,11 @@ def find(run_dir: Path, mode: Mode, say: Callable[[str], None]) -> Snapshot | No
 
 
 def check_same(held: Experiment, asked: Experiment, anyway: bool) -> None:
-    """Raises ConfigError, a line for each key that changed and must not. `anyway`: harmless changes will do."""
+    """Compares a run's configuration with the one asked for; `anyway` allows changes that change no result.
+
+    Raises:
+        ConfigError: a line for each key that may not change.
+    """
     lines = []
     for key, (before, now) in changes(held.model_dump(mode="json"), asked.model_dump(mode="json")).items():
         harmless = _is_harmless(key)
@@ -48,7 +53,7 @@ def check_same(held: Experiment, asked: Experiment, anyway: bool) -> None:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with both."""
+    """Returns the dotted keys whose values differ, with both values."""
     found: dict[str, tuple[Any, Any]] = {}
     for key in [*before, *(key for key in now if key not in before)]:
         one, other = before.get(key), now.get(key)

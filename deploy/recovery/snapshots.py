@@ -1,10 +1,10 @@
-"""Snapshots of a run: what `--resume` goes on from.
+"""Snapshots: points from which `--resume` resumes a run.
 
-    RUN/snapshots/<updates>/<role>/       a part: what the role wrote, and part.json, its checksums, written last
-    RUN/snapshots/<updates>/snapshot.json the parts' checksums, written when all of them are there
+    RUN/snapshots/<updates>/<role>/       one role's part, and part.json with its checksums, written last
+    RUN/snapshots/<updates>/snapshot.json checksums of all parts, written when the last part is complete
 
-Every role takes its part by counts that the plan names, none waits for another: learners at an update, collectors
-once they have made all windows that a learner can have seen by then.
+No role waits for another. The plan says at which counts each role writes its part: a learner after an update, a
+collector once it has made every window that a learner can have trained on by then.
 """
 
 import hashlib
@@ -36,8 +36,9 @@ _REMEDY = "resume from another snapshot"
 
 
 class Seal(Frozen):
-    """A part's files by name with their SHA-256, and what it cost: `seconds`, most of them in the background, and
-    `pause_seconds` that its role stood still.
+    """The checksums (SHA-256) of a part's files by name, and the part's cost.
+
+    `seconds` is the time that writing took, mostly in the background; the role stood still for `pause_seconds`.
     """
 
     files: dict[str, str]
@@ -47,9 +48,10 @@ class Seal(Frozen):
 
 
 class SnapshotInfo(Frozen):
-    """A whole snapshot. `updates` by learner, `numbers` of the newest unroll by source, `parts`: their seals' SHA-256.
+    """The content of snapshot.json, which completes a snapshot.
 
-    `time_at_goal`: mean over the learners when they were last evaluated; none before.
+    `updates` by learner; `numbers` of the newest unroll by source; `parts`: SHA-256 of each part's seal. `time_at_goal`
+    is the mean over the learners' last evaluations, none before the first.
     """
 
     format_version: int
@@ -67,7 +69,7 @@ class Snapshot(NamedTuple):
 
 
 class Part:
-    """One role's part of one snapshot, to be written."""
+    """One role's part of one snapshot, while it is written."""
 
     def __init__(self, run_dir: Path, updates: int, role: Role | str) -> None:
         self.folder = run_dir / SNAPSHOTS / str(updates) / str(role)
@@ -77,12 +79,12 @@ class Part:
         return (self.folder / SEAL).exists()
 
     def begin(self) -> None:
-        """An empty folder: what a role that died has left of it goes."""
+        """Creates an empty folder, without what a dead incarnation has left of the part."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
 
     def seal(self, began: float, pause_s: float) -> None:
-        """Once all is written. `began`: `time.monotonic()` then. Raises OSError."""
+        """Completes the part. `began`: `time.monotonic()` when writing began. Raises OSError."""
         files = {name: _sha256(self.folder / name) for name in _files(self.folder)}
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         seal = Seal(files=files, bytes=size, seconds=time.monotonic() - began, pause_seconds=pause_s)
@@ -90,7 +92,7 @@ class Part:
 
 
 def write_learner(part: Part, state: Any, pause_s: float) -> None:
-    """`state` on the host. Raises OSError."""
+    """Writes a learner's part; `state` is on the host. Raises OSError."""
     began = time.monotonic()
     part.begin()
     checkpoint.save(part.folder / STATE, state)
@@ -98,7 +100,7 @@ def write_learner(part: Part, state: Any, pause_s: float) -> None:
 
 
 def write_source(part: Part, position: Position, state: CollectorState | None, pause_s: float) -> None:
-    """A collector's part, whose shard is linked already, or a feeder's, which has no `state`. Raises OSError."""
+    """Writes a collector's part, whose shard is linked already, or a feeder's, without a `state`. Raises OSError."""
     began = time.monotonic()
     (part.folder / POSITION).write_text(json.dumps(position.as_json()), encoding="utf-8")
     if state is not None:
@@ -107,12 +109,12 @@ def write_source(part: Part, position: Position, state: CollectorState | None, p
 
 
 def link_stream(part: Part, shard: ShardSummary, folder: Path) -> None:
-    """The shard in `folder` as it is now; by the thread that writes it. Raises OSError."""
+    """Links the shard in `folder` into the part, as it is now. Only for the thread that writes it. Raises OSError."""
     link_shard(shard, folder, part.folder / SHARD)
 
 
 def write_driver(part: Part, generators: Mapping[str, Any]) -> None:
-    """Of a run in one process: what its sampling draws from, by learner. Raises OSError."""
+    """Writes the states of the generators that sample in an in-process run, by learner. Raises OSError."""
     began = time.monotonic()
     part.begin()
     (part.folder / GENERATORS).write_text(json.dumps(generators), encoding="utf-8")
@@ -128,12 +130,12 @@ def read_position(folder: Path) -> Position:
 
 
 def read_state(folder: Path, like: Any) -> Any:
-    """What a role's part holds, shaped like `like` (arrays or their shapes)."""
+    """Returns the state in a role's part, shaped like `like` (arrays or their shapes)."""
     return checkpoint.load(folder / STATE, like)
 
 
 def restore_stream(folder: Path, target: Path) -> None:
-    """The shard `target` as the part in `folder` has it. Raises ConfigError, OSError."""
+    """Restores the shard `target` from the part in `folder`. Raises ConfigError, OSError."""
     restore_shard(folder / SHARD, target)
 
 
@@ -146,7 +148,7 @@ def finish(
     time_at_goal: float | None,
     steps: int,
 ) -> tuple[SnapshotInfo, list[Seal]]:
-    """Writes the info of a snapshot whose parts are all sealed. `steps`: of an unroll. Raises OSError."""
+    """Completes a snapshot whose parts are all sealed; an unroll has `steps` environment steps. Raises OSError."""
     folder = run_dir / SNAPSHOTS / str(updates)
     parts = [str(role) for role in roles]
     positions = {part: read_position(folder / part) for part in parts if (folder / part / POSITION).exists()}
@@ -168,12 +170,12 @@ def sealed(run_dir: Path, updates: int, roles: Sequence[Role | str]) -> bool:
 
 
 def drop(run_dir: Path, updates: int) -> None:
-    """One that will not be finished."""
+    """Removes a snapshot that will not be completed."""
     shutil.rmtree(run_dir / SNAPSHOTS / str(updates), ignore_errors=True)
 
 
 def prune(run_dir: Path, keep: int) -> None:
-    """Leaves the newest `keep` whole snapshots, the best by time at goal, and what is newer than all of them."""
+    """Removes all but the newest `keep` complete snapshots, the best by time at goal, and incomplete newer ones."""
     whole = _whole(run_dir)
     if not whole:
         return
@@ -185,9 +187,10 @@ def prune(run_dir: Path, keep: int) -> None:
 
 
 def newest_good(run_dir: Path, say: Callable[[str], None]) -> Snapshot | None:
-    """The newest snapshot whose every byte is as its checksums say; none where none was finished.
+    """Returns the newest snapshot that matches its checksums; None if no snapshot was completed.
 
-    Raises ConfigError where there are some and all are damaged.
+    Raises:
+        ConfigError: every snapshot is damaged.
     """
     folder = run_dir / SNAPSHOTS
     found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else []
@@ -199,14 +202,14 @@ def newest_good(run_dir: Path, say: Callable[[str], None]) -> Snapshot | None:
             return Snapshot(path, _verified(path))
         except ConfigError as error:
             damages.append(str(error))
-            say(f"{error}; trying the one before")
+            say(f"{error}; trying the snapshot before it")
     if damages:
         raise ConfigError(f"{folder}: no snapshot is whole ({damages[0]}); begin again with --overwrite")
     return None
 
 
 def drop_later(run_dir: Path, chosen: Snapshot) -> None:
-    """What was written after `chosen`, by the life of the run that ended, is of a future that will not be."""
+    """Removes the snapshots after `chosen`: the resumed run takes them again."""
     for path in (run_dir / SNAPSHOTS).iterdir():
         if path.name.isdecimal() and int(path.name) > int(chosen.folder.name):
             shutil.rmtree(path)
@@ -235,7 +238,7 @@ def _read_info(path: Path) -> SnapshotInfo:
 
 
 def _verified(folder: Path) -> SnapshotInfo:
-    """The info, once everything under it was read and found as it says. Raises ConfigError, one line."""
+    """Returns the info of a snapshot after checking every file of it. Raises ConfigError, one line."""
     try:
         info = _read_info(folder / INFO)
         for role, digest in info.parts.items():
@@ -262,7 +265,7 @@ def _verify_part(folder: Path, digest: str) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """Those of a part by name, but for the stream's, whose index has their checksums."""
+    """Returns the names of a part's files without the stream's, whose index has their checksums."""
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(str(name) for name in names if name.name != SEAL and name.suffix != ".arrow")
 

@@ -39,12 +39,12 @@ from shared.stream.write import write_manifest
 
 STOP_GRACE_S = 10.0
 REMOTE_TIMEOUT_S = 60.0
-POLICIES_IN_STORE = 16  # newest policies, snapshots on their way and being evaluated
+POLICIES_IN_STORE = 16  # newest policies, and those on their way to the evaluator
 _MEGABYTE = 2**20
 
 
 class Launch:
-    """One run on a Ray cluster. `run` returns when every learner has made its updates, or raises RunFailed."""
+    """One run on a Ray cluster."""
 
     def __init__(self, record: RunRecord, spec: EnvSpec, say: Callable[[str], None]) -> None:
         self.record = record
@@ -52,13 +52,20 @@ class Launch:
         self._say = say
         self._run_id = secrets.token_hex(4)
         self._actors: list[Any] = []
-        self._lives: Counter[str] = Counter()
+        self._incarnations: Counter[str] = Counter()
         self._places: dict[Role, Reserved] = {}
         self._store: Any = None
         self._evaluator: Any = None
 
     def run(self, on_progress: Callable[[dict[Role, str]], None]) -> None:
-        """`on_progress(states)` is called about twice a second. Leaves no process behind, however it ends."""
+        """Runs until every learner has made its updates; leaves no process behind, however the run ends.
+
+        Args:
+            on_progress: gets one word or two on each role, about twice a second.
+
+        Raises:
+            RunFailed: the run ended before its budget.
+        """
         self._check()
         experiment = self.record.experiment
         ray_cluster = cluster(object_store_bytes(experiment, self._spec), namespace=f"fathom-{self._run_id}")
@@ -89,7 +96,7 @@ class Launch:
                 self._end(supervisor, replay)
 
     def _check(self) -> None:
-        """What is missing is said before anything starts."""
+        """Raises RunFailed for what is missing, before anything starts."""
         try:
             reverb_python(self._say)
         except ProvisionError as error:
@@ -97,11 +104,11 @@ class Launch:
         _check_port(self.record.experiment.replay.port)
 
     def _make(self, kind: type, role: Role, *arguments: Any, restarts: int = 0) -> Any:
-        """An actor of `kind` in the place that is reserved for `role`, by whose name Ray's dashboard knows it."""
+        """Returns an actor of `kind` in the place reserved for `role`; Ray's dashboard shows it by the role's name."""
         name = kind.__name__ if role == SERVICES else str(role)
-        self._lives[name] += 1
-        if self._lives[name] > 1:
-            name += f"-life-{self._lives[name]}"
+        self._incarnations[name] += 1
+        if self._incarnations[name] > 1:
+            name += f"-incarnation-{self._incarnations[name]}"
         actor = as_actor(kind, self._places[role], restarts).options(name=name).remote(*arguments)
         self._actors.append(actor)
         return actor
@@ -128,7 +135,7 @@ class Launch:
         return self._make(ReplayServerActor, SERVICES)
 
     def _make_role(self, role: Role) -> Any:
-        """An actor for `role`: its first process, or one that resumes where its predecessor was."""
+        """Returns an actor for `role`: its first process, or one that resumes where its predecessor ended."""
         experiment, plan, record = self.record.experiment, self.record.plan, self.record
         run_dir = str(record.run_dir)
         stacks = str(record.run_dir / "logs" / f"stacks-{role}.log")
@@ -143,7 +150,9 @@ class Launch:
         if role.kind is Kind.FEEDER:
             return self._make(FeederActor, role, stacks, experiment, plan, role, position, run_dir)
         # The first process resumes the environments of the snapshot; they die with it.
-        snapshot = str(record.snapshot.folder / str(role)) if record.snapshot and not self._lives[str(role)] else None
+        snapshot = (
+            str(record.snapshot.folder / str(role)) if record.snapshot and not self._incarnations[str(role)] else None
+        )
         return self._make(
             CollectorActor, role, stacks, experiment, plan, role, position, run_dir, self._store, snapshot
         )
@@ -154,7 +163,7 @@ class Launch:
         return actor
 
     def _check_folders(self, roles: dict[Role, Any]) -> None:
-        """Raises RunFailed where a role's node does not see the folder that the role writes to, or reads."""
+        """Raises RunFailed if a role's node does not see the folder that the role writes to or reads."""
         if len(ray.nodes()) == 1:
             return
         experiment, own = self.record.experiment, self.record.run_dir / "config.yaml"
@@ -166,7 +175,7 @@ class Launch:
             try:
                 seen = ray.get(asked[role], timeout=experiment.supervision.start_seconds)
             except (GetTimeoutError, RayActorError):
-                return  # the supervisor will say more of it
+                return  # the supervisor finds the cause
             if seen != path.read_text(encoding="utf-8"):
                 option = "stream" if path.name == MANIFEST else "--run-dir"
                 raise RunFailed(
@@ -174,7 +183,7 @@ class Launch:
                 )
 
     def _finish_stream(self, supervisor: Supervisor) -> None:
-        """Every collector has closed its shard: now the stream is whole. One that nobody asked for goes."""
+        """Completes a recorded stream, whose shards are closed, and removes a stream that was not asked for."""
         experiment, plan = self.record.experiment, self.record.plan
         if experiment.record:
             closed = [supervisor.actor(role).shard.remote() for role in source_roles(experiment)]
@@ -183,7 +192,7 @@ class Launch:
         self.record.remove_backups()
 
     def _end(self, supervisor: Supervisor | None, replay: ReplayService | None) -> None:
-        """Roles first, then the server they talk to, then whatever is left. Every step is bounded."""
+        """Ends the roles, then the replay server, then whatever is left; every step is bounded in time."""
         try:
             if supervisor is not None:
                 supervisor.stop(STOP_GRACE_S)
@@ -195,7 +204,7 @@ class Launch:
 
 
 def _check_port(port: int | None) -> None:
-    """Raises RunFailed where `port` is taken, before anything is started; the server checks again."""
+    """Raises RunFailed if `port` is taken, before anything is started; the server checks again."""
     with socket.socket() as probe:
         try:
             probe.bind(("", port or 0))
@@ -204,7 +213,7 @@ def _check_port(port: int | None) -> None:
 
 
 def object_store_bytes(experiment: Experiment, spec: EnvSpec) -> int:
-    """Capacity for the newest policies of the largest network, and never less than Ray needs to work well."""
+    """Returns the size of Ray's object store: the newest policies of the largest network, and at least 256 MB."""
     largest = max(_policy_bytes(config, spec) for config in experiment.all_learners.values())
     return max(256 * _MEGABYTE, POLICIES_IN_STORE * largest)
 
@@ -215,9 +224,12 @@ def _policy_bytes(config: NetworkConfig, spec: EnvSpec) -> int:
 
 
 def as_actor(kind: type, place: Reserved, restarts: int = 0) -> Any:
-    """`kind` as an actor in its place, with its share of the machine set before JAX is imported.
+    """Returns `kind` as an actor class in its place; its share of the machine is set before JAX is imported.
 
-    `restarts`: how often Ray starts it again with nothing but its arguments, -1 for always; who called it waits.
+    Args:
+        kind: the class.
+        place: resources, and where they are reserved.
+        restarts: how often Ray restarts the actor with its first arguments; -1: always. Pending calls wait.
     """
     resources = place.resources
     environment = {"JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"]}
@@ -243,7 +255,7 @@ def as_actor(kind: type, place: Reserved, restarts: int = 0) -> Any:
 
 @contextmanager
 def ray_output(run_dir: Path) -> Iterator[None]:
-    """What Ray prints of its own goes to logs/ray.log; the console belongs to the run."""
+    """Redirects what Ray prints to logs/ray.log; the console belongs to the run."""
     path = run_dir / "logs" / "ray.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as log, redirect_stdout(log):

@@ -7,7 +7,7 @@ from shared.roles import Role, learner_roles, source_roles
 
 
 class SnapshotTaker:
-    """The driver's part: writes the info of every snapshot whose parts are there, and clears up after it."""
+    """Completes snapshots whose parts are written, and removes old ones."""
 
     def __init__(self, record: RunRecord, mode: Mode) -> None:
         self._record, self._mode = record, mode
@@ -17,31 +17,31 @@ class SnapshotTaker:
         if mode is not Mode.DISTRIBUTED:
             self._roles.append(snapshots.DRIVER)
         begun = int(record.snapshot.folder.name) if record.snapshot else 0
-        self._to_come = [updates for updates in record.plan.snapshot_updates if updates > begun]
+        self._remaining = [updates for updates in record.plan.snapshot_updates if updates > begun]
 
     def tick(self) -> None:
-        """Looks whether a snapshot is whole by now: all parts are there, and all evaluations up to there."""
+        """Completes the newest snapshot of which all parts are written and all evaluations are recorded."""
         run_dir = self._record.run_dir
-        sealed = [updates for updates in self._to_come if snapshots.sealed(run_dir, updates, self._roles)]
+        sealed = [updates for updates in self._remaining if snapshots.sealed(run_dir, updates, self._roles)]
         whole = [updates for updates in sealed if self._is_evaluated(updates)]
         if whole:
-            self._to_come = [later for later in self._to_come if later > whole[-1]]
+            self._remaining = [later for later in self._remaining if later > whole[-1]]
             self.finish(whole[-1])
             return
-        # An evaluator that is far behind must not fill the disk: of those that wait for it, the first will be whole
-        # soonest, the last is worth most.
+        # A slow evaluator must not fill the disk. Of the snapshots that wait for it, the first is complete soonest and
+        # the last is worth most; those in between are dropped.
         for updates in sealed[1:-1]:
-            self._to_come.remove(updates)
+            self._remaining.remove(updates)
             snapshots.drop(run_dir, updates)
 
     def due(self, updates: int) -> bool:
-        """Whether one was planned that was not taken yet, in a run that has come to `updates`."""
-        planned = [earlier for earlier in self._to_come if earlier <= updates]
-        self._to_come = self._to_come[len(planned) :]
+        """True if a snapshot is due in a run whose learners have made `updates`; each snapshot is due once."""
+        planned = [earlier for earlier in self._remaining if earlier <= updates]
+        self._remaining = self._remaining[len(planned) :]
         return bool(planned) and updates < self._record.plan.updates
 
     def finish(self, updates: int) -> None:
-        """All parts of the snapshot of `updates` are there. Raises OSError."""
+        """Completes the snapshot at `updates`, whose parts are all written. Raises OSError."""
         record, experiment = self._record, self._record.experiment
         steps = experiment.collector.environments * record.plan.unroll_length
         info, seals = snapshots.finish(
@@ -63,7 +63,7 @@ class SnapshotTaker:
         snapshots.prune(record.run_dir, experiment.snapshots.keep)
 
     def _is_evaluated(self, updates: int) -> bool:
-        """As far as there: evaluations that come after the info would be cut off."""
+        """True once all evaluations up to `updates` are recorded; a resumed run would not repeat them."""
         due = max(u for u in self._record.plan.evaluation_updates if u <= updates)
         return all(self._record.evaluated(name) >= due for name in self._learners)
 

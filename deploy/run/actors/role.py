@@ -1,7 +1,6 @@
-"""Ray's side of every role: a process, its clients, and nothing else. The roles themselves never import Ray.
+"""The base of all roles' actors. One thread works, another answers the driver's polls: an answer is a heartbeat.
 
-Each actor works in one thread and answers the driver's polls in another, so that an answer is a heartbeat.
-An actor may be a role's second or third life: then it goes on where the last one was.
+The roles themselves never import Ray. An actor that replaces a dead one resumes where its predecessor ended.
 """
 
 import faulthandler
@@ -20,17 +19,17 @@ from shared.errors import ConfigError
 from shared.metrics import Report, Reporter
 from shared.replay.errors import ReplayStopped, ReplayTimeout
 
-# What another process would meet as well.
+# Errors that another process would meet as well.
 FATAL = (NonFiniteError, ReplayTimeout, ConfigError)
 
 
 class RoleActor(Process, ABC):
-    """A role's process. Subclasses say what the work is."""
+    """A role's process; subclasses define `work`."""
 
     def __init__(self, stacks_path: str) -> None:
-        """`stacks_path`: where SIGUSR1 leaves the stacks of all threads, however stuck they are.
+        """`stacks_path`: file to which SIGUSR1 writes the stacks of all threads, however stuck they are.
 
-        A node that does not see the run's folder has them in Ray's own log of this process.
+        On a node that does not see the run directory, the stacks go to Ray's log of this process.
         """
         try:
             self._stacks = open(stacks_path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the process lives
@@ -45,7 +44,7 @@ class RoleActor(Process, ABC):
         self._fatal = False
 
     def read(self, path: str) -> str | None:
-        """What a file holds as this node sees it; none where there is no such file."""
+        """Returns the content of a file as this node sees it; None if there is no such file."""
         try:
             return Path(path).read_text(encoding="utf-8")
         except OSError:
@@ -58,7 +57,7 @@ class RoleActor(Process, ABC):
         return self._reporter.drain(self._done, self._error, self._details)._replace(fatal=self._fatal)
 
     def stop(self) -> None:
-        """Asks the work to end; `poll` tells when it has."""
+        """Asks the work to end; `poll` reports when it has ended."""
         self._stop.set()
 
     @abstractmethod
@@ -69,8 +68,8 @@ class RoleActor(Process, ABC):
         try:
             self.work()
         except (ReplayStopped, StoppedWaiting):
-            pass  # we asked for it
-        except Exception as error:  # noqa: BLE001 - whatever it is, the driver must hear of it
+            pass  # `stop` was called
+        except Exception as error:  # noqa: BLE001 - the driver decides what any error means
             self._fatal = isinstance(error, FATAL)
             self._details = traceback.format_exc()
             self._error = " ".join(f"{type(error).__name__}: {error}".split())
@@ -78,7 +77,7 @@ class RoleActor(Process, ABC):
 
 
 class WritingActor(RoleActor):
-    """A role that writes to the run's directory, and waits where its disk has no room."""
+    """A role that writes to the run directory, and waits while its disk has no room."""
 
     def __init__(self, stacks_path: str, experiment: Experiment, run_dir: str) -> None:
         super().__init__(stacks_path)
@@ -88,9 +87,9 @@ class WritingActor(RoleActor):
         self._reporter.sizes["queue/states"] = lambda: self._background.held
 
     def _wait_for_room(self) -> None:
-        """Raises StoppedWaiting."""
+        """Waits while the disk is short of room. Raises StoppedWaiting."""
         self._disk.wait_for_room(self._reporter, self._stop.is_set)
 
     def _paused(self) -> bool:
-        """Whether other roles may be waiting for room, and this one for them: that is nobody's fault."""
+        """True while any role may wait for disk space; time-outs do not count meanwhile."""
         return not self._disk.roomy

@@ -1,11 +1,11 @@
-"""The actors that work for the roles: the replay server's keeper and the weights' store. Neither needs JAX."""
+"""Actors of the services: the replay server's process and the parameter store. Neither needs JAX."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import ray
 
-from deploy.replay import exposure as access
+from deploy.replay import exposure
 from deploy.replay.server.process import ReplayServer, TableSpec
 from deploy.replay.server.provision import reverb_python
 from deploy.scheduling.processes import Process
@@ -13,19 +13,19 @@ from shared.params import ParamStore, Policy
 
 
 class ReplayServerActor(Process):
-    """Owns the Reverb server's process: when this actor goes, the server goes with it."""
+    """Owns the Reverb server's process, which ends with this actor."""
 
     def __init__(self) -> None:
         self._server: ReplayServer | None = None
 
     def start(self, tables: Sequence[TableSpec], port: int | None, log_path: str) -> str:
-        """Provisions the server's environment where needed, starts it, and returns its address."""
+        """Starts the server, in an environment that is built on first use, and returns its address."""
         self._server = ReplayServer(reverb_python(), Path(log_path), host=ray.util.get_node_ip_address())
         return self._server.start(tables, port)
 
     def exposure(self, address: str) -> str | None:
-        """Where others than this machine's own network can reach the server, and how to close that; none if nowhere."""
-        return access.warning(int(address.rpartition(":")[2]))
+        """Returns a warning if public addresses reach the server, with the command that closes them; else None."""
+        return exposure.warning(int(address.rpartition(":")[2]))
 
     def exit_reason(self) -> str | None:
         return self._server.exit_reason() if self._server else "the replay server was not started"
@@ -36,7 +36,7 @@ class ReplayServerActor(Process):
 
 
 class ParamStoreActor(Process):
-    """The newest policy's reference: `Policy(version, [ObjectRef])`."""
+    """Holds a reference to the newest policy: `Policy(version, [ObjectRef])`."""
 
     def __init__(self) -> None:
         self._store = ParamStore()
@@ -51,5 +51,5 @@ class ParamStoreActor(Process):
         self._store.clear()
 
     def empty(self) -> bool:
-        """It was made anew, or the learner that publishes is only starting."""
+        """True before the first policy: after a restart of the store, or while the collector learner starts."""
         return self._store.newest() is None
