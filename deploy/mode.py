@@ -1,4 +1,4 @@
-"""The ways to run a run's roles."""
+"""Modes of a run: distributed, in one process, or there with joint updates."""
 
 from enum import StrEnum
 
@@ -6,18 +6,18 @@ from shared.errors import ConfigError
 
 
 class Mode(StrEnum):
-    """A run goes on in the mode that it began in: another one's results differ, by rounding or by what is sampled."""
+    """A run resumes in the mode in which it began: results of modes differ, by rounding or by what is sampled."""
 
     DISTRIBUTED = "distributed"
-    """Each role an actor of Ray's, with a Reverb server between them."""
+    """Each role is a Ray actor, with a Reverb server between them."""
     IN_PROCESS = "in_process"
-    """All in one process, learners side by side."""
+    """All roles share one process, and learners update side by side."""
     TOGETHER = "together"
-    """All in one process, learners of equal networks as one computation."""
+    """All roles share one process, and learners of equal networks update as one computation."""
 
     @property
     def options(self) -> str:
-        """What has to be said to get it."""
+        """The options of `fathom run` that choose the mode."""
         return {
             Mode.DISTRIBUTED: "neither --in-process nor --together",
             Mode.IN_PROCESS: "--in-process without --together",
@@ -26,7 +26,7 @@ class Mode(StrEnum):
 
 
 def choose_mode(in_process: bool, together: bool) -> Mode:
-    """The options' meaning. Raises ConfigError where they do not fit together."""
+    """Returns the mode that the options choose. Raises ConfigError if they do not fit together."""
     if together and not in_process:
         raise ConfigError("--together: only learners in one process can update together; add --in-process")
     return Mode.TOGETHER if together else Mode.IN_PROCESS if in_process else Mode.DISTRIBUTED

@@ -28,12 +28,12 @@ class Run:
     experiment: Positional[Path]
     """The experiment's YAML file."""
     run_dir: Path | None = None
-    """Where results go; none: a new folder under runs/."""
+    """Folder for the results; none: a new folder under runs/."""
     in_process: bool = False
-    """Everything in this process, synchronous and deterministic, without Ray and Reverb."""
+    """Run everything in this process, synchronous and deterministic, without Ray and Reverb."""
     together: bool = False
-    """In one process on one device: learners of equal networks update as one computation. Measure first whether it
-    pays: `fathom bench update --seeds`."""
+    """In one process on one device: learners of equal networks update as one computation. `fathom bench update --seeds`
+    measures whether that is faster."""
     overwrite: bool = False
     """Replace an older run in the same folder."""
     resume: bool = False
@@ -43,7 +43,7 @@ class Run:
     total_env_steps: int | None = None
     """Short for --budget.env-steps."""
     dir_mode: str = "0700"
-    """Who may look into a new run directory, as chmod's octal number; 0750: your group, too."""
+    """Mode of a new run directory, as chmod's octal number: 0700 for you alone, 0750 for your group, too."""
 
     def execute(self, overrides: Sequence[str] = ()) -> int:
         """Checks everything that can be checked, then runs. `overrides`: options that are keys of the experiment.

@@ -23,7 +23,7 @@ ROWS_KEPT = 8  # newest rows of each role in memory, from which rates are comput
 
 
 class RunRecord:
-    """What the driver knows of a run and writes to its directory.
+    """The driver's knowledge of a run, and the writer of its directory.
 
     Metrics rows go to files and are never read back for recovery: what a restarted process needs (`position`,
     `updates`, `evaluated`) is kept here apart from them.
@@ -112,7 +112,7 @@ class RunRecord:
 
     @property
     def stream_dir(self) -> Path:
-        """Where this run's own stream is written."""
+        """The folder of this run's own stream."""
         return self.run_dir / STREAM
 
     def remove_backups(self) -> None:

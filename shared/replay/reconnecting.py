@@ -109,18 +109,13 @@ class ReconnectingInserter:
         audit: AuditLog | None = None,
         paused: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Connects to nothing yet.
+        """Connects to nothing yet; see `Inserter` for the arguments not listed here.
 
         Args:
-            plan: the run's.
-            source: index of the source.
-            environments: environments of the source.
             past: yields `(number, columns)` of the unrolls in the source's stream, from a number on to the newest.
             reporter: gets the waits, and the incarnation in use.
             stop: set when the role shall end.
-            timeout_s: longest wait for one insert.
             audit: log of the keys that the server has confirmed.
-            paused: see `Inserter`.
         """
         self._paused = paused
         self._plan, self._source, self._environments, self._audit = plan, source, environments, audit
@@ -191,7 +186,7 @@ class ReconnectingInserter:
 
     @property
     def in_flight(self) -> int:
-        """Messages that are not confirmed; 0 while there is no server."""
+        """Messages that are not confirmed."""
         return self._inserter.in_flight if self._inserter is not None else 0
 
     def close(self) -> None:
@@ -267,7 +262,6 @@ class ReconnectingSampler(Generic[X]):
         self._left: list[X] = []  # batches that were decoded while their server was left
         self._sampler: Sampler[X] | None = None
         self._monitor: ReplayMonitor | None = None
-        self._table = ""
         self._inserted_before = self._inserted = 0
 
     def connect(self, server: ServerIncarnation) -> None:
@@ -283,12 +277,7 @@ class ReconnectingSampler(Generic[X]):
         return None if self._num_floats is None else self.taken
 
     def open(self, num_floats: int, taken: int) -> None:
-        """Must come before the first sample.
-
-        Args:
-            num_floats: floats of a row.
-            taken: windows that an earlier incarnation of this learner has trained on.
-        """
+        """Must come before the first sample; an earlier incarnation of the learner has trained on `taken` windows."""
         self._num_floats, self._taken_before = num_floats, taken
 
     @property
@@ -299,9 +288,7 @@ class ReconnectingSampler(Generic[X]):
 
     def sample(self) -> X:
         """Returns the next batch; waits while replay is starved or has no server."""
-        while True:
-            if self._left:
-                return self._left.pop(0)
+        while not self._left:
             if self._sampler is not None:
                 try:
                     return self._sampler.sample(self._stop)[0]
@@ -309,9 +296,9 @@ class ReconnectingSampler(Generic[X]):
                     self._announced.lost(error)
                     self._sampler.close()
                     self._left = self._sampler.leave()
-                    if self._left:
-                        continue
-            self._reconnect()
+            if not self._left:
+                self._reconnect()
+        return self._left.pop(0)
 
     @property
     def batches_ready(self) -> int:
@@ -325,7 +312,8 @@ class ReconnectingSampler(Generic[X]):
         except ReplayError:  # the next sample finds out
             return self._inserted
         if info is not None:
-            self._inserted = self._inserted_before + info.tables[self._table].inserted
+            (table,) = info.tables.values()
+            self._inserted = self._inserted_before + table.inserted
         return self._inserted
 
     def close(self) -> None:
@@ -339,11 +327,11 @@ class ReconnectingSampler(Generic[X]):
         while True:
             server = self._announced.next()
             self.close()
-            taken, self._table = self.taken, server.tables[self._learner]
+            taken, table = self.taken, server.tables[self._learner]
             try:
                 sampler = Sampler(
                     server.address,
-                    self._table,
+                    table,
                     self._plan.windows_per_update,
                     self._plan.window_rows,
                     self._num_floats,
@@ -356,7 +344,7 @@ class ReconnectingSampler(Generic[X]):
                 self._announced.lost(error)
                 continue
             self._taken_before, self._sampler = taken, sampler
-            self._monitor, self._inserted_before = ReplayMonitor(server.address, [self._table]), server.inserted
+            self._monitor, self._inserted_before = ReplayMonitor(server.address, [table]), server.inserted
             self._announced.use(sampler)
             self._reporter.server = server.number
             return
