@@ -81,8 +81,6 @@ class Collector:
         """Starts fresh environments.
 
         Args:
-            experiment: the run's.
-            plan: the run's.
             env: the training environment.
             index: 0, 1, ... among the run's collectors.
             position: the position at which an earlier incarnation ended; this one skips a number of unrolls, so that no

@@ -27,8 +27,6 @@ class Feeder:
         """Begins at the first of `unrolls`.
 
         Args:
-            experiment: the run's.
-            plan: the run's.
             env: the training environment, whose cells are counted.
             unrolls: the shard's `(number, [N, T, ...])` that come after `position`.
             position: the position at which an earlier incarnation ended.

@@ -74,8 +74,6 @@ class Learner:
         """Initialises the learner called `name`.
 
         Args:
-            experiment: the run's.
-            plan: the run's.
             spec: sizes of the environment.
             name: a key of `experiment.all_learners`.
             reports: folder for reports of gradient steps that are not finite; none: no reports.

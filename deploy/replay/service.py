@@ -49,8 +49,6 @@ class ReplayService:
         """Creates the server's actor; the first `tick` starts the server.
 
         Args:
-            experiment: the run's.
-            plan: the run's.
             run_dir: the run directory; the server's log goes there.
             run_id: part of the tables' names.
             make_actor: returns a new actor that owns a server's process.

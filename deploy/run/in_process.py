@@ -24,7 +24,7 @@ from deploy.recovery.background import BackgroundWriter, on_host
 from deploy.run.record import RunRecord
 from deploy.run.rounds import JointUpdate, Rounds
 from deploy.run.snapshot_taker import SnapshotTaker
-from deploy.run.sources import Source, make_source
+from deploy.run.sources import Source
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE
@@ -52,7 +52,6 @@ class InProcessRun:
         """Prepares the run, from its snapshot if the record has one.
 
         Args:
-            record: the run's record.
             envs: training and evaluation environment.
             say: gets what the user should know while the run is going: waits for room on its disk.
             mode: TOGETHER uses this process's one device, and equals IN_PROCESS up to rounding.
@@ -73,7 +72,7 @@ class InProcessRun:
         spec = envs.training.spec
         self._ring = WindowRing(self._plan, self._experiment.collector.actors, spec.state_size + spec.action_size)
         self._ring_lock = threading.Lock()
-        self._sources = [self._make_source(role) for role in self._roles]
+        self._sources = [self._Source(role) for role in self._roles]
         self._store = ParamStore()
         self._evaluator = Evaluator(self._experiment, self._plan, envs.evaluation)
         self._evaluations: deque[Row] = deque()
@@ -234,10 +233,10 @@ class InProcessRun:
         spec, reports = self._envs.training.spec, self.record.run_dir / "reports"
         return Learner(self._experiment, self._plan, spec, name, reports)
 
-    def _make_source(self, role: Role) -> Source:
+    def _Source(self, role: Role) -> Source:
         record, env = self.record, self._envs.training
         position, wait = record.position(role), partial(self._wait_for_room, role)
-        source = make_source(self._experiment, self._plan, env, role, position, record.run_dir, wait)
+        source = Source(self._experiment, self._plan, env, role, position, record.run_dir, wait)
         source.start(position, record.snapshot.folder / str(role) if record.snapshot else None)
         return source
 

@@ -40,13 +40,8 @@ class LearnerActor(WritingActor):
         """Prepares the connection to the replay server.
 
         Args:
-            stacks_path: see `RoleActor`.
-            experiment: the run's.
-            plan: the run's.
-            name: the learner's.
             store: the parameter store, to which the collector learner publishes.
             evaluator: the evaluator's actor.
-            run_dir: the run directory.
             last_reported: updates of this learner that the driver has recorded, over all incarnations.
         """
         super().__init__(stacks_path, experiment, run_dir)

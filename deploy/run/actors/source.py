@@ -9,7 +9,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from deploy.recovery import snapshots
 from deploy.run.actors.role import WritingActor
-from deploy.run.sources import Source, make_source
+from deploy.run.sources import Source
 from shared.config import Experiment
 from shared.envs.registry import make_envs
 from shared.params import Policy
@@ -39,12 +39,7 @@ class SourceActor(WritingActor):
         """Prepares the connection to the replay server.
 
         Args:
-            stacks_path: see `RoleActor`.
-            experiment: the run's.
-            plan: the run's.
-            role: the collector's or feeder's.
             reported: the position that the driver has recorded of this role; none before its first row.
-            run_dir: the run directory.
             store: the parameter store, from which a collector pulls policies.
             snapshot: the collector's part of the snapshot whose environments it resumes; none: fresh environments.
         """
@@ -86,7 +81,7 @@ class SourceActor(WritingActor):
 
     def work(self) -> None:
         env = make_envs(self._experiment).training
-        self._source = source = make_source(
+        self._source = source = Source(
             self._experiment, self._plan, env, self._role, self._reported, self._run_dir, self._wait_for_room
         )
         position = source.recover(self._inserter.register_windows)

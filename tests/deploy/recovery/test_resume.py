@@ -112,7 +112,7 @@ def assert_same(directory: Path, run: InProcessRun, whole: tuple[Path, InProcess
 
 def assert_compiled_once(run: InProcessRun, update: Callable[..., Any]) -> None:
     """By all lives of all runs so far: what comes from a disk is like what comes from a device."""
-    assert [source._started._collect._cache_size() for source in run._sources] == [1, 1]
+    assert [source._loop._collect._cache_size() for source in run._sources] == [1, 1]
     assert [update(learner.kind)._cache_size() for learner in run.learners.values()] == [1, 1]
 
 
