@@ -1,4 +1,4 @@
-"""The one rollout: collecting and evaluating differ by the policy passed in."""
+"""Rollout of a policy: the same for collecting and for evaluating, which differ by the policy alone."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from shared.types import Array, Params, Rows
 
 
 class RolloutState(NamedTuple):
-    """N environments between two unrolls.
+    """State of N environments between two unrolls.
 
-    `env`: EnvState `[N, ...]`. `episode` `[N]` int32: each environment's current episode. `episode_step`
-    `[N]` int32: steps into it. `step` `[]` int32: steps each environment has made in the whole run.
-    `start_keys` `[N]`: what the first starts and goals were drawn from.
+    `env`: EnvState `[N, ...]`. `episode` `[N]` int32: number of each environment's current episode. `episode_step`
+    `[N]` int32: steps made in that episode. `step` `[]` int32: steps that each environment made in the whole run.
+    `start_keys` `[N]`: keys that the first starts and goals were drawn from.
     """
 
     env: EnvState
@@ -29,9 +29,9 @@ class RolloutState(NamedTuple):
 class Unroll(NamedTuple):
     """T steps of N environments.
 
-    `rows`: Rows `[T, N, ...]`. `distance` `[T, N]` to the commanded goal after each step (before it, where the
-    step broke), in the goal's units. `done` `[T, N]` bool: the episode ended with this step. `broken` `[T, N]`
-    bool: because of something that is not finite, in the action, the state after it, or its distance.
+    `rows`: Rows `[T, N, ...]`. `distance` `[T, N]`: distance to the commanded goal, in the goal's units, after each
+    step, or before a step that broke. `done` `[T, N]` bool: the episode ended with this step. `broken` `[T, N]` bool:
+    the step's action, the state after it or its distance is not finite, which ended the episode.
     """
 
     rows: Rows
@@ -44,7 +44,7 @@ UnrollFunction = Callable[[Params, Array, RolloutState, Array], tuple[RolloutSta
 
 
 def make_start(env: GoalEnv, environments: int) -> Callable[[Array], RolloutState]:
-    """`start(key) -> RolloutState` of fresh episodes. `key` is consumed."""
+    """Returns `start(key) -> RolloutState` of new episodes. `key` is consumed."""
 
     def start(key: Array) -> RolloutState:
         zeros = jnp.zeros(environments, jnp.int32)
@@ -55,19 +55,19 @@ def make_start(env: GoalEnv, environments: int) -> Callable[[Array], RolloutStat
 
 
 def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False) -> UnrollFunction:
-    """`unroll(params, version, state, key) -> (state, Unroll)` of `length` steps; jit is the caller's.
+    """Returns `unroll(params, version, state, key) -> (state, Unroll)` of `length` steps; the caller applies jit.
 
-    An episode ends when the environment terminates, when it breaks (see `Unroll`), or after `episode_length`
-    steps (truncation); the next one has a new start and a new goal, or with `fixed_goals` the environment's
-    very first ones. `key` is consumed.
+    An episode ends when the environment terminates, when a step breaks (see `Unroll`), or after `episode_length` steps
+    (truncation). The next episode has a new start and a new goal, or with `fixed_goals` the environment's very first
+    start and goal. `key` is consumed.
     """
     spec = env.spec
 
     def unroll(params: Params, version: Array, state: RolloutState, key: Array) -> tuple[RolloutState, Unroll]:
         environments = state.episode.shape[0]
         pool_key, key = jax.random.split(key)
-        # Starts are drawn once for the whole unroll: in a simulator a start costs as much as some of its steps.
-        # No environment meets one twice, since none can end more often than it steps.
+        # Starts are drawn once for the whole unroll: in a simulator, one start costs as much as several steps.
+        # The pool is so large that no environment gets an entry twice: no environment ends more often than it steps.
         keys = state.start_keys if fixed_goals else jax.random.split(pool_key, max(environments, length))
         pool = jax.vmap(env.reset)(keys)
         first_episode, first_entry = state.episode, jnp.arange(environments)
@@ -76,7 +76,8 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: 
             action = policy(params, state.env.state, state.env.goal, key)
             after = jax.vmap(env.step)(state.env, action)
             distance = env.distance(after.state, after.goal)
-            broken = ~(_finite(action) & _finite(after.state) & jnp.isfinite(distance))
+            finite = jnp.isfinite(action).all(axis=-1) & jnp.isfinite(after.state).all(axis=-1)
+            broken = ~(finite & jnp.isfinite(distance))
             done = after.terminated | broken | (state.episode_step + 1 >= spec.episode_length)
             entry = first_entry if fixed_goals else (first_entry + state.episode - first_episode) % len(keys)
             rows = Rows(
@@ -87,26 +88,16 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: 
                 version=jnp.broadcast_to(version, done.shape),
             )
             last_distance = env.distance(state.env.state, state.env.goal)
-            seen = Unroll(rows, jnp.where(broken, last_distance, distance), done, broken)
+            made = Unroll(rows, jnp.where(broken, last_distance, distance), done, broken)
             state = RolloutState(
-                env=jax.tree.map(lambda new, old: _where(done, new[entry], old), pool, after),
+                env=jax.tree.map(lambda new, old: jax.vmap(jnp.where)(done, new[entry], old), pool, after),
                 episode=state.episode + done,
                 episode_step=jnp.where(done, 0, state.episode_step + 1),
                 step=state.step + 1,
                 start_keys=state.start_keys,
             )
-            return state, seen
+            return state, made
 
         return jax.lax.scan(step, state, jax.random.split(key, length))
 
     return unroll
-
-
-def _finite(x: Array) -> jax.Array:
-    """`[N]` bool for `x` `[N, ...]`: all of it is finite."""
-    return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
-
-
-def _where(done: Array, new: Array, old: Array) -> jax.Array:
-    """`new` where `done` `[N]`, else `old`, both `[N, ...]`."""
-    return jnp.where(done.reshape(done.shape + (1,) * (old.ndim - 1)), new, old)

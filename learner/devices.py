@@ -1,6 +1,5 @@
-"""A learner's devices: parameters on every one, windows and minibatches shared out among them."""
+"""Devices of a learner: each holds all parameters and a shard of the windows and of every minibatch."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,36 +12,33 @@ from shared.replay.codec import Columns
 
 
 class Layout(NamedTuple):
-    """`replicated`: parameters, optimiser states, keys, metrics. `split`: arrays along their first axis."""
+    """`replicated`: for parameters, optimiser states, keys and metrics. `split`: shards arrays along the first axis."""
 
     replicated: NamedSharding
     split: NamedSharding
 
-    @property
-    def devices(self) -> int:
-        return self.split.mesh.size
-
 
 @lru_cache
-def make_layout(devices: Sequence[jax.Device] | None = None) -> Layout:
-    """For `devices`, a tuple; none: all that this process has."""
+def make_layout(devices: tuple[jax.Device, ...] | None = None) -> Layout:
+    """Returns the layout over `devices`; by default, all devices of this process."""
     mesh = Mesh(np.array(devices or jax.local_devices()), ("data",))
     return Layout(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
 
 
 def check_divides(layout: Layout, plan: Plan) -> None:
-    """Raises ValueError unless minibatches and windows can be shared out evenly."""
+    """Raises ValueError unless minibatches and windows have equal shards on all devices."""
+    devices = layout.split.mesh.size
     for name, count in (("batch_size", plan.batch_size), ("windows_per_update", plan.windows_per_update)):
-        if count % layout.devices:
+        if count % devices:
             raise ValueError(
-                f"algorithm.{name}: {count} cannot be shared out among a learner's {layout.devices} devices; "
-                f"use {-(-count // layout.devices) * layout.devices}, or give the learner fewer"
+                f"algorithm.{name}: {count} cannot be divided evenly among a learner's {devices} devices; "
+                f"use {-(-count // devices) * devices}, or give the learner fewer devices"
             )
 
 
 def share_out(columns: Columns) -> Columns:
-    """A copy of windows `[B, ...]` on this process's devices, finished when this returns: a part on each.
+    """Returns a copy of windows `[B, ...]`, sharded over this process's devices; waits until the copy is complete.
 
-    Copied on the host first: what JAX puts on a CPU, it may leave where it is, `may_alias=False` or not.
+    The host copies first: on a CPU, `device_put` may keep the host's own array, even with `may_alias=False`.
     """
     return jax.block_until_ready(jax.device_put(jax.tree.map(np.array, columns), make_layout().split))

@@ -1,4 +1,4 @@
-"""Gradient steps that are not finite: what is kept of them, and when they end a run."""
+"""Guard against gradient steps that are not finite: reports them, and ends training where it must."""
 
 import json
 from functools import partial
@@ -17,18 +17,18 @@ from shared.plan import Plan
 from shared.replay.codec import Columns
 from shared.types import Array, Metrics
 
-MAX_REPORTS = 5  # of a learner, restarts included: one that diverged must not fill the disk
+MAX_REPORTS = 5  # of one learner, restarts included: a learner that diverged must not fill the disk
 
 
 class NonFiniteError(RuntimeError):
-    """Training cannot go on. One line: where it ended, where the report lies, and what to change."""
+    """Training cannot continue. The message is one line: where training ended, where the report is, what to change."""
 
 
 class NonFinite(NamedTuple):
-    """The first gradient step of an update that was left out; `update` and `step` are counted from 1.
+    """First skipped gradient step of an update; `update` and `step` count from 1.
 
-    `steps`: gradient steps of the update. `skipped`: those left out. `not_finite`: what of the step was not,
-    and whether it was nan or inf.
+    `steps`: gradient steps of the update. `skipped`: skipped steps among them. `not_finite`: the quantities of this
+    step that were not finite, and their values (nan or inf).
     """
 
     learner: str
@@ -40,7 +40,12 @@ class NonFinite(NamedTuple):
 
 
 class Guard:
-    """Looks at every update of one learner; costs nothing while all is finite."""
+    """Checks every update of one learner; costs nothing while all gradient steps are finite.
+
+    Writes reports to the folder `reports`, if given: `non-finite-<learner>-<update>.npz` holds the first skipped step's
+    `state` `[B, S]`, `action` `[B, A]`, `goal` `[B, G]`, and `about`, the `NonFinite` as JSON; `numpy.load` reads it
+    without pickles.
+    """
 
     def __init__(
         self, algorithm: AlgorithmConfig, plan: Plan, spec: EnvSpec, learner: str, reports: Path | None
@@ -52,10 +57,11 @@ class Guard:
         self._minibatch = jax.jit(partial(minibatch_of, plan=plan, spec=spec, discount=algorithm.discount))
 
     def check(self, update: int, metrics: Metrics, windows: Columns, key: np.ndarray) -> Metrics:
-        """`metrics` of `update` (counted from 1), without what is meant for the guard alone.
+        """Returns `metrics` of `update` (counted from 1), without the metrics that only the guard needs.
 
-        `windows` are the update's, `key` is the data of the learner's key before it. Writes a report where a
-        step was left out. Raises NonFiniteError where the configuration says so or no step was finite.
+        `windows` are the update's windows; `key` is the data of the learner's key before the update. Writes a report
+        if a step was skipped. Raises NonFiniteError if no step was finite, or if one was not and the configuration says
+        `end`.
         """
         row = dict(metrics)
         first, watched = int(row.pop("guard/first")), row.pop("guard/watched")
@@ -66,59 +72,44 @@ class Guard:
         found = NonFinite(self._learner, update, first + 1, self._steps, int(row["guard/skipped"]), not_finite)
         report = self._report(found, windows, key)
         if self._mode == "end" or found.skipped == found.steps:
-            raise NonFiniteError(explain(found, report))
+            raise NonFiniteError(_explain(found, report))
         return row
 
     def _report(self, found: NonFinite, windows: Columns, key: np.ndarray) -> str:
-        """Where the report lies, or why there is none: a run is worth more than its report."""
+        """Returns the path of the written report, or why there is none: a missing report must not end a run."""
         if self._reports is None:
             return "none (no folder for reports)"
-        if count_reports(self._reports, self._learner) >= MAX_REPORTS:
+        prefix = f"non-finite-{self._learner}-"  # also begins the files of a learner whose name begins with this name
+        if (
+            sum(path.stem.removeprefix(prefix).isdigit() for path in self._reports.glob(f"{prefix}*.npz"))
+            >= MAX_REPORTS
+        ):
             return f"none ({self._reports} holds {MAX_REPORTS} of this learner)"
+        path = self._reports / f"{prefix}{found.update}.npz"
         try:
-            return str(write_report(self._reports, found, self._minibatch(windows, key, found.step - 1)))
+            self._reports.mkdir(parents=True, exist_ok=True)
+            minibatch = self._minibatch(windows, key, found.step - 1)
+            np.savez(path, about=np.array(json.dumps(found._asdict())), **minibatch._asdict())
         except OSError as error:
             return f"none ({self._reports}: {error.strerror})"
+        return str(path)
 
 
 def minibatch_of(
     windows: Columns, key: Array, index: Array, *, plan: Plan, spec: EnvSpec, discount: float
 ) -> Transitions:
-    """The minibatch `[B, ...]` of gradient step `index` (counted from 0) of the update that began with `key`.
-
-    `key`: a key's data, as the update consumed it.
-    """
+    """Returns the minibatch `[B, ...]` of gradient step `index` (from 0) of an update; `key`: see `Guard.check`."""
     steps = make_steps(windows, plan, spec, discount, jax.random.wrap_key_data(jnp.asarray(key)))
     return steps.minibatch(steps.order[index])
 
 
-def write_report(folder: Path, found: NonFinite, minibatch: Transitions) -> Path:
-    """`non-finite-<learner>-<update>.npz`: `about` (`found`, as JSON), `state` `[B, S]`, `action` `[B, A]`,
-    `goal` `[B, G]`; read by `numpy.load`, no pickles. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{_prefix(found.learner)}{found.update}.npz"
-    about = np.array(json.dumps(found._asdict()))
-    np.savez(path, about=about, state=minibatch.state, action=minibatch.action, goal=minibatch.goal)
-    return path
-
-
-def count_reports(folder: Path, learner: str) -> int:
-    prefix = _prefix(learner)  # of another learner's name, this one's may be the beginning
-    return sum(path.stem.removeprefix(prefix).isdigit() for path in folder.glob(f"{prefix}*.npz"))
-
-
-def _prefix(learner: str) -> str:
-    return f"non-finite-{learner}-"
-
-
-def explain(found: NonFinite, report: str) -> str:
-    """One line for the user: what happened, where to look, what to change."""
-    what = ", ".join(f"{name} {value}" for name, value in found.not_finite.items())
+def _explain(found: NonFinite, report: str) -> str:
+    values = ", ".join(f"{name} {value}" for name, value in found.not_finite.items())
     remedies = ["lower the learning rate", "set algorithm.max_gradient_norm"]
-    if found.skipped < found.steps:  # else leaving such steps out leaves nothing
+    if found.skipped < found.steps:  # otherwise, skipping leaves no step to train with
         remedies.append("use algorithm.non_finite: skip")
     return (
         f"learner {found.learner}: {found.skipped} of {found.steps} gradient steps of update {found.update} are not "
-        f"finite, first step {found.step} ({what}); report: {report}; "
+        f"finite, first step {found.step} ({values}); report: {report}; "
         f"{', '.join(remedies[:-1])} or {remedies[-1]}"
     )

@@ -10,20 +10,20 @@ from shared.types import Array, Metrics
 Energy = Callable[[Array, Array], jax.Array]
 ContrastiveLoss = Callable[[Array], jax.Array]
 
-_ROUNDING = 1e-6  # of a squared distance, relative to the squared norms it is the difference of
-_EPSILON = 1e-12  # keeps the root's gradient finite where two representations meet
+_ROUNDING = 1e-6  # rounding error of a squared distance, relative to the squared norms that it is computed from
+_EPSILON = 1e-12  # keeps the root's gradient finite where two representations are equal
 
 
 def _products(x: Array, y: Array) -> jax.Array:
-    """`x @ y.T` at full float32: in TF32 two points at norm 100 and distance 1 come out wrong by half."""
+    """Returns `x @ y.T` at full float32; in TF32, a distance of 1 between points of norm 100 is wrong by half."""
     return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def _squared_distances(x: Array, y: Array) -> jax.Array:
-    """`[B, B]` through one matmul; a `[B, B, E]` difference costs more than the networks do.
+    """Returns `[B, B]` through one matmul; a difference `[B, B, E]` would cost more than the networks do.
 
-    What lies below float32's rounding of the norms is held there, without a gradient: the root of a
-    rounding error would have a huge one.
+    Distances below float32's rounding of the norms are raised to it, without a gradient: the root of a rounding error
+    would have a huge gradient.
     """
     norms = jnp.sum(x**2, axis=-1)[:, None] + jnp.sum(y**2, axis=-1)[None, :]
     return jnp.maximum(norms - 2 * _products(x, y), jax.lax.stop_gradient(_ROUNDING * norms))
@@ -49,50 +49,38 @@ _MATRIX_ENERGIES: dict[str, Energy] = {
 
 
 def energy_matrix(name: str, phi: Array, psi: Array) -> jax.Array:
-    """`phi`, `psi` `[B, E]` to `[B, B]`: row i holds f(s_i, a_i, g_j) for every goal j.
+    """Returns `[B, B]` of `phi`, `psi` `[B, E]`: row i holds f(s_i, a_i, g_j) for every goal j.
 
-    The diagonal, the positives, comes from the direct difference: there the two are close and the matmul
-    loses digits.
+    The diagonal holds the positives. It comes from the direct difference, since the matmul loses digits where two
+    representations are close.
     """
     matrix = _MATRIX_ENERGIES[name](phi, psi)
     return jnp.where(jnp.eye(matrix.shape[0], dtype=bool), PAIR_ENERGIES[name](phi, psi)[:, None], matrix)
 
 
 def forward_infonce(energy: Array) -> jax.Array:
-    """`energy` `[B, B]`, rows as classifications over goals (van den Oord et al., 2018)."""
+    """InfoNCE of `energy` `[B, B]`: each row classifies the goals (van den Oord et al., 2018)."""
     return jnp.mean(jax.nn.logsumexp(energy, axis=1) - jnp.diagonal(energy))
 
 
-def backward_infonce(energy: Array) -> jax.Array:
-    """`energy` `[B, B]`, columns as classifications over states and actions."""
-    return forward_infonce(energy.T)
-
-
-def symmetric_infonce(energy: Array) -> jax.Array:
-    """The mean of both directions."""
-    return 0.5 * (forward_infonce(energy) + backward_infonce(energy))
-
-
 def binary_nce(energy: Array) -> jax.Array:
-    """Every pair of `energy` `[B, B]` as real or not, positives and negatives weighing the same."""
+    """Classifies every pair of `energy` `[B, B]` as positive or negative; both classes have the same weight."""
     batch = energy.shape[0]
-    positives = jnp.diagonal(energy)
-    real = -jnp.mean(jax.nn.log_sigmoid(positives))
+    positives = -jnp.mean(jax.nn.log_sigmoid(jnp.diagonal(energy)))
     not_real = -jax.nn.log_sigmoid(-energy)
-    negatives = jnp.sum(jnp.where(jnp.eye(batch, dtype=bool), 0.0, not_real)) / (batch * (batch - 1))
-    return real + negatives
+    return positives + jnp.sum(jnp.where(jnp.eye(batch, dtype=bool), 0.0, not_real)) / (batch * (batch - 1))
 
 
 CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
     "forward_infonce": forward_infonce,
-    "backward_infonce": backward_infonce,
-    "symmetric_infonce": symmetric_infonce,
+    "backward_infonce": lambda energy: forward_infonce(energy.T),  # each column classifies the states and actions
+    "symmetric_infonce": lambda energy: 0.5 * (forward_infonce(energy) + forward_infonce(energy.T)),
     "binary_nce": binary_nce,
 }
 
 
 def critic_loss(energy: Array, contrastive: ContrastiveLoss, logsumexp_penalty: float) -> tuple[jax.Array, Metrics]:
-    """`energy` `[B, B]` to the critic's loss; the penalty keeps the rows' partition functions near 1."""
+    """Critic's loss, given `energy` `[B, B]`; the penalty keeps the rows' partition functions near 1."""
     batch = energy.shape[0]
     log_partition = jax.nn.logsumexp(energy, axis=1)
     positives = jnp.diagonal(energy)
@@ -107,11 +95,11 @@ def critic_loss(energy: Array, contrastive: ContrastiveLoss, logsumexp_penalty: 
 
 
 def actor_loss(log_prob: Array, energy: Array, log_alpha: Array) -> tuple[jax.Array, Metrics]:
-    """`log_prob`, `energy` `[B]` of the actor's own actions towards the relabelled goals."""
+    """Actor's loss, given `log_prob` and `energy` `[B]` of its own actions towards the relabelled goals."""
     loss = jnp.mean(jnp.exp(log_alpha) * log_prob - energy)
     return loss, {"actor/loss": loss, "actor/entropy": -jnp.mean(log_prob), "actor/energy": jnp.mean(energy)}
 
 
 def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: float) -> jax.Array:
-    """Moves the entropy coefficient until `-log_prob` `[B]` is `target_entropy` on average (SAC)."""
+    """Entropy coefficient's loss: raises it while `-log_prob` `[B]` is below `target_entropy` on average (SAC)."""
     return jnp.exp(log_alpha) * jnp.mean(jax.lax.stop_gradient(-log_prob - target_entropy))

@@ -1,4 +1,4 @@
-"""Hindsight goals: which later state each row of a window is taught to reach. On the device, O(W) a window."""
+"""Hindsight goals: each row of a window learns to reach a later row. On the device, O(W) for each window."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from shared.types import Array, Rows
 
-SELF_WEIGHT = 1e-5  # of a row as its own goal: the fallback where its episode has no later row
+SELF_WEIGHT = 1e-5  # weight of a row as its own goal: the fallback where its episode has no later row
 
 
 class Transitions(NamedTuple):
-    """`state` `[..., S]`, `action` `[..., A]`, `goal` `[..., G]`: what a gradient step trains on."""
+    """Input of a gradient step: `state` `[..., S]`, `action` `[..., A]`, `goal` `[..., G]`."""
 
     state: Array
     action: Array
@@ -19,10 +19,10 @@ class Transitions(NamedTuple):
 
 
 def crop(rows: Rows, length: int, max_offset: int, key: Array) -> Rows:
-    """`length` consecutive rows of each window, from an offset drawn uniformly from 0..`max_offset`.
+    """Crops `rows` `[B, K * T, ...]` to `length` consecutive rows of each window, `[B, length, ...]`.
 
-    `rows` `[B, K * T, ...]` to `[B, length, ...]`. `key` is consumed. A window ends where a chunk ends, so
-    only with offsets 0..T-1 does every start occur.
+    Offsets are uniform in 0..`max_offset`. A window ends where a chunk ends, so every start occurs only with the
+    offsets 0..T-1. `key` is consumed.
     """
     offsets = jax.random.randint(key, (rows.episode.shape[0],), 0, max_offset + 1)
 
@@ -33,7 +33,7 @@ def crop(rows: Rows, length: int, max_offset: int, key: Array) -> Rows:
 
 
 def later_rows(episode: Array) -> jax.Array:
-    """How many later rows of the same episode follow each row: `[B, W]` int32 of `episode` `[B, W]`."""
+    """Returns the number `[B, W]` int32 of later rows in each row's episode, given `episode` `[B, W]`."""
     length = episode.shape[-1]
     index = jnp.arange(length)
     last_of_episode = jnp.concatenate([episode[:, 1:] != episode[:, :-1], jnp.ones_like(episode[:, :1], bool)], axis=1)
@@ -42,10 +42,10 @@ def later_rows(episode: Array) -> jax.Array:
 
 
 def goal_offsets(episode: Array, discount: float, key: Array) -> jax.Array:
-    """How far ahead the goal row of each row lies: `[B, W]` int32 of `episode` `[B, W]`. `key` is consumed.
+    """Returns the distance `[B, W]` int32, in rows, from each row to its goal row, given `episode` `[B, W]`.
 
-    Row i takes row j > i of its episode with probability proportional to `discount ** (j - i)` and itself
-    with weight 1e-5; drawn by inverting the truncated geometric distribution, not from a `[W, W]` matrix.
+    Row i draws row j > i of its episode with probability proportional to `discount ** (j - i)`, and itself with weight
+    1e-5. The draw inverts the truncated geometric distribution, so no `[W, W]` matrix is needed. `key` is consumed.
     """
     later = later_rows(episode)
     log_discount = jnp.log(discount)
@@ -58,10 +58,10 @@ def goal_offsets(episode: Array, discount: float, key: Array) -> jax.Array:
 
 
 def relabel(rows: Rows, goal_indices: tuple[int, ...], discount: float, key: Array) -> Transitions:
-    """`rows` `[B, W, ...]` with hindsight goals, as `[B, W - 1, ...]`: the last row has no later one.
+    """Returns `rows` `[B, W, ...]` with hindsight goals, as `[B, W - 1, ...]`: the last row has no later one.
 
-    Algorithm: Wang et al. (2025), after Eysenbach et al., "Contrastive Learning as Goal-Conditioned RL"
-    (2022). `key` is consumed.
+    Algorithm: Wang et al. (2025), after Eysenbach et al., "Contrastive Learning as Goal-Conditioned RL" (2022).
+    `key` is consumed.
     """
     index = jnp.arange(rows.episode.shape[1]) + goal_offsets(rows.episode, discount, key)
     achieved = rows.state[..., jnp.array(goal_indices)]

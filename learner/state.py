@@ -1,4 +1,4 @@
-"""Everything a learner is, in one immutable structure."""
+"""State of a learner, in one immutable structure, and the optimisers that change it."""
 
 from typing import NamedTuple
 
@@ -25,9 +25,9 @@ class OptimiserStates(NamedTuple):
 
 
 class LearnerState(NamedTuple):
-    """`log_alpha` `[]`: log of the entropy coefficient. `updates` `[]` int32, the policy's version.
+    """`log_alpha` `[]`: log of the entropy coefficient. `updates` `[]` int32: the policy's version.
 
-    `key` is split by every update and never used twice.
+    Every update splits `key`, and no key is used twice.
     """
 
     actor: Params
@@ -39,41 +39,19 @@ class LearnerState(NamedTuple):
 
 
 def make_optimisers(algorithm: AlgorithmConfig) -> Optimisers:
-    """Adam for each; before it, actor's and critic's gradients are clipped where `max_gradient_norm` is set."""
-    return Optimisers(
-        _clipped_adam(algorithm.actor_learning_rate, algorithm.max_gradient_norm),
-        _clipped_adam(algorithm.critic_learning_rate, algorithm.max_gradient_norm),
-        optax.adam(algorithm.alpha_learning_rate),
-    )
-
-
-def _clipped_adam(learning_rate: float, max_norm: float | None) -> optax.GradientTransformation:
-    adam = optax.adam(learning_rate)
-    return adam if max_norm is None else optax.chain(optax.clip_by_global_norm(max_norm), adam)
+    """Returns Adam for each; `max_gradient_norm`, where set, clips the gradients of actor and critic before Adam."""
+    actor, critic = optax.adam(algorithm.actor_learning_rate), optax.adam(algorithm.critic_learning_rate)
+    if algorithm.max_gradient_norm is not None:
+        clip = optax.clip_by_global_norm(algorithm.max_gradient_norm)
+        actor, critic = optax.chain(clip, actor), optax.chain(clip, critic)
+    return Optimisers(actor, critic, optax.adam(algorithm.alpha_learning_rate))
 
 
 def init_state(networks: Networks, optimisers: Optimisers, spec: EnvSpec, key: Array) -> LearnerState:
-    """A learner before its first update. `key` is consumed.
-
-    One jitted call: made one by one, Adam's moments of a deep network take longer than its parameters.
-    """
-
-    @jax.jit
-    def init(key: Array) -> LearnerState:
-        params_key, key = jax.random.split(key)
-        params: NetworkParams = init_params(networks, spec, params_key)
-        log_alpha = jnp.zeros(())
-        return LearnerState(
-            actor=params.actor,
-            critic=params.critic,
-            log_alpha=log_alpha,
-            optimisers=OptimiserStates(
-                optimisers.actor.init(params.actor),
-                optimisers.critic.init(params.critic),
-                optimisers.alpha.init(log_alpha),
-            ),
-            key=key,
-            updates=jnp.zeros((), jnp.int32),
-        )
-
-    return init(key)
+    """Returns the state of a learner before its first update. `key` is consumed."""
+    params_key, key = jax.random.split(key)
+    params: NetworkParams = init_params(networks, spec, params_key)
+    log_alpha = jnp.zeros(())
+    trained = (*params, log_alpha)
+    states = OptimiserStates(*(optimiser.init(each) for optimiser, each in zip(optimisers, trained, strict=True)))
+    return LearnerState(*trained, optimisers=states, key=key, updates=jnp.zeros((), jnp.int32))

@@ -1,4 +1,4 @@
-"""Learner states on disk, by Orbax. No pickle: a checkpoint from elsewhere cannot run code."""
+"""Checkpoints of learner states, by Orbax. No pickle: a foreign checkpoint cannot run code."""
 
 from pathlib import Path
 from typing import Any
@@ -9,23 +9,23 @@ import orbax.checkpoint as ocp
 
 
 def save(path: Path, state: Any) -> None:
-    """Writes a pytree of arrays to the folder `path`, complete or not at all. Raises OSError on a full disk."""
+    """Writes a pytree of arrays to the folder `path`, completely or not at all. Raises OSError on a full disk."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(path).absolute(), _keys_as_data(state), force=True)
 
 
 def load(path: Path, like: Any) -> Any:
-    """The pytree saved in `path`, shaped like `like` (arrays or their shapes): on the host, keys aside.
+    """Returns the pytree saved in `path`, shaped like `like` (arrays or their shapes); all but random keys on the host.
 
-    Raises FileNotFoundError where there is no checkpoint.
+    Raises FileNotFoundError if there is no checkpoint.
     """
     if not Path(path).is_dir():
         raise FileNotFoundError(f"{path}: no checkpoint here; the run ended before it was written")
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(Path(path).absolute(), jax.eval_shape(_keys_as_data, like))
-    # Orbax gives what was saved from a device back bound to one; whoever computes with it would be compiled for that.
-    held = jax.tree.map(np.asarray, restored)
-    return jax.tree.map(lambda x, y: jax.random.wrap_key_data(y) if _is_key(x) else y, like, held)
+    # Orbax restores arrays committed to a device; code that uses them would be compiled for it. So copy to the host.
+    host = jax.tree.map(np.asarray, restored)
+    return jax.tree.map(lambda x, y: jax.random.wrap_key_data(y) if _is_key(x) else y, like, host)
 
 
 def _is_key(x: Any) -> bool:

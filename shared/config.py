@@ -1,9 +1,10 @@
-"""Experiments: what a user may say, checked at the edge.
+"""Configuration of an experiment, validated before anything starts.
 
 YAML -> `Experiment` (frozen, unknown keys refused) -> `Plan` (`shared/plan.py`). Inner functions receive
 values, never a configuration.
 """
 
+import re
 from collections import Counter
 from typing import Annotated, Literal
 
@@ -25,7 +26,7 @@ from shared.values import (
 )
 
 BLOCK_DEPTH = 4  # hidden Dense layers in one residual block
-LONGEST_NAME = 64  # of a learner: a part of file and table names
+LONGEST_NAME = 64  # characters of a learner's name, which is a part of file and table names
 ACTIVE = "active"  # the collector learner's name, in tables, metrics and summaries
 
 
@@ -34,7 +35,7 @@ class Frozen(BaseModel):
 
 
 class EnvOptions(Frozen):
-    """How an environment differs from what its id stands for."""
+    """Differences of an environment from the one that its id names."""
 
     episode_length: Annotated[Whole, Field(ge=2, le=10**6)] | None = None
     """Environment steps of an episode, and of a relabelling window; none: the environment's own."""
@@ -50,7 +51,7 @@ class EnvOptions(Frozen):
     """Mazes: a box for each wall cell, as in the reference, instead of few large ones."""
 
     def refuse(self, *names: str) -> "EnvOptions":
-        """These options, none of `names` among them. Raises ValueError that names the option."""
+        """Returns the options. Raises ValueError that names the option if one of `names` is set."""
         for name in names:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"env_options.{name}: this environment has no such option; leave it out")
@@ -63,16 +64,16 @@ LabelValue = Annotated[str, Field(pattern=rf"^{_NAME}$")]
 
 
 class Resources(Frozen):
-    """What one role takes of its node."""
+    """Resources of one role on its node."""
 
     cpus: NotNegative = 0
-    """Cores that Ray sets aside; 0 lets roles share what there is."""
+    """Cores that Ray reserves; 0: roles share all cores."""
     gpus: NotNegative | None = None
-    """GPUs, or a share of one; 0 keeps the role on the CPU; none: a share of what GPUs the cluster has."""
+    """GPUs, or a share of one; 0: the CPU alone; none: a share of the cluster's GPUs."""
     memory_gb: NotNegative = 0
-    """GB (1e9 bytes) of memory that Ray sets aside; it counts them and holds nobody to them."""
+    """GB (1e9 bytes) of memory that Ray reserves; it enforces no limit."""
     labels: dict[LabelKey, LabelValue] = {}
-    """Labels of the nodes that will do, such as `ray start --labels` gives them; none: any node."""
+    """Labels of suitable nodes, as given by `ray start --labels`; none: any node."""
     threads: Size | None = None
     """Threads of the CPU's computations; none: all cores."""
 
@@ -97,20 +98,20 @@ class NetworkConfig(Frozen):
     """Sizes of one network: its actor, state-action encoder and goal encoder."""
 
     depth: Depth = 4
-    """Hidden Dense layers in residual blocks of 4, of actor and critic."""
+    """Hidden Dense layers of actor and critic, in residual blocks of 4."""
     width: Size = 256
     actor_depth: Depth | None = None
-    """Where the actor differs from `depth`."""
+    """The actor's depth; none: `depth`."""
     actor_width: Size | None = None
     critic_depth: Depth | None = None
-    """Where the critic's two encoders differ from `depth`."""
+    """Depth of each of the critic's two encoders; none: `depth`."""
     critic_width: Size | None = None
     representation_size: Size = 64
     layer_norm: bool = True
     residual: bool = True
     activation: Literal["swish", "relu"] = "swish"
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation in the hidden layers; parameters, the way around the blocks and all losses are float32."""
+    """Precision of the hidden layers; parameters, residual connections and all losses are float32."""
 
     @field_validator("depth", "actor_depth", "critic_depth")
     @classmethod
@@ -125,14 +126,14 @@ class NetworkConfig(Frozen):
 
 
 class LearnerConfig(NetworkConfig):
-    """One learner: its network, its seed of initialisation and its resources."""
+    """A learner: its network, its seed of initialisation and its resources."""
 
     seed: Seed = 0
     resources: Resources = Resources()
 
 
 class CollectorConfig(NetworkConfig):
-    """The collector network, the learner that trains it, and the collectors that act with it."""
+    """The collector network, its learner, and the collectors that act with it."""
 
     seed: Seed = 0
     learner_resources: Resources = Resources()
@@ -154,7 +155,7 @@ class CollectorConfig(NetworkConfig):
 
 
 class AlgorithmConfig(Frozen):
-    """Contrastive RL's numbers; the defaults are the reference's."""
+    """Hyperparameters of contrastive RL; the defaults are the reference's."""
 
     discount: Annotated[Number, Field(gt=0, lt=1)] = 0.99
     batch_size: Annotated[Size, Field(ge=2)] = 512
@@ -170,39 +171,39 @@ class AlgorithmConfig(Frozen):
         "forward_infonce"
     )
     max_gradient_norm: PositiveFloat | None = None
-    """Actor's and critic's gradients are scaled down to this global norm, each by itself; none: left as they are."""
+    """Largest global norm of the actor's and of the critic's gradients, each; none: unlimited."""
     non_finite: Literal["skip", "end"] = "skip"
-    """Of a gradient step whose loss or gradients are not finite. skip: it is left out, counted, and reported; an
-    update without any finite step ends the run. end: the first such step does."""
+    """Reaction to a gradient step whose loss or gradients are not finite. skip: the step is left out, counted and
+    reported; an update without any finite step ends the run. end: the first such step ends the run."""
 
 
 class ReplayConfig(Frozen):
     """The replay buffer and the pace it sets."""
 
     steps_per_environment: PositiveInt = 10_000
-    """Newest environment steps of each environment that windows are drawn from."""
+    """Newest steps of each environment, from which windows are drawn."""
     prefill_steps: PositiveInt = 1_000
-    """Environment steps of each environment before training starts (at least one error buffer of windows)."""
+    """Steps of each environment before training starts (at least one error buffer of windows)."""
     samples_per_insert: Annotated[PositiveFloat, Field(ge=1e-6, le=1e6)] = 1.0
     """Windows trained on per window inserted since training could start; 1.0 reproduces the reference."""
     pace: Literal["lockstep", "free"] = "lockstep"
-    """lockstep: the slowest learner sets everyone's pace. free: only the collector learner's does."""
+    """lockstep: the slowest learner sets the pace. free: the collector learner does."""
     port: Annotated[Whole, Field(gt=0, lt=65536)] | None = None
     """The server's port; none: a free one."""
     timeout_seconds: PositiveFloat = 600.0
-    """Longest wait for one insert or sample before the run ends and says who waited for whom."""
+    """Longest wait for one insert or sample; after it the run ends, and its error says which role waited for which."""
     audit: bool = False
-    """Keep the key of every window that the server confirmed, under audit/ in the run directory: 16 bytes each."""
+    """Keep the keys of all windows that the server confirmed, in audit/ in the run directory: 16 bytes each."""
 
 
 class EvaluationConfig(Frozen):
-    """Deterministic policy, fresh episodes, equal keys for all learners."""
+    """Evaluations: deterministic policy, fresh episodes, equal keys for all learners."""
 
     env: EnvId | None = None
     """Another environment with equal sizes, such as a maze's `_eval` layout; none: the training environment."""
     episodes: Size = 128
     count: Size = 10
-    """Evaluations in a run, at equal distances in updates; the untrained policy's comes on top."""
+    """Evaluations in a run, at equal distances in updates, besides the one of the untrained policy."""
     resources: Resources = Resources()
 
 
@@ -211,49 +212,49 @@ class BudgetConfig(Frozen):
 
 
 class SnapshotConfig(Frozen):
-    """What `--resume` goes on from."""
+    """Snapshots, from which `--resume` resumes a run."""
 
     count: Size = 20
     """Snapshots in a run, at equal distances in updates."""
     keep: Size = 2
-    """The newest so many are kept, and the best by time at goal."""
+    """Number of newest snapshots that are kept, besides the best by time at goal."""
 
 
 class SupervisionConfig(Frozen):
-    """When a role counts as dead, and what is done about it."""
+    """Limits beyond which a role counts as dead, and its restarts."""
 
     heartbeat_seconds: PositiveFloat = 30.0
-    """Longest silence of a role's heartbeat."""
+    """Longest time without a heartbeat of a role."""
     progress_seconds: PositiveFloat = 600.0
-    """Longest time between two completed calls, counted after the first."""
+    """Longest time between two completed calls of a role, counted after the first."""
     start_seconds: PositiveFloat = 300.0
     """Longest time for all processes to start."""
     restarts_per_hour: Annotated[Whole, Field(ge=0, le=10**6)] = 10
-    """Of each role; one more death within an hour ends the run. 0: the first one does."""
+    """Restarts of each role; one more death within an hour ends the run."""
     disk_reserve_gb: NotNegative = 1.0
-    """GB (1e9 bytes) left free: with less, roles that write wait until there is room again."""
+    """GB (1e9 bytes) of disk that stay free; with less, roles that write wait for room."""
 
 
 class WandbConfig(Frozen):
-    """Where at Weights & Biases a run's metrics go, besides its own files."""
+    """Copies of a run's metrics at Weights & Biases."""
 
     project: Annotated[str, Field(pattern=rf"^[^/\\#?%:{CONTROL}]{{1,128}}$")] | None = None
-    """A project that gets the metrics that TensorBoard gets; none: wandb is not even imported."""
+    """Project that gets the same metrics as TensorBoard; none: wandb is not even imported."""
     entity: Annotated[str, Field(pattern=rf"^[^/\\#?%:{CONTROL}]{{1,128}}$")] | None = None
-    """The user or team that the project belongs to; none: the account's own choice."""
+    """User or team that owns the project; none: the account's default."""
 
     @model_validator(mode="after")
     def _whose(self) -> "WandbConfig":
         if self.entity is not None and self.project is None:
-            raise ValueError("entity says whose project it is, and there is none; name the project, too")
+            raise ValueError("entity names the owner of a project, and there is no project; name one, too")
         return self
 
 
 class Experiment(Frozen):
-    """One run: an environment, one collector network, and any number of passive learners."""
+    """Configuration of one run: an environment, one collector network, and any number of passive learners."""
 
     env: EnvId
-    """An id that `fathom envs` lists, or `package.module:Class` of your own."""
+    """An env id that `fathom envs` lists, or your own `package.module:Class`."""
     env_options: EnvOptions = EnvOptions()
     seed: Seed = 0
     collector: CollectorConfig = CollectorConfig()
@@ -266,37 +267,39 @@ class Experiment(Frozen):
     snapshots: SnapshotConfig = SnapshotConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     placement: Literal["pack", "spread"] = "pack"
-    """pack: all roles on as few nodes as will do. spread: those that act and those that learn apart, where possible."""
+    """pack: all roles on as few nodes as possible. spread: collectors and learners on different nodes, if possible."""
     record: bool = False
-    """Keep everything that the collectors insert, under stream/ in the run directory."""
+    """Keep all unrolls of the collectors, in stream/ in the run directory."""
     stream: Text | None = None
-    """A recorded stream's folder: passive learners train on it, and nothing collects; none: collectors do."""
+    """Folder of a recorded stream on which passive learners train; none: collectors make the data."""
     wandb: WandbConfig = WandbConfig()
 
     @model_validator(mode="after")
     def _names(self) -> "Experiment":
+        options = Counter(name.replace("-", "_") for name in self.learners)  # `--learners.a-b` means both
         for name in self.learners:
+            wrong = ""
             if name == ACTIVE:
-                raise ValueError(f"learners.{ACTIVE}: this name is the collector learner's; choose another")
-            if not name.replace("_", "").replace("-", "").isalnum() or not name.isascii():
-                raise ValueError(f"learners.{name}: use letters, digits, '-' and '_' in a learner's name")
-            if len(name) > LONGEST_NAME:
-                raise ValueError(f"learners.{name}: use at most {LONGEST_NAME} characters in a learner's name")
-        options = Counter(name.replace("-", "_") for name in self.learners)  # `--learners.a-b` is both
-        for name in self.learners:
-            if options[name.replace("-", "_")] > 1:
-                raise ValueError(f"learners.{name}: another name differs in '-' and '_' alone; choose another")
+                wrong = "this name is the collector learner's; choose another"
+            elif not re.fullmatch("[A-Za-z0-9_-]*[A-Za-z0-9][A-Za-z0-9_-]*", name):
+                wrong = "use letters, digits, '-' and '_' in a learner's name"
+            elif len(name) > LONGEST_NAME:
+                wrong = f"use at most {LONGEST_NAME} characters in a learner's name"
+            elif options[name.replace("-", "_")] > 1:
+                wrong = "another name differs in '-' and '_' alone; choose another"
+            if wrong:
+                raise ValueError(f"learners.{name}: {wrong}")
         return self
 
     @model_validator(mode="after")
     def _shared_out(self) -> "Experiment":
         for name, learner in self.all_learners.items():
-            gpus = int(learner.resources.gpus or 0)
-            for count in ("batch_size", "windows_per_update"):
-                if gpus > 1 and getattr(self.algorithm, count) % gpus:
+            gpus = max(int(learner.resources.gpus or 0), 1)
+            for field in ("batch_size", "windows_per_update"):
+                if (size := getattr(self.algorithm, field)) % gpus:
                     raise ValueError(
-                        f"algorithm.{count}: {getattr(self.algorithm, count)} cannot be shared out among the {gpus} "
-                        f"GPUs of learner {name}; use a multiple of {gpus}"
+                        f"algorithm.{field}: {size} cannot be shared out among the {gpus} GPUs of learner {name}; "
+                        f"use a multiple of {gpus}"
                     )
         return self
 
@@ -314,11 +317,11 @@ class Experiment(Frozen):
 
     @property
     def all_learners(self) -> dict[str, LearnerConfig]:
-        """Every learner by name, the collector learner first; a stream needs none."""
+        """Learners by name, the collector learner first; with a stream there is no collector learner."""
         return self.learners if self.stream else {ACTIVE: self.collector.learner, **self.learners}
 
     def learner(self, name: str) -> LearnerConfig:
-        """The learner called `name`. Raises ConfigError that lists the names there are."""
+        """Returns the learner called `name`. Raises ConfigError that lists the names."""
         if name not in self.all_learners:
             raise ConfigError(f"learner {name!r} is not in this run; it has: {', '.join(self.all_learners)}")
         return self.all_learners[name]

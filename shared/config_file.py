@@ -1,4 +1,4 @@
-"""Configuration files: YAML to `Experiment`, and one line for each mistake in them."""
+"""Configuration files: YAML to `Experiment`, with one line for each mistake."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,20 +16,25 @@ RENAMED = {
     "environments": "envs",
     "evaluation_environments": "evaluation_envs",
 }
-"""Keys of older versions, and what they are called now."""
-SHOWN_CHARS = 80  # of a mistaken value in its message
+"""New names of keys of older versions."""
+MOST_BYTES = 2**18  # of a file: PyYAML reads some 100 kB a second
+SHOWN_CHARS = 80  # of a wrong value, in its message
 
 
 def load_experiment(path: Path) -> Experiment:
-    """The experiment in a YAML file. Raises ConfigError, a line for each mistake."""
+    """Returns the experiment in a YAML file. Raises ConfigError, a line for each mistake."""
     loaded = {key: value for key, value in read_yaml(path, "experiment", "env").items() if key != "provenance"}
-    return parse_experiment(loaded, prefix=f"{path}: ")  # provenance is of a run's config.yaml
+    return parse_experiment(loaded, prefix=f"{path}: ")  # a run's config.yaml has its provenance, too
 
 
 def read_yaml(path: Path, what: str, key: str) -> Mapping:
-    """The mapping in a YAML file: of a `what`, which needs at least `key`. Raises ConfigError."""
+    """Returns the mapping in the YAML file of a `what`, which needs at least `key`. Raises ConfigError."""
     try:
-        loaded = strict_yaml.load(strict_yaml.read_text(Path(path)))
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)  # a device may have no end
+        if len(content) > MOST_BYTES:
+            raise yaml.YAMLError(f"more than {MOST_BYTES // 1024} kB")
+        loaded = strict_yaml.load(content.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         cause = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(f"{path}: cannot be read ({cause}); name the {what}'s YAML file") from error
@@ -43,7 +48,7 @@ def read_yaml(path: Path, what: str, key: str) -> Mapping:
 
 
 def parse_experiment(values: Mapping, prefix: str = "") -> Experiment:
-    """`values` as an Experiment. Raises ConfigError, a line for each mistake, each naming its field."""
+    """Returns `values` as an Experiment. Raises ConfigError: a line for each mistake, with its field."""
     try:
         return Experiment.model_validate(dict(values))
     except ValidationError as error:
@@ -51,7 +56,7 @@ def parse_experiment(values: Mapping, prefix: str = "") -> Experiment:
 
 
 def explain(error: ValidationError, model: type[BaseModel] = Experiment) -> list[str]:
-    """One line for each mistake: the field, what is wrong, and what was given."""
+    """Returns a line for each mistake: the field, what is wrong, and the value."""
     lines = []
     for mistake in error.errors():
         field = ".".join(_short(str(part)) for part in mistake["loc"])
@@ -71,21 +76,17 @@ def _short(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """One line that a terminal shows as it is, whatever a file's names and values hold."""
+    """Returns `text` as one line without control characters, which a file's names and values may hold."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _explain_unknown_key(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """Returns the new name of a renamed key, or the keys of `model` that exist where `location` ends."""
     new_name = RENAMED.get(".".join(map(str, location)))
-    if new_name and _has_key(model, new_name):
+    if new_name and new_name.split(".")[0] in model.model_fields:
         return f"is now called {new_name}; use that name"
     if location[0] == "learners" and len(location) > 1:
         model, location = LearnerConfig, location[2:]
     for part in location[:-1]:
         model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
     return "unknown key; known here: " + ", ".join(model.model_fields)
-
-
-def _has_key(model: type[BaseModel], key: str) -> bool:
-    return key.split(".")[0] in model.model_fields

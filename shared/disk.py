@@ -1,6 +1,6 @@
-"""Capacity on the disk of a run: who writes waits below a reserve, so that a full disk is a pause and loses nothing.
+"""Reserve of free space on a run's disk: below it roles that write wait, so that a full disk loses nothing.
 
-What the driver writes is little, while roles wait next to nothing; it comes out of the reserve.
+The driver never waits: it writes little, next to nothing while roles wait, and the reserve covers that.
 """
 
 import shutil
@@ -12,21 +12,17 @@ from typing import Any
 from shared.metrics import Reporter
 
 GB = 1e9
-DISK_SPACE = "disk space"
-"""What a role waits for, as its report says."""
+DISK_SPACE = "disk space"  # reason of a wait in a role's report
 POLL_S = 1.0
-ROOM_AGAIN = 1.1  # times the reserve; or each write could be the last before the next wait
+ROOM_AGAIN = 1.1  # free space, in reserves, that ends a wait; at 1 each write could cause the next wait
 
 
 class StoppedWaiting(RuntimeError):
-    """Asked to stop while there was no room: what was to be written is not."""
+    """A request to stop during a wait for room; the data are not written."""
 
 
 class Disk:
-    """The disk that `folder` lies on, of which `reserve_gb` GB (1e9 bytes) are left free; 0: none are.
-
-    All members raise OSError where `folder` is gone.
-    """
+    """The disk of `folder` with a reserve, in GB (1e9 bytes). Members raise OSError if the folder is gone."""
 
     def __init__(self, folder: Path, reserve_gb: float) -> None:
         self.folder, self.reserve_gb = Path(folder), reserve_gb
@@ -37,16 +33,16 @@ class Disk:
 
     @property
     def short(self) -> bool:
-        """Whether less than the reserve is left."""
+        """True if less than the reserve is free."""
         return self.free_gb < self.reserve_gb
 
     @property
     def roomy(self) -> bool:
-        """Whether there is enough for a role that waits to go on."""
+        """True if enough is free to end a wait."""
         return self.free_gb >= ROOM_AGAIN * self.reserve_gb
 
     def wait_for_room(self, reporter: Reporter, should_stop: Callable[[], bool]) -> None:
-        """Returns at once unless the disk is short, else when it is roomy. Raises StoppedWaiting on `should_stop()`."""
+        """Waits, if the disk is short, until it is roomy. Raises StoppedWaiting on `should_stop()`."""
         if not self.short:
             return
         with reporter.waiting(DISK_SPACE):
@@ -58,24 +54,21 @@ class Disk:
 
 
 class DiskNotices:
-    """Says who begins to wait for room on a disk, and who goes on: a line each."""
+    """Lines to the user about roles that begin or end a wait for room on a disk."""
 
     def __init__(self, disk: Disk, say: Callable[[str], None]) -> None:
         self._disk, self._say = disk, say
         self._waiting: set[object] = set()
 
     def tell(self, waits: Mapping[Any, str]) -> None:
-        """`waits`: what each role waits for right now, empty while it works; who is left out is as before."""
-        for role, what in waits.items():
-            if what == DISK_SPACE and role not in self._waiting:
-                self._waiting.add(role)
-                self._say(
-                    f"{self._state()}, too little by supervision.disk_reserve_gb ({self._disk.reserve_gb:g}); "
-                    f"{role} waits for room"
-                )
-            elif what != DISK_SPACE and role in self._waiting:
-                self._waiting.remove(role)
-                self._say(f"{self._state()}; {role} goes on")
-
-    def _state(self) -> str:
-        return f"the disk of {self._disk.folder} has {self._disk.free_gb:.2g} GB left"
+        """Says what changed. `waits`: the reason of each role's wait, or empty; absent roles are unchanged."""
+        for role, reason in waits.items():
+            if (reason == DISK_SPACE) == (role in self._waiting):
+                continue
+            self._waiting ^= {role}
+            left = f"the disk of {self._disk.folder} has {self._disk.free_gb:.2g} GB left"
+            if reason == DISK_SPACE:
+                reserve = f"too little by supervision.disk_reserve_gb ({self._disk.reserve_gb:g})"
+                self._say(f"{left}, {reserve}; {role} waits for room")
+            else:
+                self._say(f"{left}; {role} goes on")

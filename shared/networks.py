@@ -1,7 +1,7 @@
-"""The one trunk, and the three networks made of it.
+"""Residual trunk, and the three networks of a learner that are built on it.
 
-Wang et al., "1000 Layer Networks for Self-Supervised RL" (2025), section 3: residual blocks of four
-[Dense, LayerNorm, swish], which together make depth trainable.
+Source: Wang et al., "1000 Layer Networks for Self-Supervised RL" (2025), section 3. A residual block has four layers of
+[Dense, LayerNorm, swish]; residual path and layer norm together make depth trainable.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,27 +25,21 @@ _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def norm_activation(activation: str, x: jax.Array, scale: Array, bias: Array) -> jax.Array:
-    """The activation of `x` `[..., width]` normalised over its last axis, then scaled and shifted by `[width]`.
+    """Normalises `x` `[..., width]` over its last axis, scales and shifts it by `[width]`, applies the activation.
 
-    Its gradient is written out: what JAX derives from the mean and the variance passes over the row twice as often.
+    The gradient is written out: the gradient that JAX derives from mean and variance reads each row twice as often.
     """
     normal, _ = _normalise(x)
     return ACTIVATIONS[activation](normal * scale + bias).astype(x.dtype)
 
 
 def _normalise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rows of mean 0 and variance 1, and the reciprocal of what they were divided by; in float32, as flax does it."""
+    """Returns rows of mean 0 and variance 1, and the factor that gave them variance 1; in float32, as flax does."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.maximum(jnp.mean(x * x, axis=-1, keepdims=True) - mean * mean, 0)
     reciprocal = jax.lax.rsqrt(variance + _NORM_EPSILON)
     return (x - mean) * reciprocal, reciprocal
-
-
-def _norm_activation_forwards(
-    activation: str, x: jax.Array, scale: Array, bias: Array
-) -> tuple[jax.Array, tuple[jax.Array, Array, Array]]:
-    return norm_activation(activation, x, scale, bias), (x, scale, bias)
 
 
 def _norm_activation_backwards(
@@ -62,7 +56,9 @@ def _norm_activation_backwards(
     return d_x.astype(x.dtype), jnp.sum(d_shifted * normal, axis=rows), jnp.sum(d_shifted, axis=rows)
 
 
-norm_activation.defvjp(_norm_activation_forwards, _norm_activation_backwards)
+norm_activation.defvjp(
+    lambda activation, *inputs: (norm_activation(activation, *inputs), inputs), _norm_activation_backwards
+)
 
 
 class _NormActivation(nn.Module):
@@ -94,24 +90,21 @@ class _Layer(nn.Module):
 
 
 class _Block(nn.Module):
-    """`[..., width]` to the same: four layers and the way around them, which is float32 at any precision."""
+    """`[..., width]` to the same: four layers and a residual path, which is float32 at any precision."""
 
-    width: int
-    layer_norm: bool
+    layer: Callable[[], _Layer]
     residual: bool
-    activation: str
-    precision: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x
-        for _layer in range(BLOCK_DEPTH):
-            y = _Layer(self.width, self.layer_norm, self.activation, self.precision)(y)
+        for _ in range(BLOCK_DEPTH):
+            y = self.layer()(y)
         return x + y if self.residual else y.astype(x.dtype)
 
 
 class Trunk(nn.Module):
-    """`[..., *]` to `[..., width]`: a stem layer, then `depth / 4` blocks, their parameters stacked."""
+    """`[..., *]` to `[..., width]`: a stem layer, then `depth / 4` blocks, whose parameters are stacked."""
 
     depth: int
     width: int
@@ -121,7 +114,7 @@ class Trunk(nn.Module):
     precision: str = "float32"
 
     def setup(self) -> None:
-        self._stem = _Layer(self.width, self.layer_norm, self.activation, self.precision, name="stem")
+        self._stem = self._layer(name="stem")
         self.blocks = self.param("blocks", self._init_blocks)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -131,8 +124,12 @@ class Trunk(nn.Module):
         return self._stem(x).astype(jnp.float32)
 
     @property
+    def _layer(self) -> Callable[..., _Layer]:
+        return partial(_Layer, self.width, self.layer_norm, self.activation, self.precision)
+
+    @property
     def block(self) -> _Block:
-        return _Block(self.width, self.layer_norm, self.residual, self.activation, self.precision, parent=None)
+        return _Block(self._layer, self.residual, parent=None)
 
     def _init_blocks(self, key: Array) -> Params:
         keys = jax.random.split(key, self.depth // BLOCK_DEPTH)
@@ -140,11 +137,11 @@ class Trunk(nn.Module):
 
 
 def run_blocks(blocks: Sequence[_Block], stacked: Sequence[Params], xs: Sequence[jax.Array]) -> list[jax.Array]:
-    """Each of `xs` `[..., width]` through its own blocks, whose parameters are `stacked` `[depth / 4, ...]`.
+    """Runs each of `xs` `[..., width]` through its own blocks, whose parameters are `stacked` `[depth / 4, ...]`.
 
-    One scan for all, so that tracing and compiling cost the same at any depth, and so that what one network
-    computes alone fills the other's pauses. Of each layer only the product with its kernel is kept for the
-    gradient: on its way through memory the rest costs more than computing it again.
+    One scan runs all of them: tracing and compiling cost the same at any depth, and one network computes on the cores
+    that another one leaves idle. The gradient keeps each layer's product with its kernel and computes everything else
+    again, which costs less than moving it through memory.
     """
     lengths = [len(jax.tree.leaves(params)[0]) for params in stacked]
     shortest = min(lengths)
@@ -153,57 +150,55 @@ def run_blocks(blocks: Sequence[_Block], stacked: Sequence[Params], xs: Sequence
         return [block.apply({"params": each}, x) for block, each, x in zip(blocks, params, xs, strict=True)], None
 
     body = jax.checkpoint(body, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-    first = [jax.tree.map(lambda x: x[:shortest], params) for params in stacked]
-    done, _ = jax.lax.scan(body, list(xs), first)
+    outputs, _ = jax.lax.scan(body, list(xs), [jax.tree.map(lambda x: x[:shortest], params) for params in stacked])
     deeper = [i for i, length in enumerate(lengths) if length > shortest]
     if deeper:
         rest = [jax.tree.map(lambda x: x[shortest:], stacked[i]) for i in deeper]
-        for i, x in zip(deeper, run_blocks([blocks[i] for i in deeper], rest, [done[i] for i in deeper]), strict=True):
-            done[i] = x
-    return done
+        final = run_blocks([blocks[i] for i in deeper], rest, [outputs[i] for i in deeper])
+        for i, x in zip(deeper, final, strict=True):
+            outputs[i] = x
+    return outputs
 
 
-class Encoder(nn.Module):
-    """`[..., *]` to a representation `[..., E]`."""
+class _Network(nn.Module):
+    """Trunk on all inputs side by side, then the heads of a subclass; its parts are callable by themselves."""
 
     trunk: Trunk
+
+    def __call__(self, *inputs: Array) -> Any:
+        return self.after_blocks(self.trunk(jnp.concatenate(inputs, axis=-1)))
+
+    def before_blocks(self, *inputs: Array) -> jax.Array:
+        return self.trunk.stem(jnp.concatenate(inputs, axis=-1))
+
+
+class Encoder(_Network):
+    """Inputs `[..., *]` to a representation `[..., E]`."""
+
     representation_size: int
 
     def setup(self) -> None:
         self.head = nn.Dense(self.representation_size, kernel_init=_kernel_init)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.after_blocks(self.trunk(x))
-
-    def before_blocks(self, x: jax.Array) -> jax.Array:
-        return self.trunk.stem(x)
-
     def after_blocks(self, x: jax.Array) -> jax.Array:
         return self.head(x)
 
 
-class Actor(nn.Module):
+class Actor(_Network):
     """State `[..., S]` and goal `[..., G]` to mean and log std `[..., A]` of the action before its tanh."""
 
-    trunk: Trunk
     action_size: int
 
     def setup(self) -> None:
         self.mean = nn.Dense(self.action_size, kernel_init=_kernel_init)
         self.log_std = nn.Dense(self.action_size, kernel_init=_kernel_init)
 
-    def __call__(self, state: Array, goal: Array) -> tuple[jax.Array, jax.Array]:
-        return self.after_blocks(self.trunk(jnp.concatenate([state, goal], axis=-1)))
-
-    def before_blocks(self, state: Array, goal: Array) -> jax.Array:
-        return self.trunk.stem(jnp.concatenate([state, goal], axis=-1))
-
     def after_blocks(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self.mean(x), LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (nn.tanh(self.log_std(x)) + 1)
 
 
 class Pass(NamedTuple):
-    """`network.apply(params, *inputs)`, still to be made."""
+    """Arguments of one forward pass, `network.apply(params, *inputs)`."""
 
     network: Actor | Encoder
     params: Params
@@ -211,7 +206,7 @@ class Pass(NamedTuple):
 
 
 def side_by_side(*passes: Pass) -> list[Any]:
-    """What each pass gives, all of them run in one scan over their blocks; equal to one after the other."""
+    """Returns the output of each pass, all computed in one scan over their blocks; equal to one after the other."""
     xs = [each.network.apply(each.params, *each.inputs, method="before_blocks") for each in passes]
     blocks = [each.network.trunk.block for each in passes]
     xs = run_blocks(blocks, [each.params["params"]["trunk"]["blocks"] for each in passes], xs)
@@ -219,18 +214,11 @@ def side_by_side(*passes: Pass) -> list[Any]:
 
 
 class Networks(NamedTuple):
-    """The actor, the state-action encoder phi `[..., S + A]` and the goal encoder psi `[..., G]`."""
+    """Actor, state-action encoder phi (inputs `[..., S]` and `[..., A]`) and goal encoder psi (input `[..., G]`)."""
 
     actor: Actor
     state_action: Encoder
     goal: Encoder
-
-
-class NetworkParams(NamedTuple):
-    """Parameters of `Networks`, the critic's two encoders under one name since they train together."""
-
-    actor: Params
-    critic: "CriticParams"
 
 
 class CriticParams(NamedTuple):
@@ -238,53 +226,40 @@ class CriticParams(NamedTuple):
     goal: Params
 
 
+class NetworkParams(NamedTuple):
+    """Parameters of `Networks`; the critic is both encoders, since they train together."""
+
+    actor: Params
+    critic: CriticParams
+
+
 def make_networks(config: NetworkConfig, spec: EnvSpec) -> Networks:
-    """The three networks of one learner, sized by `config`, for an environment's `spec`."""
-
-    def trunk(depth: int | None, width: int | None) -> Trunk:
-        return Trunk(
-            depth or config.depth,
-            width or config.width,
-            config.layer_norm,
-            config.residual,
-            config.activation,
-            config.precision,
-        )
-
-    critic = trunk(config.critic_depth, config.critic_width)
-    return Networks(
-        actor=Actor(trunk(config.actor_depth, config.actor_width), spec.action_size),
-        state_action=Encoder(critic, config.representation_size),
-        goal=Encoder(critic, config.representation_size),
-    )
+    """Returns the three networks of one learner, in the sizes of `config` and of an environment's `spec`."""
+    switches = config.layer_norm, config.residual, config.activation, config.precision
+    actor = Trunk(config.actor_depth or config.depth, config.actor_width or config.width, *switches)
+    critic = Trunk(config.critic_depth or config.depth, config.critic_width or config.width, *switches)
+    encoder = Encoder(critic, config.representation_size)
+    return Networks(Actor(actor, spec.action_size), encoder, encoder)
 
 
+@partial(jax.jit, static_argnums=(0, 1))  # op by op, initialisation takes more than twice as long
 def init_params(networks: Networks, spec: EnvSpec, key: Array) -> NetworkParams:
-    """Fresh parameters. `key` is consumed. Jitted, so that depth costs no tracing here either."""
-
-    @jax.jit
-    def init(key: Array) -> NetworkParams:
-        actor_key, state_action_key, goal_key = jax.random.split(key, 3)
-        state, action, goal = (jnp.zeros(n) for n in (spec.state_size, spec.action_size, spec.goal_size))
-        return NetworkParams(
-            actor=networks.actor.init(actor_key, state, goal),
-            critic=CriticParams(
-                state_action=networks.state_action.init(state_action_key, jnp.concatenate([state, action])),
-                goal=networks.goal.init(goal_key, goal),
-            ),
-        )
-
-    return init(key)
+    """Returns initial parameters. `key` is consumed."""
+    actor_key, state_action_key, goal_key = jax.random.split(key, 3)
+    state, action, goal = (jnp.zeros(size) for size in (spec.state_size, spec.action_size, spec.goal_size))
+    state_action = networks.state_action.init(state_action_key, state, action)
+    critic = CriticParams(state_action, networks.goal.init(goal_key, goal))
+    return NetworkParams(networks.actor.init(actor_key, state, goal), critic)
 
 
 def param_shapes(networks: Networks, spec: EnvSpec) -> NetworkParams:
-    """The parameters' shapes, without making them."""
-    return jax.eval_shape(lambda key: init_params(networks, spec, key), jax.random.key(0))
+    """Returns the parameters' shapes without creating the parameters."""
+    return jax.eval_shape(partial(init_params, networks, spec), jax.random.key(0))
 
 
-@lru_cache  # console, record and summary ask for it
+@lru_cache  # the console, the run directory and the summary ask for the same sizes
 def network_size(networks: Networks, spec: EnvSpec) -> int:
-    """Parameters of actor and critic together."""
+    """Returns the number of parameters of actor and critic together."""
     return parameter_count(param_shapes(networks, spec))
 
 

@@ -1,19 +1,20 @@
-"""Versioned weights on their way from the collector learner to the collectors."""
+"""Versioned policies on their way from the collector learner to the collectors."""
 
 from typing import Any, NamedTuple
 
 
 class Policy(NamedTuple):
-    """An actor's parameters; `version` counts the updates that made them."""
+    """Parameters of an actor after `version` updates."""
 
     version: int
     params: Any
 
 
 class ParamStore:
-    """Holds the newest published policy, or a reference to it. Older versions never replace newer ones.
+    """Store of the newest published policy, or of a reference to it. Older versions never replace newer ones.
 
-    Who made it takes it along when it dies: `clear` forgets it, so that the next life's may be older.
+    Weights die with the learner that published them. `clear` drops the reference, so that the learner's next
+    incarnation may publish an older version.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,6 @@ class ParamStore:
         self._newest = None
 
     def newest(self, above: int = -1) -> Policy | None:
-        """The newest policy; none while nothing newer than version `above` was published."""
+        """Returns the newest policy; none if it is no newer than version `above`."""
         newest = self._newest
         return newest if newest is not None and newest.version > above else None

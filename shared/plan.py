@@ -1,4 +1,4 @@
-"""The numbers that follow from an experiment once its environment's sizes are known."""
+"""Plan of a run: the numbers that follow from an experiment and its environment."""
 
 import math
 
@@ -8,10 +8,10 @@ from shared.errors import ConfigError
 
 
 class Plan(Frozen):
-    """The numbers that follow from an experiment and its environment; counts are whole-run totals.
+    """Numbers of a run; counts are totals of the whole run, windows and updates those of one learner.
 
-    Windows and updates are per learner. Training may start once `prefill_windows` are in; from then on
-    `samples_per_insert` windows are trained on for each one inserted.
+    Training starts once `prefill_windows` are inserted. From then on, learners train on `samples_per_insert` windows
+    for each window inserted.
     """
 
     unroll_length: int  # T
@@ -42,12 +42,12 @@ class Plan(Frozen):
         return self.windows_after(self.unrolls)
 
     def windows_after(self, unrolls: int) -> int:
-        """Windows inserted once every collector has made `unrolls` unrolls."""
+        """Returns the windows inserted when every collector has made `unrolls` unrolls."""
         return max(unrolls - self.chunks_per_window + 1, 0) * self.environments
 
     @property
     def stored_unrolls(self) -> int:
-        """Newest unrolls of each collector that replay's windows lie in."""
+        """Newest unrolls of each collector, which hold all windows in replay."""
         return self.max_windows // self.environments + self.chunks_per_window - 1
 
     @property
@@ -55,12 +55,12 @@ class Plan(Frozen):
         return self.updates_after(self.windows)
 
     def updates_after(self, windows: int) -> int:
-        """Updates each learner owes once `windows` windows are in."""
+        """Returns the updates that each learner owes when `windows` windows are inserted."""
         due = self.samples_per_insert * max(windows - self.prefill_windows, 0)
         return math.floor(due / self.windows_per_update + 1e-9)
 
     def env_steps_at(self, updates: int) -> int:
-        """Environment steps of all environments after which a learner may have made `updates` updates."""
+        """Returns the environment steps, over all environments, that allow a learner `updates` updates."""
         if updates == 0:
             return 0
         windows = self.prefill_windows + updates * self.windows_per_update / self.samples_per_insert
@@ -73,20 +73,20 @@ class Plan(Frozen):
 
     @property
     def evaluation_updates(self) -> tuple[int, ...]:
-        """Update counts at which every learner is evaluated, 0 and the last among them."""
+        """Update counts at which every learner is evaluated, with 0 and the last."""
         count = min(self.evaluations, self.updates)
         return tuple(round(self.updates * i / count) for i in range(count + 1))
 
     @property
     def snapshot_updates(self) -> tuple[int, ...]:
-        """Update counts at which a snapshot takes every learner, between the first and the last."""
+        """Update counts of the learners in the snapshots, without 0 and the last."""
         parts = self.snapshots + 1
         return tuple(sorted({round(self.updates * i / parts) for i in range(1, parts)} - {0, self.updates}))
 
     def snapshot_windows(self, updates: int) -> int:
-        """Windows of each environment at which the snapshot of `updates` takes a collector.
+        """Returns the windows of each environment at which a collector writes its part of the snapshot of `updates`.
 
-        No learner can have been trained on later ones by then: the limiter would not have let it.
+        The rate limiter admits no learner to later windows before that update.
         """
         sampled = updates * self.windows_per_update + self.error_buffer
         windows = self.prefill_windows + sampled / self.samples_per_insert
@@ -94,7 +94,7 @@ class Plan(Frozen):
 
 
 def make_plan(experiment: Experiment, spec: EnvSpec) -> Plan:
-    """Derives a run's numbers. Raises ConfigError where they do not fit together, naming the field to change."""
+    """Returns a run's plan. Raises ConfigError if its numbers contradict each other, with the field to change."""
     collector, algorithm, replay = experiment.collector, experiment.algorithm, experiment.replay
     steps, window = collector.unroll_length, spec.episode_length
     environments = collector.actors * collector.environments
@@ -114,11 +114,11 @@ def make_plan(experiment: Experiment, spec: EnvSpec) -> Plan:
             f"{algorithm.batch_size} need {wanted} rows, an update has {rows}; use at most "
             f"{rows // algorithm.batch_size}, or raise algorithm.windows_per_update"
         )
-    # Capacity for every collector's unroll and every learner's request twice over, or two sides could block each other.
+    # Twice the room for every collector's unroll and every learner's request; with less, they could block each other.
     samples_per_insert = replay.samples_per_insert
     error_buffer = 2 * math.ceil(environments * samples_per_insert) + 2 * algorithm.windows_per_update
     prefill_unrolls = max(math.ceil(replay.prefill_steps / steps) - chunks + 1, 1)
-    # The limiter needs E <= M * spi, or samples overtake inserts, and M <= max_size, or sampling never starts.
+    # The limiter needs E <= M * spi, or samples overtake inserts; and M <= max_size, or sampling never starts.
     prefill = max(prefill_unrolls * environments, math.ceil(error_buffer / samples_per_insert))
     max_windows = max(stored_unrolls - chunks + 1, 0) * environments
     if prefill > max_windows:

@@ -1,4 +1,4 @@
-"""What an actor does: stochastic to collect and to learn with, deterministic to evaluate, random to have a look."""
+"""Policies of an actor: stochastic to collect and to learn, deterministic to evaluate, random to show environments."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,16 @@ PolicyFunction = Callable[[Params, Array, Array, Array], jax.Array]  # (params, 
 
 
 def sample_action(actor: Actor, params: Params, state: Array, goal: Array, key: Array) -> tuple[jax.Array, jax.Array]:
-    """Actions `[..., A]` in [-1, 1] and their log probabilities `[...]`. `key` is consumed.
-
-    A tanh-squashed Gaussian (Haarnoja et al., 2018, appendix C).
-    """
+    """Returns actions `[..., A]` in [-1, 1] and their log probabilities `[...]`. `key` is consumed."""
     mean, log_std = actor.apply(params, state, goal)
     return tanh_gaussian(mean, log_std, key)
 
 
 def tanh_gaussian(mean: Array, log_std: Array, key: Array) -> tuple[jax.Array, jax.Array]:
-    """The same of an actor's outputs `[..., A]`. `key` is consumed."""
+    """Samples a tanh-squashed Gaussian with an actor's outputs `[..., A]`; results as of `sample_action`.
+
+    Haarnoja et al. (2018), appendix C. `key` is consumed.
+    """
     noise = jax.random.normal(key, mean.shape)
     action = jnp.tanh(mean + jnp.exp(log_std) * noise)
     gaussian = -0.5 * (noise**2 + jnp.log(2 * jnp.pi)) - log_std
@@ -29,27 +29,15 @@ def tanh_gaussian(mean: Array, log_std: Array, key: Array) -> tuple[jax.Array, j
 
 
 def stochastic_policy(actor: Actor) -> PolicyFunction:
-    """`policy(params, state [N, S], goal [N, G], key) -> action [N, A]`, for collecting."""
-
-    def policy(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
-        return sample_action(actor, params, state, goal, key)[0]
-
-    return policy
+    """Returns `policy(params, state [N, S], goal [N, G], key) -> action [N, A]`, for collecting."""
+    return lambda params, state, goal, key: sample_action(actor, params, state, goal, key)[0]
 
 
 def deterministic_policy(actor: Actor) -> PolicyFunction:
-    """The same signature, for evaluation: tanh of the mean; the key is not used."""
-
-    def policy(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
-        return jnp.tanh(actor.apply(params, state, goal)[0])
-
-    return policy
+    """Returns a policy of the same signature, for evaluation: tanh of the mean. It does not use the key."""
+    return lambda params, state, goal, key: jnp.tanh(actor.apply(params, state, goal)[0])
 
 
 def random_policy(action_size: int) -> PolicyFunction:
-    """The same signature, for a look at an environment: uniform in [-1, 1], whatever the parameters and the state."""
-
-    def policy(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
-        return jax.random.uniform(key, (*state.shape[:-1], action_size), minval=-1, maxval=1)
-
-    return policy
+    """Returns a policy of the same signature, uniform in [-1, 1] and independent of parameters and state."""
+    return lambda params, state, goal, key: jax.random.uniform(key, (*state.shape[:-1], action_size), minval=-1)

@@ -1,4 +1,4 @@
-"""The letters and the few structures that everything else is written in.
+"""Letters of shapes, and the structures that all code shares.
 
 Letters in docstrings: B batch or windows per update, T unroll length, N environments, K chunks per window,
 W window length (= episode length), S state size, G goal size, A action size, D width, E representation size.
@@ -15,11 +15,11 @@ Metrics = dict[str, Any]
 
 
 class Rows(NamedTuple):
-    """What a collector saw, one row for each environment step; leading axes are the caller's.
+    """Data of a collector, one row for each environment step; leading axes are the caller's.
 
-    `state` `[..., S]` before the action, `action` `[..., A]` in [-1, 1], `episode` `[...]` int32 (counts the
-    episodes of one environment), `step` `[...]` int32 (counts the steps of one environment over the whole
-    run), `version` `[...]` int32 (the policy version that acted).
+    `state` `[..., S]` before the action, `action` `[..., A]` in [-1, 1], `episode` `[...]` int32 (number of the
+    environment's episode), `step` `[...]` int32 (number of the environment's step in the whole run), `version` `[...]`
+    int32 (version of the policy that acted).
     """
 
     state: Array

@@ -1,6 +1,6 @@
-"""What kinds of values an experiment's keys have.
+"""Types of the values of an experiment's keys.
 
-Limits far beyond any use keep later arithmetic finite, and lists with an entry for each from filling the memory.
+Limits far beyond any use keep later arithmetic finite and later lists small enough for the memory.
 """
 
 from typing import Annotated, Any
@@ -9,14 +9,14 @@ from pydantic import BeforeValidator, Field
 
 
 def _number(value: Any) -> Any:
-    """`true` is a number to Python."""
+    """Refuses `true`, which is a number in Python."""
     if isinstance(value, bool):
         raise ValueError(f"input should be a number, got {value}")
     return value
 
 
 def _whole(value: Any) -> Any:
-    """YAML reads 1e8 as a text and 1.0e+8 as a float; both are whole numbers here."""
+    """Accepts 1e8, which YAML reads as a text, and 1.0e+8, which it reads as a float, as whole numbers."""
     if isinstance(value, str) and not value.lstrip("+-").isdecimal():
         try:
             value = float(value)

@@ -1,4 +1,4 @@
-"""Benchmarks: what `fathom bench` measures, one module for each.
+"""Benchmarks of `fathom bench`, one module each; options and output are in `cli/bench.py`.
 
-It may import run, replay and scheduling. Begin with `update.py`; options and output are in `cli/bench.py`.
+It may import run, replay and scheduling. Begin with `update.py`.
 """

@@ -1,11 +1,10 @@
 """Environment steps per second: bare, with a policy, and of a whole collector. Ray is not needed."""
 
-import contextlib
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,62 +13,54 @@ import numpy as np
 
 from collector.collector import Collector
 from collector.rollout import make_start, make_unroll
+from deploy.bench.harness import replay_server, take_turns
 from shared.config import Experiment
 from shared.config_file import parse_experiment
-from shared.envs.base import EnvState, GoalEnv
-from shared.networks import init_params, make_networks
+from shared.envs.base import EnvSpec, EnvState, GoalEnv
+from shared.networks import make_networks
 from shared.params import Policy
 from shared.plan import make_plan
 from shared.policy import random_policy, stochastic_policy
+from shared.types import Params
 
 _UNROLL_LENGTH = 62
-_UNROLLS_IN_A_TURN = 12  # of a collector, which works at two unrolls at once and has two messages on their way
+_COLLECTOR_UNROLLS = 12  # in a turn: a collector works at two unrolls at once and has two messages in flight
 
-Calls = dict[str, Callable[[int], Any]]  # each makes so many unrolls
-Seconds = dict[str, list[float]]
+Loop = Callable[[int], Any]  # makes a number of unrolls
 
 
 def bench_rollout(
     env_id: str, env: GoalEnv, num_envs: int, depth: int, width: int, with_replay: bool, repeats: int
 ) -> dict[str, Any]:
-    """Environment steps per second over unrolls of 62 steps; medians of `repeats`, interleaved.
+    """Returns environment steps per second over unrolls of 62 steps: medians of `repeats`, taken in turns.
 
-    bare: a jitted loop with random actions over the physics alone, brax's pipeline; of plain JAX
-    environments, over their step. rollout: the same with states, goals, resets and recorded rows.
-    policy: that with a network of `depth` and `width`. collector: that, written ahead and inserted into a
-    replay server on this machine; None unless `with_replay`. overhead_ratio: bare over rollout, collector_ratio:
-    collector over policy; both the median of the `repeats` pairs. compile_seconds: tracing and compiling the
-    rollout. A turn is one unroll, with replay twelve.
+    bare: a jitted loop with random actions over the physics alone (brax's pipeline), or over the step of plain JAX
+    environments. rollout: the same with states, goals, resets and recorded rows. policy: a rollout with a network of
+    `depth` and `width`. collector: a rollout with the policy, written to a stream and inserted into a replay server on
+    this machine; None unless `with_replay`. overhead_ratio: bare to rollout; collector_ratio: collector to policy;
+    both are the median of the `repeats` pairs. compile_seconds: tracing and compiling the rollout. A turn is one
+    unroll, with replay twelve.
     """
-    experiment = parse_experiment(
-        {
-            "env": env_id,
-            "collector": {
-                "depth": depth,
-                "width": width,
-                "environments": num_envs,
-                "unroll_length": _UNROLL_LENGTH,
-            },
-            "algorithm": {"windows_per_update": 1, "minibatches_per_update": 1, "batch_size": 2},
-        }
+    experiment = collector_experiment(
+        env_id, depth=depth, width=width, environments=num_envs, unroll_length=_UNROLL_LENGTH
     )
     key = jax.random.key(0)
-    policy = _policy(experiment, env)
+    params = random_policy_params(experiment, env.spec)
     state = jax.jit(make_start(env, num_envs))(key)
     bare = jax.jit(_make_bare(env, num_envs))
     start = time.perf_counter()
     random = jax.jit(make_unroll(env, random_policy(env.spec.action_size), _UNROLL_LENGTH))
-    rollout = random.lower(policy.params, np.int32(0), state, key).compile()
+    rollout = random.lower(params, np.int32(0), state, key).compile()
     compile_seconds = time.perf_counter() - start
-    calls: Calls = {
-        "bare": _again(lambda: bare(state.env, key)),
-        "rollout": _again(lambda: rollout(policy.params, np.int32(0), state, key)),
-        "policy": _unroll_with_policy(experiment, env, policy),
+    loops: dict[str, Loop] = {
+        "bare": _repeated(bare, state.env, key),
+        "rollout": _repeated(rollout, params, np.int32(0), state, key),
+        "policy": _policy_loop(experiment, env, params),
     }
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         if with_replay:
-            calls["collector"] = stack.enter_context(_collector(experiment, env, policy))
-        seconds = _measure(calls, repeats, _UNROLLS_IN_A_TURN if with_replay else 1)
+            loops["collector"] = stack.enter_context(_collector_loop(experiment, env, params))
+        figures = _measure(loops, repeats, _COLLECTOR_UNROLLS if with_replay else 1, num_envs * _UNROLL_LENGTH)
     return {
         "env": env_id,
         "num_envs": num_envs,
@@ -77,116 +68,108 @@ def bench_rollout(
         "width": width,
         "compile_seconds": compile_seconds,
         "collector_steps_per_second": None,
-        **_rates(seconds, num_envs * _UNROLL_LENGTH),
-        "overhead_ratio": _ratio(seconds["rollout"], seconds["bare"]),
-        "collector_ratio": _ratio(seconds["policy"], seconds["collector"]) if with_replay else None,
+        "collector_ratio": None,
+        **figures,
     }
 
 
 def bench_collector(experiment: Experiment, env: GoalEnv, repeats: int) -> dict[str, float]:
-    """The experiment's collector, inserting into a server that limits nobody, over the rollout with its policy.
+    """Returns the speed of the experiment's collector, with a server that limits nothing, and of its policy's rollout.
 
     `policy_steps_per_second`, `collector_steps_per_second`, `collector_ratio`: as in `bench_rollout`.
     """
-    policy = _policy(experiment, env)
-    with _collector(experiment, env, policy) as collect:
-        calls: Calls = {"policy": _unroll_with_policy(experiment, env, policy), "collector": collect}
-        seconds = _measure(calls, repeats, _UNROLLS_IN_A_TURN)
-    steps = experiment.collector.environments * experiment.collector.unroll_length
-    return {**_rates(seconds, steps), "collector_ratio": _ratio(seconds["policy"], seconds["collector"])}
+    params = random_policy_params(experiment, env.spec)
+    with _collector_loop(experiment, env, params) as collect:
+        loops: dict[str, Loop] = {"policy": _policy_loop(experiment, env, params), "collector": collect}
+        steps = experiment.collector.environments * experiment.collector.unroll_length
+        return _measure(loops, repeats, _COLLECTOR_UNROLLS, steps)
 
 
-def _policy(experiment: Experiment, env: GoalEnv) -> Policy:
-    networks = make_networks(experiment.collector, env.spec)
-    return Policy(0, init_params(networks, env.spec, jax.random.key(0)).actor)
+def collector_experiment(env_id: str, **collector: int) -> Experiment:
+    """Returns an experiment for its collector alone: a learner's update has one tiny minibatch."""
+    algorithm = {"windows_per_update": 1, "minibatches_per_update": 1, "batch_size": 2}
+    return parse_experiment({"env": env_id, "collector": collector, "algorithm": algorithm})
 
 
-def _again(call: Callable[[], Any]) -> Callable[[int], None]:
-    def calls(unrolls: int) -> None:
+def random_policy_params(experiment: Experiment, spec: EnvSpec) -> Params:
+    """Returns random parameters of the collector network's actor, on the device, without a critic."""
+    init = jax.jit(make_networks(experiment.collector, spec).actor.init)
+    return jax.block_until_ready(init(jax.random.key(0), jnp.zeros(spec.state_size), jnp.zeros(spec.goal_size)))
+
+
+def _repeated(call: Callable[..., Any], *arguments: Any) -> Loop:
+    def loop(unrolls: int) -> None:
         for _ in range(unrolls):
-            jax.block_until_ready(call())
+            jax.block_until_ready(call(*arguments))
 
-    return calls
+    return loop
 
 
-def _unroll_with_policy(experiment: Experiment, env: GoalEnv, policy: Policy) -> Callable[[int], None]:
-    """The rollout with the network, and nothing else: what a collector is measured against."""
+def _policy_loop(experiment: Experiment, env: GoalEnv, params: Params) -> Loop:
+    """Returns the rollout with the network and nothing else, to which a collector is compared."""
     config, key = experiment.collector, jax.random.key(0)
     actor = stochastic_policy(make_networks(config, env.spec).actor)
     unroll = jax.jit(make_unroll(env, actor, config.unroll_length, experiment.env_options.fixed_goals))
     state = jax.jit(make_start(env, config.environments))(key)
-    params = jax.device_put(policy.params)
-    return _again(lambda: unroll(params, np.int32(0), state, key))
+    return _repeated(unroll, params, np.int32(0), state, key)
 
 
-def _measure(calls: Calls, repeats: int, unrolls: int) -> Seconds:
-    """Seconds of an unroll of each call, in turns of `unrolls`, so that a slow moment of the machine meets all."""
-    seconds: Seconds = {name: [] for name in calls}
-    for call in calls.values():
-        call(1)
-    for _ in range(repeats):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call(unrolls)
-            seconds[name].append((time.perf_counter() - start) / unrolls)
-    return seconds
+def _measure(loops: dict[str, Loop], repeats: int, unrolls: int, steps: int) -> dict[str, float]:
+    """Returns each loop's environment steps a second, and ratios, in turns of `unrolls` unrolls of `steps` steps."""
 
+    def seconds_per_unroll(loop: Loop) -> float:
+        start = time.perf_counter()
+        loop(unrolls)
+        return (time.perf_counter() - start) / unrolls
 
-def _rates(seconds: Seconds, steps: int) -> dict[str, float]:
-    return {f"{name}_steps_per_second": steps / statistics.median(taken) for name, taken in seconds.items()}
-
-
-def _ratio(slow: list[float], fast: list[float]) -> float:
-    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
+    for loop in loops.values():
+        loop(1)  # compiles
+    seconds = take_turns({name: partial(seconds_per_unroll, loop) for name, loop in loops.items()}, repeats)
+    figures = {f"{name}_steps_per_second": steps / statistics.median(taken) for name, taken in seconds.items()}
+    for ratio, fast, slow in (("overhead_ratio", "bare", "rollout"), ("collector_ratio", "collector", "policy")):
+        if fast in seconds:
+            pairs = zip(seconds[slow], seconds[fast], strict=True)
+            figures[ratio] = statistics.median(one / other for one, other in pairs)
+    return figures
 
 
 def _make_bare(env: GoalEnv, num_envs: int) -> Callable[[EnvState, jax.Array], EnvState]:
-    def bare(state: EnvState, key: jax.Array) -> EnvState:
-        def step(state: EnvState, key: jax.Array) -> tuple[EnvState, None]:
-            action = jax.random.uniform(key, (num_envs, env.spec.action_size), jnp.float32, -1, 1)
-            return jax.vmap(_physics_step(env))(state, action), None
+    """Returns a loop over the environment's physics alone, or over its step if the environment has no `physics`."""
+    physics: Any = getattr(env, "physics", None)
 
-        return jax.lax.scan(step, state, jax.random.split(key, _UNROLL_LENGTH))[0]
+    def physics_step(state: EnvState, action: jax.Array) -> EnvState:
+        control = env.control(state.physics, action)  # type: ignore[attr-defined]
+        return state._replace(physics=physics.step(state.physics, control))
 
-    return bare
+    env_step = jax.vmap(env.step if physics is None else physics_step)
 
+    def step(state: EnvState, key: jax.Array) -> tuple[EnvState, None]:
+        return env_step(state, jax.random.uniform(key, (num_envs, env.spec.action_size), jnp.float32, -1, 1)), None
 
-def _physics_step(env: GoalEnv) -> Callable[[EnvState, jax.Array], EnvState]:
-    """The environment's step without states and goals, where its physics can be had alone."""
-    physics = getattr(env, "physics", None)
-    if physics is None:
-        return env.step
-
-    def step(state: EnvState, action: jax.Array) -> EnvState:
-        return state._replace(physics=physics.step(state.physics, env.control(state.physics, action)))  # type: ignore[attr-defined]
-
-    return step
+    return lambda state, key: jax.lax.scan(step, state, jax.random.split(key, _UNROLL_LENGTH))[0]
 
 
-@contextlib.contextmanager
-def _collector(experiment: Experiment, env: GoalEnv, policy: Policy) -> Iterator[Callable[[int], None]]:
-    """A collector that writes ahead and inserts into a server of its own, which limits nobody."""
-    from deploy.replay.server.process import ReplayServer, TableSpec
-    from deploy.replay.server.provision import reverb_python
+@contextmanager
+def _collector_loop(experiment: Experiment, env: GoalEnv, params: Params) -> Iterator[Loop]:
+    """A collector that writes a stream and inserts into a server of its own, which limits nothing."""
+    from deploy.replay.server.process import TableSpec
     from shared.replay.insert import Inserter
     from shared.stream.format import describe
     from shared.stream.write import StreamWriter
 
     plan = make_plan(experiment, env.spec)
-    collector = Collector(experiment, plan, env, index=0)
-    description = describe(experiment, plan, env.spec)
-    with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder, contextlib.ExitStack() as stack:
-        server = ReplayServer(reverb_python(lambda text: None), Path(folder) / "server.log")
-        stack.callback(server.stop)
-        address = server.start([TableSpec("bench", max_size=plan.max_windows, min_size_to_sample=1)])
-        writer = StreamWriter(Path(folder) / "stream", 0, description, keep_unrolls=plan.stored_unrolls)
+    collector, policy = Collector(experiment, plan, env, index=0), Policy(0, params)
+    table = TableSpec("bench", max_size=plan.max_windows, min_size_to_sample=1)
+    with ExitStack() as stack:
+        _, address, folder = stack.enter_context(replay_server([table]))
+        description = describe(experiment, plan, env.spec)
+        writer = StreamWriter(folder / "stream", 0, description, keep_unrolls=plan.stored_unrolls)
         stack.callback(writer.close)
-        inserter = Inserter(address, ["bench"], plan.chunks_per_window, experiment.collector.environments)
+        inserter = Inserter(address, [table.name], plan.chunks_per_window, experiment.collector.environments)
         stack.callback(inserter.close)
 
-        policy = Policy(policy.version, jax.device_put(policy.params))
-
-        def collect(unrolls: int) -> None:  # as `Collector.run` does, which knows no end in the middle of its budget
+        def collect(unrolls: int) -> None:
+            """Collects as `Collector.run` does, which cannot end before its budget."""
             collector.begin(policy)
             for left in reversed(range(unrolls)):
                 collected = collector.finish()
@@ -198,5 +181,5 @@ def _collector(experiment: Experiment, env: GoalEnv, policy: Policy) -> Iterator
                 if left > 0 and not ahead:
                     collector.begin(policy)
 
-        collect(plan.chunks_per_window)  # until every unroll makes windows, as in a run
+        collect(plan.chunks_per_window)  # from then on every unroll completes windows
         yield collect

@@ -1,10 +1,12 @@
-"""What a benchmark measured, kept in a file with the machine it was measured on, and compared with later figures."""
+"""Saved results of benchmarks: a file with the figures and their machine, to which later figures are compared."""
 
 import json
 import math
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,15 @@ SETTINGS = (
     *("env", "num_envs", "depth", "width", "batch", "minibatches", "budget", "precision", "mode", "seeds"),
     *("collectors", "learners", "environments_per_collector", "samples_per_insert"),
 )
-"""What was measured, as opposed to what came out: by these, of the whole and of its rows, figures are matched."""
-_MAY_DIFFER = {"git_revision"}  # two revisions on one machine are what a comparison is for
+"""Values of a result, or of a row, that say what was measured. Figures are compared where these are equal."""
+_MAY_DIFFER = {"git_revision"}  # most comparisons are of two revisions on one machine
 
 Result = dict[str, Any]
 Size = tuple[tuple[str, Any], ...]
 
 
 def describe_machine(device: str | None = None) -> dict[str, Any]:
-    """CPU model, cores, JAX's version, device kind and git revision, all of this process's.
-
-    `device`: its kind where another process computed; none: JAX is asked.
-    """
+    """Returns CPU model, cores, JAX version, git revision and device kind: JAX's, unless another process computed."""
     if device is None:
         import jax
 
@@ -43,16 +42,14 @@ def describe_machine(device: str | None = None) -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    with suppress(OSError):  # not Linux
+        if found := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE):
+            return found[1]
+    return platform.processor() or platform.machine()
 
 
 def check_save(path: Path) -> None:
-    """Before minutes are spent. Raises ConfigError where `path` cannot be written."""
+    """Raises ConfigError if `path` cannot be written; called before the minutes of a measurement."""
     if path.is_dir():
         raise ConfigError(f"--save: {path} is a folder; name a file")
     try:
@@ -64,7 +61,7 @@ def check_save(path: Path) -> None:
 
 
 def save(path: Path, benchmark: str, machine: Mapping[str, Any], result: Result) -> None:
-    """Raises ConfigError where `path` cannot be written."""
+    """Writes a result. Raises ConfigError if `path` cannot be written."""
     try:
         write_json(path, {"benchmark": benchmark, "machine": dict(machine), "result": result})
     except OSError as error:
@@ -72,28 +69,30 @@ def save(path: Path, benchmark: str, machine: Mapping[str, Any], result: Result)
 
 
 def load(path: Path, benchmark: str) -> dict[str, Any]:
-    """What `save` wrote of `benchmark`. Raises ConfigError for everything else."""
+    """Returns the content of a file that `save` wrote for `benchmark`. Raises ConfigError for any other file."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--compare: {path} cannot be read ({error.strerror}); name what --save wrote") from error
+        raise ConfigError(
+            f"--compare: {path} cannot be read ({error.strerror}); name a file that --save wrote"
+        ) from error
     except ValueError as error:
-        raise ConfigError(f"--compare: {path} is no JSON; name what --save wrote") from error
+        raise ConfigError(f"--compare: {path} is not JSON; name a file that --save wrote") from error
     kinds = {"benchmark": str, "machine": dict, "result": dict}
     if not isinstance(saved, dict) or not all(isinstance(saved.get(name), kind) for name, kind in kinds.items()):
-        raise ConfigError(f"--compare: {path} holds no saved benchmark; name what --save wrote")
+        raise ConfigError(f"--compare: {path} holds no saved benchmark; name a file that --save wrote")
     if saved["benchmark"] != benchmark:
         raise ConfigError(
-            f"--compare: {path} is of fathom bench {saved['benchmark']}, this is {benchmark}; "
-            f"name what fathom bench {benchmark} --save wrote"
+            f"--compare: {path} is from fathom bench {saved['benchmark']}, not {benchmark}; "
+            f"name a file that fathom bench {benchmark} --save wrote"
         )
     return saved
 
 
 def differences(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """How the machine of a saved file differs from this one, a few words each.
+    """Returns the differences of a saved file's machine from this one, a few words each.
 
-    Raises ConfigError where its figures say nothing of this machine: they come from another kind of device.
+    Raises ConfigError if the devices differ in kind: their figures cannot be compared.
     """
     if then.get("device") != now["device"]:
         raise ConfigError(
@@ -105,9 +104,9 @@ def differences(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> 
 
 
 def compare(path: Path, then: Result, now: Result) -> list[dict[str, Any]]:
-    """`[{"size", "figure", "then", "now", "ratio"}]`, one for each figure that both have in rows of one size.
+    """Returns `[{"size", "figure", "then", "now", "ratio"}]` for each figure of equal size in both results.
 
-    `ratio`: now over then, None where then is 0. Raises ConfigError where they have none in common.
+    `ratio`: now to then, None if then is 0. Raises ConfigError if no figure is in both.
     """
     before = dict(_figures(then))
     rows = [
@@ -127,7 +126,7 @@ def compare(path: Path, then: Result, now: Result) -> list[dict[str, Any]]:
 
 
 def _figures(result: Mapping[str, Any]) -> Iterator[tuple[tuple[Size, str], float]]:
-    """Every number of the result and of its rows, by size and name."""
+    """Yields every number of the result and of its rows, by size and name."""
     whole = {name: result[name] for name in SETTINGS if name in result}
     for row in [result, *result.get("rows", ())]:
         sized = whole | row

@@ -1,247 +1,155 @@
-"""What one server and its simulated clients do while they are watched: rates, cores, memory, who waits."""
+"""Rates, cores, memory and waits of one replay server and its simulated clients."""
 
+import operator
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import psutil
 
-from deploy.bench.scaling_roles import Parent, Roles
-from deploy.replay.server.process import ReplayServer
+from deploy.bench.scaling_roles import START_S, WARM_S, Setting, SimulatedRoles
 from shared.plan import Plan
-from shared.replay.codec import INT_COLUMNS
 from shared.replay.errors import ReplayTimeout
-from shared.replay.info import ServerInfo, server_info
+from shared.replay.info import server_info
 
-START_S = 60.0  # for all roles to connect
-WARM_S = 90.0  # until every learner has had a batch
-SETTLE_S = 20.0  # on top, until the limiter holds somebody back
-ANSWER_S = 20.0  # of the server, which may have to wait for a core
-POLL_S = 0.25
-FULL = 0.9  # a core, or all of them, that is busy for this share of the time is full
-HELD = 0.9  # of the error buffer
-ROLE_MEGABYTES = 40  # of one simulated role besides its batches; this and the next two were measured
-SLICE_BYTES = 100  # of an entry in a table in the server's memory, for each chunk and column of its window
-MOST_ENTRIES = 100_000  # that all tables together took in a second
+SETTLE_S = 20.0  # after the first batches, until the limiter holds a side back
+ANSWER_S = 20.0  # for an answer of the server, which may have to wait for a core
+FULL = 0.9  # share of the time from which on a core, or all of them, count as full
+HELD = 0.9  # share of the error buffer from which on the limiter holds a side back
+ROLE_MEGABYTES = 40  # of one simulated role without its batches; this and the next two were measured
+SLICE_BYTES = 100  # of the server's memory, for each entry, chunk and column
+MOST_ENTRIES = 100_000  # in all tables together, in a second
 FIGURES = (
-    "env_steps_per_second",
-    "windows_per_second",
-    "megabytes_in",
-    "megabytes_out",
-    "server_cpu",
-    "collectors_cpu",
-    "learners_cpu",
-    "other_cpu",
-    "server_megabytes",
-    "saturated",
+    *("env_steps_per_second", "windows_per_second", "megabytes_in", "megabytes_out"),
+    *("server_cpu", "collectors_cpu", "learners_cpu", "other_cpu", "server_megabytes", "saturated"),
 )
 DETAILS = (
-    "environments",
-    "seconds",
-    "busiest_client_cpu",
-    "clients_megabytes",
-    "inserts_waited",
-    "samples_waited",
-    "settled",
-    "samples_ahead",
-    "error_buffer",
-    "received_windows",
-    "received_bytes",
+    *("environments", "seconds", "busiest_client_cpu", "clients_megabytes", "inserts_waited", "samples_waited"),
+    *("settled", "samples_ahead", "error_buffer", "received_windows", "received_bytes"),
 )
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One server and its clients."""
-
-    collectors: int
-    learners: int
-    environments: int  # of each collector
-    num_floats: int
-    plan: Plan
-
-    @property
-    def row_bytes(self) -> int:
-        return 4 * (self.num_floats + INT_COLUMNS)
-
-    @property
-    def window_bytes(self) -> int:
-        return self.plan.window_rows * self.row_bytes
-
-    @property
-    def tables(self) -> tuple[str, ...]:
-        return tuple(f"scaling/{number}" for number in range(self.learners))
-
-    def most_megabytes(self, seconds: float) -> float:
-        """What server and clients hold at most while they are measured for `seconds`."""
-        plan = self.plan
-        stored = plan.environments * plan.stored_unrolls * plan.unroll_length * self.row_bytes
-        first = self.learners * (plan.prefill_windows + plan.error_buffer / plan.samples_per_insert)
-        entries = min(self.learners * plan.max_windows, first + MOST_ENTRIES * (seconds + SETTLE_S))
-        slices = 2 * plan.chunks_per_window  # two columns
-        batches = self.learners * plan.windows_per_update * self.window_bytes
-        roles = ROLE_MEGABYTES * (self.collectors + self.learners)
-        return (stored + entries * slices * SLICE_BYTES + 2 * batches) / 1e6 + roles
+def most_megabytes(setting: Setting, seconds: float) -> float:
+    """Returns an upper bound on the memory of server and clients in a measurement of `seconds`."""
+    plan, learners = setting.plan, setting.learners
+    stored = plan.environments * plan.stored_unrolls * plan.unroll_length * setting.row_bytes
+    first = learners * (plan.prefill_windows + plan.error_buffer / plan.samples_per_insert)
+    entries = min(learners * plan.max_windows, first + MOST_ENTRIES * (seconds + SETTLE_S))
+    slices = 2 * plan.chunks_per_window  # two columns
+    batches = learners * plan.windows_per_update * setting.window_bytes
+    roles = ROLE_MEGABYTES * (setting.collectors + learners)
+    return (stored + entries * slices * SLICE_BYTES + 2 * batches) / 1e6 + roles
 
 
-@dataclass(frozen=True)
-class _Moment:
-    """What was counted up to now. CPU times in seconds."""
+class _Counts(NamedTuple):
+    """Counts up to one moment; those of the server are sums over its tables."""
 
-    seconds: float
-    inserted: dict[str, int]  # by table
-    sampled: dict[str, int]
-    inserts_waited_ms: int  # over all tables
+    asked_s: float  # time of the server's counts
+    inserted: int
+    sampled: int
+    inserts_waited_ms: int
     samples_waited_ms: int
-    cpu_at: float
-    server_cpu: float
-    role_cpu: list[float]  # collectors first
-    machine_cpu: float
+    looked_s: float  # time of the CPU's counts
+    machine_cpu_s: float
+    server_cpu_s: float
+    roles_cpu_s: np.ndarray  # collectors first
 
 
 def measure(
-    setting: Setting, seconds: float, address: str, server: ReplayServer, parent: Parent, say: Callable[[str], None]
+    roles: SimulatedRoles, server: psutil.Process, seconds: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """`FIGURES` and `DETAILS` of `seconds`, as `bench_scaling` describes them; starts the roles.
+    """Returns `FIGURES` and `DETAILS` of `seconds`, as `bench_scaling` describes them.
 
-    Raises `ReplayError` where a role or the server fails, psutil's errors where one dies while it is looked at.
+    Raises ReplayError if a role or the server fails, and psutil's errors if a process ends while it is measured.
     """
+    setting, address, progress = roles.setting, roles.address, roles.progress
     plan = setting.plan
-    roles = Roles(
-        address=address,
-        tables=setting.tables,
-        collectors=setting.collectors,
-        environments=setting.environments,
-        unroll_length=plan.unroll_length,
-        chunks_per_window=plan.chunks_per_window,
-        num_floats=setting.num_floats,
-        windows_per_update=plan.windows_per_update,
-        timeout_s=START_S + WARM_S,
-    )
-    pids = parent.ask("start", roles)["pids"]
-    processes = [psutil.Process(pid) for pid in pids]
-    served = psutil.Process(server.pid)
-    _wait(START_S, "for all roles to connect", lambda: parent.ask("state")["ready"] == len(pids))
-    parent.ask("go")
-    _wait(WARM_S, "for every learner's first batch", lambda: all(parent.ask("state")["counts"][setting.collectors :]))
+    roles.wait(START_S, "for all roles to connect", lambda: progress["pid"].all())
+    roles.wait(WARM_S, "for every learner's first batch", lambda: progress["windows"][setting.collectors :].all())
     try:
-        _wait(SETTLE_S, "for the limiter", lambda: _held(plan, server_info(address, ANSWER_S)))
+        # A table is as far ahead or behind as its limiter allows: from then on one side paces the other.
+        least = HELD * plan.error_buffer
+        roles.wait(SETTLE_S, "for the limiter", lambda: max(map(abs, _samples_ahead(plan, address))) >= least)
         settled = True
     except ReplayTimeout:
         settled = False
+    clients = [psutil.Process(pid) for pid in progress["pid"].tolist()]
     say(f"measuring {setting.collectors} collectors, {setting.learners} learners")
-    before = _moment(address, served, processes)
+    before = _count(address, server, clients)
     time.sleep(seconds)
-    after = _moment(address, served, processes)
-    state = parent.ask("state")
-    return {
+    after = _count(address, server, clients)
+    roles.check()
+    passed = _Counts(*map(operator.sub, after, before))
+    ahead = _samples_ahead(plan, address)
+    # Means over all tables: the limiters keep them together in the long run, but serve requests a batch at a time.
+    env_steps = passed.inserted / setting.learners * plan.unroll_length / passed.asked_s
+    windows = passed.sampled / passed.asked_s
+    tables_ms = 1000 * passed.asked_s * setting.learners
+    server_cpu = passed.server_cpu_s / passed.looked_s
+    roles_cpu = (passed.roles_cpu_s / passed.looked_s).tolist()
+    rates = {
+        "env_steps_per_second": env_steps,
+        "windows_per_second": windows,
+        "megabytes_in": env_steps * setting.row_bytes / 1e6,
+        "megabytes_out": windows * setting.window_bytes / 1e6,
+        "server_cpu": server_cpu,
+        "collectors_cpu": sum(roles_cpu[: setting.collectors]),
+        "learners_cpu": sum(roles_cpu[setting.collectors :]),
+        "busiest_client_cpu": max(roles_cpu),
+        "other_cpu": max(passed.machine_cpu_s / passed.looked_s - server_cpu - sum(roles_cpu), 0.0),
+        # Reverb counts a wait at its end, so a wait may have begun before the first count.
+        "inserts_waited": min(passed.inserts_waited_ms / tables_ms, 1.0),
+        "samples_waited": min(passed.samples_waited_ms / tables_ms, 1.0),
+    }
+    return rates | {
+        "saturated": saturated(psutil.cpu_count() or 1, rates),
         "environments": plan.environments,
-        **_rates(setting, before, after),
-        "server_megabytes": served.memory_info().rss / 1e6,
-        "clients_megabytes": sum(process.memory_full_info().pss for process in processes) / 1e6,
+        "seconds": passed.asked_s,
+        "server_megabytes": server.memory_info().rss / 1e6,
+        "clients_megabytes": sum(client.memory_full_info().pss for client in clients) / 1e6,
         "settled": settled,
-        "samples_ahead": _samples_ahead(plan, after),
+        "samples_ahead": (min(ahead), max(ahead)),
         "error_buffer": plan.error_buffer,
-        "received_windows": state["windows"],
-        "received_bytes": state["bytes"],
+        "received_windows": int(progress["windows"].sum()),
+        "received_bytes": int(progress["bytes"].sum()),
     }
 
 
-def saturated(
-    cores: int,
-    server_cpu: float,
-    clients_cpu: float,
-    busiest_client_cpu: float,
-    other_cpu: float,
-    inserts_waited: float,
-    samples_waited: float,
-) -> str:
-    """What was full first: "server CPU" or "client CPU", "limiter", or "nothing".
+def saturated(cores: int, figures: Mapping[str, float]) -> str:
+    """Returns what was full first: "server CPU", "client CPU", "limiter" or "nothing".
 
-    CPU in cores. Where all cores are busy it is the side that takes more of them. Where cores are left, it is a
-    client whose one process fills a core, most of which Python's lock lets only one thread of it use. Else, where
-    tables waited most of the time, one side waits for the other's round trips.
+    If all cores are busy: the side that uses more of them. Otherwise "client CPU" if one client's process fills a
+    core, since Python's lock gives most of a process to one thread at a time. Otherwise "limiter" if tables waited
+    most of the time: one side waits for the other's round trips.
     """
-    if server_cpu + clients_cpu + other_cpu >= FULL * cores:
-        return "server CPU" if server_cpu > clients_cpu else "client CPU"
-    if busiest_client_cpu >= FULL:
+    server, clients = figures["server_cpu"], figures["collectors_cpu"] + figures["learners_cpu"]
+    if server + clients + figures["other_cpu"] >= FULL * cores:
+        return "server CPU" if server > clients else "client CPU"
+    if figures["busiest_client_cpu"] >= FULL:
         return "client CPU"
-    return "limiter" if max(inserts_waited, samples_waited) >= 0.5 else "nothing"
+    return "limiter" if max(figures["inserts_waited"], figures["samples_waited"]) >= 0.5 else "nothing"
 
 
-def _wait(timeout_s: float, what: str, done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not done():
-        if time.monotonic() > deadline:
-            raise ReplayTimeout(f"waited {timeout_s:g} s {what}")
-        time.sleep(POLL_S)
+def _samples_ahead(plan: Plan, address: str) -> list[float]:
+    """Returns for each table its samples beyond those that its inserts pay for; negative if it is behind."""
+    tables = server_info(address, ANSWER_S).tables.values()
+    return [table.sampled - plan.samples_per_insert * (table.inserted - plan.prefill_windows) for table in tables]
 
 
-def _held(plan: Plan, info: ServerInfo) -> bool:
-    """One table at least is as far ahead or behind as its limiter lets it: from here on one side paces the other."""
-    ahead = [plan.samples_per_insert * (t.inserted - plan.prefill_windows) - t.sampled for t in info.tables.values()]
-    return max(map(abs, ahead)) >= HELD * plan.error_buffer
-
-
-def _moment(address: str, server: psutil.Process, roles: Sequence[psutil.Process]) -> _Moment:
+def _count(address: str, server: psutil.Process, clients: list[psutil.Process]) -> _Counts:
     asked = time.perf_counter()
-    tables = server_info(address, ANSWER_S).tables
+    tables = server_info(address, ANSWER_S).tables.values()
     answered = time.perf_counter()
     busy = psutil.cpu_times()
-    return _Moment(
-        seconds=(asked + answered) / 2,
-        inserted={name: table.inserted for name, table in tables.items()},
-        sampled={name: table.sampled for name, table in tables.items()},
-        inserts_waited_ms=sum(table.waiting_for_sampling_ms for table in tables.values()),
-        samples_waited_ms=sum(table.waiting_for_inserts_ms for table in tables.values()),
-        cpu_at=answered,
-        machine_cpu=sum(busy) - busy.idle - getattr(busy, "iowait", 0.0),
-        server_cpu=_cpu_seconds(server),
-        role_cpu=[_cpu_seconds(role) for role in roles],
+    return _Counts(
+        asked_s=(asked + answered) / 2,
+        inserted=sum(table.inserted for table in tables),
+        sampled=sum(table.sampled for table in tables),
+        inserts_waited_ms=sum(table.waiting_for_sampling_ms for table in tables),
+        samples_waited_ms=sum(table.waiting_for_inserts_ms for table in tables),
+        looked_s=answered,
+        machine_cpu_s=sum(busy) - busy.idle - getattr(busy, "iowait", 0.0),
+        server_cpu_s=sum(server.cpu_times()[:2]),  # user and system
+        roles_cpu_s=np.array([sum(client.cpu_times()[:2]) for client in clients]),
     )
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
-
-
-def _rates(setting: Setting, before: _Moment, after: _Moment) -> dict[str, Any]:
-    passed, cpu_passed = after.seconds - before.seconds, after.cpu_at - before.cpu_at
-    # Of all tables: the limiters keep them together in the long run, but requests are served a batch at a time.
-    inserted = (sum(after.inserted.values()) - sum(before.inserted.values())) / setting.learners
-    windows = sum(after.sampled.values()) - sum(before.sampled.values())
-    env_steps = inserted * setting.plan.unroll_length / passed
-    roles = [(a - b) / cpu_passed for a, b in zip(after.role_cpu, before.role_cpu, strict=True)]
-    server = (after.server_cpu - before.server_cpu) / cpu_passed
-    other = max((after.machine_cpu - before.machine_cpu) / cpu_passed - server - sum(roles), 0.0)
-    table_ms = 1000 * passed * setting.learners
-    # Reverb counts a wait when it ends, and it may have begun before we looked.
-    inserts_waited = min((after.inserts_waited_ms - before.inserts_waited_ms) / table_ms, 1.0)
-    samples_waited = min((after.samples_waited_ms - before.samples_waited_ms) / table_ms, 1.0)
-    return {
-        "seconds": passed,
-        "env_steps_per_second": env_steps,
-        "windows_per_second": windows / passed,
-        "megabytes_in": env_steps * setting.row_bytes / 1e6,
-        "megabytes_out": windows / passed * setting.window_bytes / 1e6,
-        "server_cpu": server,
-        "collectors_cpu": sum(roles[: setting.collectors]),
-        "learners_cpu": sum(roles[setting.collectors :]),
-        "busiest_client_cpu": max(roles),
-        "other_cpu": other,
-        "inserts_waited": inserts_waited,
-        "samples_waited": samples_waited,
-        "saturated": saturated(
-            psutil.cpu_count() or 1, server, sum(roles), max(roles), other, inserts_waited, samples_waited
-        ),
-    }
-
-
-def _samples_ahead(plan: Plan, moment: _Moment) -> tuple[float, float]:
-    ahead = [
-        sampled - plan.samples_per_insert * (moment.inserted[table] - plan.prefill_windows)
-        for table, sampled in moment.sampled.items()
-    ]
-    return min(ahead), max(ahead)

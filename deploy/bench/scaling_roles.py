@@ -1,261 +1,165 @@
-"""Collectors without environments and learners without networks, each a process, for `scaling.py`.
+"""Simulated collectors without environments and learners without networks, each in a process, for `scaling.py`.
 
-Stands between the bench and its roles: imports once what they need, then forks them, so that 128 of them start in a
-second and share the memory of what was imported. Reads a request a line from standard input, answers each with a line
-of JSON. When the input closes it ends its roles and itself; when it is killed, they are, too.
+`main` is the parent process of all roles. It imports what they need and forks them, so that 128 roles start in a
+second and share the imported memory. When its standard input closes it ends all roles and itself. If the parent is
+killed, the benchmark stops the replay server, without which the roles end.
 """
 
-import contextlib
-import ctypes
-import json
-import mmap
+import multiprocessing
 import os
-import select
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
+from itertools import count
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
+from shared.plan import Plan
 from shared.replay.codec import INT_COLUMNS, Columns
-from shared.replay.errors import ReplayError
+from shared.replay.errors import ReplayError, ReplayTimeout
 from shared.replay.insert import Inserter
 from shared.replay.sample import Sampler
 
-PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
-GO_POLL_S = 0.05
-START_S = 60.0  # of the parent
-ANSWER_S = 20.0  # of the parent, which may have to wait for a core
+START_S = 120.0  # until all roles are connected
+WARM_S = 90.0  # from then until every learner has had a batch
 END_S = 5.0
-UNROLLS_MADE = 4  # different ones, which are sent again and again
-_SEEN = np.dtype([("ready", "i8"), ("count", "i8"), ("windows", "i8"), ("bytes", "i8"), ("error", "S500")])
+POLL_S = 0.25
+ROOT = Path(__file__).parents[2]
+NUM_UNROLLS = 4  # different ones, sent again and again
+PROGRESS = np.dtype([("pid", "i8"), ("windows", "i8"), ("bytes", "i8")])
 
 
 @dataclass(frozen=True)
-class Roles:
-    """What to start: `collectors` processes of `environments` environments each, and a learner for each table.
+class Setting:
+    """Sizes of one simulation. `environments`: of each collector; rows have `num_floats` float32 and 3 int32."""
 
-    Rows have `num_floats` float32 and 3 int32. `timeout_s` (s): of one insert or sample, while nothing moves.
+    collectors: int
+    learners: int
+    environments: int
+    num_floats: int
+    plan: Plan
+
+    @property
+    def row_bytes(self) -> int:
+        return 4 * (self.num_floats + INT_COLUMNS)
+
+    @property
+    def window_bytes(self) -> int:
+        return self.plan.window_rows * self.row_bytes
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables, one for each learner."""
+        return tuple(f"scaling/{number}" for number in range(self.learners))
+
+
+class SimulatedRoles:
+    """Processes of all roles and their parent, in a session of their own, so that Ctrl-C does not reach them.
+
+    `progress`: a `PROGRESS` record for each role, collectors first, which the roles write. `pid`: 0 until the role is
+    connected. `windows` and `bytes`: decoded by a learner so far.
     """
 
-    address: str
-    tables: tuple[str, ...]
-    collectors: int
-    environments: int
-    unroll_length: int
-    chunks_per_window: int
-    num_floats: int
-    windows_per_update: int
-    timeout_s: float
-
-
-class Parent:
-    """The process that forks the roles (`main`); in a session of its own, so that Ctrl-C is ours alone."""
-
-    def __init__(self, folder: Path) -> None:
-        with (folder / "roles.log").open("wb") as log:
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "deploy.bench.scaling_roles"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-                cwd=Path(__file__).parents[2],
-                env={**os.environ, "JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"},
-            )
+    def __init__(self, setting: Setting, address: str, folder: Path) -> None:
+        self.setting, self.address = setting, address
+        self.progress = np.memmap(folder / "progress", PROGRESS, "w+", shape=(setting.collectors + setting.learners,))
+        (folder / "setting").write_bytes(pickle.dumps((setting, address)))
         self._log = folder / "roles.log"
-        self._unread = b""
+        command = [sys.executable, "-m", "deploy.bench.scaling_roles", str(folder)]
+        environ = os.environ | {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
+        with self._log.open("wb") as log:
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log}
+            self._parent = subprocess.Popen(command, **pipes, start_new_session=True, cwd=ROOT, env=environ)
 
-    def __enter__(self) -> "Parent":
-        try:
-            self._answer(START_S)
-        except BaseException:
-            self.__exit__()
-            raise
+    def __enter__(self) -> "SimulatedRoles":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Its input closes, and it ends its roles and itself; if it does not, it is killed, and they are with it."""
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._child.stdin.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Ends all processes. Raises ReplayError in place of a psutil error, if the failure of a role caused it."""
+        assert self._parent.stdin is not None
+        self._parent.stdin.close()
         try:
-            self._child.wait(END_S)
+            self._parent.wait(END_S)
         except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait(END_S)
-        self._child.stdout.close()
+            os.killpg(self._parent.pid, signal.SIGKILL)
+            self._parent.wait(END_S)
+        if isinstance(error, psutil.Error):
+            self.check()
 
-    def ask(self, do: str, roles: Roles | None = None) -> dict[str, Any]:
-        """`start` (with `roles`, once), `go` or `state`, as `_Processes` answers.
-
-        Raises `ReplayError`, when a role failed, too.
-        """
-        assert self._child.stdin is not None
-        try:
-            self._child.stdin.write(json.dumps({"do": do, "roles": asdict(roles) if roles else None}).encode() + b"\n")
-            self._child.stdin.flush()
-        except BrokenPipeError:  # the missing answer says so
-            pass
-        answer = self._answer(ANSWER_S)
-        if answer.get("error"):
-            raise ReplayError(f"a simulated role failed: {answer['error']}")
-        return answer
-
-    def _answer(self, timeout_s: float) -> dict[str, Any]:
-        assert self._child.stdout is not None
+    def wait(self, timeout_s: float, what: str, done: Callable[[], Any]) -> None:
+        """Waits until `done()`. Raises ReplayTimeout, or ReplayError if a role fails."""
         deadline = time.monotonic() + timeout_s
-        while b"\n" not in self._unread:
-            ready, _, _ = select.select([self._child.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            more = os.read(self._child.stdout.fileno(), 65536) if ready else b""
-            if not more:
-                text = " ".join(self._log.read_bytes().decode(errors="replace").split())[-500:]
-                raise ReplayError(f"the simulated roles' process {'ended' if ready else 'did not answer'}: {text}")
-            self._unread += more
-        line, _, self._unread = self._unread.partition(b"\n")
-        return json.loads(line)
+        while not done():
+            self.check()
+            if time.monotonic() > deadline:
+                raise ReplayTimeout(f"waited {timeout_s:g} s {what}")
+            time.sleep(POLL_S)
 
-
-class _Processes:
-    """The roles that run, and the memory in which each says how far it is."""
-
-    def __init__(self) -> None:
-        self._pids: list[int] = []
-        self._seen: np.ndarray = np.zeros(0, _SEEN)
-        self._go: np.ndarray = np.zeros(1, np.int64)
-
-    def start(self, roles: Roles) -> dict[str, Any]:
-        """Forks every role; each connects, says so, and waits for `go`."""
-        works: list[Callable[[Any, Callable[[], None]], None]] = [
-            *(partial(_collect, roles, index) for index in range(roles.collectors)),
-            *(partial(_learn, roles, table) for table in roles.tables),
-        ]
-        shared = mmap.mmap(-1, 8 + len(works) * _SEEN.itemsize)  # anonymous: seen by whoever is forked
-        self._go = np.frombuffer(shared, np.int64, 1)
-        self._seen = np.frombuffer(shared, _SEEN, len(works), offset=8)
-        for work, seen in zip(works, self._seen, strict=True):
-            self._pids.append(_fork(partial(work, seen, self._wait_for_go), seen))
-        return {"pids": self._pids}
-
-    def go(self) -> dict[str, Any]:
-        self._go[0] = 1
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """`error`: the first role's that failed or died. `bytes`: of the learners' decoded windows."""
-        errors = [bytes(error).decode(errors="replace") for error in self._seen["error"] if error]
-        dead = [pid for pid in self._pids if os.waitpid(pid, os.WNOHANG)[0]]
-        self._pids = [pid for pid in self._pids if pid not in dead]  # a reaped one's number may become another's
-        if dead and not errors:
-            errors = [f"process {dead[0]} died"]
-        return {
-            "ready": int(np.sum(self._seen["ready"])),
-            "counts": self._seen["count"].tolist(),
-            "windows": int(np.sum(self._seen["windows"])),
-            "bytes": int(np.sum(self._seen["bytes"])),
-            "error": errors[0] if errors else "",
-        }
-
-    def end(self) -> None:
-        """Kills and reaps them all: they hold nothing that is worth an orderly end."""
-        for pid in self._pids:
-            os.kill(pid, signal.SIGKILL)
-        for pid in self._pids:
-            os.waitpid(pid, 0)
-
-    def _wait_for_go(self) -> None:
-        while not self._go[0]:
-            time.sleep(GO_POLL_S)
+    def check(self) -> None:
+        """Raises ReplayError with the reason if a role, or the parent of all roles, has failed."""
+        if self._parent.poll():
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            reason = lines[-1] if lines else f"the parent of all roles ended with status {self._parent.returncode}"
+            reason = reason.removeprefix("shared.replay.errors.")
+            raise ReplayError(f"a simulated role failed: {reason[:500]}")
 
 
 def main() -> None:
-    _die_with_parent()
-    processes = _Processes()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    try:
-        print("{}", file=answers, flush=True)  # ready
-        while line := sys.stdin.readline():
-            request = json.loads(line)
-            if request["do"] == "start":
-                answer = processes.start(Roles(**request["roles"]))
-            else:
-                answer = processes.go() if request["do"] == "go" else processes.state()
-            print(json.dumps(answer), file=answers, flush=True)
-    finally:
-        processes.end()
+    folder = Path(sys.argv[1])
+    setting, address = pickle.loads((folder / "setting").read_bytes())
+    progress = np.memmap(folder / "progress", PROGRESS, "r+")
+    fork = multiprocessing.get_context("fork")  # gRPC allows forks until the first channel is made
+    connected = fork.Barrier(len(progress))
+    roles = []
+    for number, record in enumerate(progress):
+        work = _collect if number < setting.collectors else _learn
+        roles.append(fork.Process(target=work, args=(setting, address, number, record, connected), daemon=True))
+    for role in roles:
+        role.start()
+    ended = wait([sys.stdin.fileno(), *(role.sentinel for role in roles)])
+    for role in roles:
+        if role.sentinel in ended:
+            role.join()
+            sys.exit(f"process {role.pid} died" if role.exitcode and role.exitcode < 0 else 1)  # 1: its error is logged
 
 
-def _fork(work: Callable[[], None], seen: Any) -> int:
-    """The number of a new process that does `work`. gRPC allows forks until the first channel is made."""
-    parent = os.getpid()
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        _die_with_parent()
-        if os.getppid() == parent:  # it could have died before we asked to be told
-            work()
-    except BaseException as error:  # noqa: BLE001 - whatever ended the role must reach the bench
-        seen["error"] = " ".join(f"{type(error).__name__}: {error}".split()).encode()[:500]
-        time.sleep(60.0)  # until it is killed; an end would be noticed twice
-    finally:
-        os._exit(1)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _collect(roles: Roles, index: int, seen: Any, wait_for_go: Callable[[], None]) -> None:
-    """Inserts without end. The rows are random and made once: an environment would cost what is not measured here."""
-    rng = np.random.default_rng(index)
-    shape = (roles.environments, roles.unroll_length)
-    made = [rng.standard_normal((*shape, roles.num_floats), dtype=np.float32) for _ in range(UNROLLS_MADE)]
+def _collect(setting: Setting, address: str, number: int, record: Any, connected: Any) -> None:
+    """Inserts without end. All rows are random and made at the start: an environment's time is not measured here."""
+    plan, rng = setting.plan, np.random.default_rng(number)
+    shape = (setting.environments, plan.unroll_length)
+    unrolls = [rng.standard_normal((*shape, setting.num_floats), dtype=np.float32) for _ in range(NUM_UNROLLS)]
     ints = np.zeros((*shape, INT_COLUMNS), np.int32)
-    inserter = Inserter(
-        roles.address,
-        roles.tables,
-        roles.chunks_per_window,
-        roles.environments,
-        source=index,
-        timeout_s=roles.timeout_s,
-    )
-    seen["ready"] = 1
-    wait_for_go()
-    steps = np.arange(roles.unroll_length)
-    number = 0
-    while True:
-        ints[..., 1] = steps + number * roles.unroll_length
-        inserter.insert(Columns(made[number % UNROLLS_MADE], ints), number)
-        number += 1
-        seen["count"] = number
+    sizes = (plan.chunks_per_window, setting.environments)
+    inserter = Inserter(address, setting.tables, *sizes, source=number, timeout_s=START_S + WARM_S)
+    record["pid"] = os.getpid()
+    connected.wait(START_S)
+    for unroll in count():
+        ints[..., 1] = np.arange(plan.unroll_length) + unroll * plan.unroll_length
+        inserter.insert(Columns(unrolls[unroll % NUM_UNROLLS], ints), unroll)
 
 
-def _learn(roles: Roles, table: str, seen: Any, wait_for_go: Callable[[], None]) -> None:
-    """Samples without end, and throws away what was decoded."""
+def _learn(setting: Setting, address: str, number: int, record: Any, connected: Any) -> None:
+    """Samples without end, and drops the decoded windows."""
 
-    def count(columns: Columns) -> None:
-        seen["windows"] += len(columns.floats)
-        seen["bytes"] += columns.floats.nbytes + columns.ints.nbytes
+    def drop(columns: Columns) -> None:
+        record["windows"] += len(columns.floats)
+        record["bytes"] += columns.floats.nbytes + columns.ints.nbytes
 
-    rows = roles.chunks_per_window * roles.unroll_length
-    sampler = Sampler(
-        roles.address, table, roles.windows_per_update, rows, roles.num_floats, count, timeout_s=roles.timeout_s
-    )
-    seen["ready"] = 1
-    wait_for_go()
+    table = setting.tables[number - setting.collectors]
+    sizes = (setting.plan.windows_per_update, setting.plan.window_rows, setting.num_floats)
+    sampler = Sampler(address, table, *sizes, transfer=drop, timeout_s=START_S + WARM_S)
+    record["pid"] = os.getpid()
+    connected.wait(START_S)
     while True:
         sampler.sample()
-        seen["count"] += 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Speed of one update by depth, alone or against the textbook. Needs neither Ray nor Reverb."""
+"""Speed of one update by depth, alone or against the textbook's. Needs neither Ray nor Reverb."""
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+import timeit
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,25 +23,19 @@ from shared.errors import ConfigError
 from shared.networks import NetworkParams, make_networks, param_shapes
 from shared.plan import Plan, make_plan
 from shared.replay.codec import Columns
-from shared.types import Metrics, Params
+from shared.types import Array, Params
 
-_MINIBATCHES = 4  # the scan's length changes neither trace nor compile time; steps are timed per minibatch
-_DEEPEST_UNROLLED = 256  # which takes ten minutes to compile
-_DEEPEST_COMPARED = 16  # beyond, two float32 orders of summation drift apart by themselves
-# Ant-sized, so that the figures speak for the environments of the paper.
+_MINIBATCHES = 4  # the scan's length changes neither trace nor compile time; seconds are divided by it
+_DEEPEST_UNROLLED = 256  # takes ten minutes to compile
+_DEEPEST_COMPARED = 16  # in deeper networks two float32 orders of summation drift apart by themselves
+# The ant's sizes, so that the figures hold for the paper's environments.
 _SPEC = EnvSpec(
-    state_size=29,
-    goal_size=2,
-    action_size=8,
-    goal_indices=(0, 1),
-    episode_length=100,
-    goal_radius=0.5,
-    num_cells=1,
+    state_size=29, goal_size=2, action_size=8, goal_indices=(0, 1), episode_length=100, goal_radius=0.5, num_cells=1
 )
 
 
 def bench_update(
-    depths: list[int],
+    depths: Sequence[int],
     batch: int,
     width: int,
     precision: str = "float32",
@@ -49,41 +44,40 @@ def bench_update(
     seconds: float = 3.0,
     seeds: int = 1,
 ) -> dict[str, Any]:
-    """`{"rows": [{"depth", "batch", "width", "precision", ...}], "matmul_flops_per_second"}`, one row for each depth.
+    """Returns `{"rows": [{"depth", "batch", "width", "precision", ...}], "matmul_flops_per_second"}`, a row each depth.
 
-    `init_seconds`: all parameters and optimiser states, their compilation included. `trace_seconds`,
-    `compile_seconds`: of the whole update, the persistent compilation cache off. `first_step_seconds`: the
-    three together. `step_seconds`: one gradient step on `batch` rows, its share of relabelling and shuffling
-    included (median of at least `repeats` updates, for at least `seconds`). `flops_per_second`: of the model
-    alone, what is computed twice counted once; `peak_share`: of a large matrix product's rate in this run.
-    `memory_bytes`: XLA's account of the update's state, windows and temporaries.
+    `init_seconds`: initialising parameters and optimiser states, with compilation. `trace_seconds`, `compile_seconds`:
+    of the whole update, without the persistent compilation cache. `first_step_seconds`: the three together.
+    `step_seconds`: one gradient step on `batch` rows with its share of relabelling and shuffling (median of at least
+    `repeats` updates and `seconds`). `flops_per_second`: of the model alone; an operation that is computed twice
+    counts once. `peak_share`: its ratio to a large matrix product's rate in this run. `memory_bytes`: XLA's account of
+    the update's state, windows and temporaries.
 
-    With `against` "unrolled", rows also hold the textbook's figures, updates taken in turns:
-    `unrolled_...`; `step_speedup`, the median of the pairs; `first_step_speedup`; to depth 16
-    `loss_difference` and `gradient_difference`, the largest of any tensor relative to the tensor's largest.
-    With `seeds` over 1, rows also hold the figures of so many learners in one vmapped update, `seeds_...`, a step of
-    which is one gradient step of each, updates taken in turns; `seeds_speedup`: of the time that they take one after
-    the other, median of the pairs.
+    Updates are taken in turns. `against` "unrolled" adds the textbook's figures, `unrolled_...`; `step_speedup`, the
+    median of the pairs; `first_step_speedup`; up to depth 16 the figures of `differences`. `seeds` above 1 adds the
+    figures of so many learners in one vmapped update, `seeds_...`, whose step is one gradient step of each;
+    `seeds_speedup`, relative to the learners one after the other, the median of the pairs.
 
-    Raises ConfigError for depths that the textbook cannot compile in reasonable time.
+    Raises ConfigError for depths that the textbook cannot compile in reasonable time, and for `seeds` below 1.
     """
     if seeds < 1:
-        raise ConfigError(f"--seeds: {seeds} is not positive; use 1, or how many learners train side by side")
+        raise ConfigError(f"--seeds: {seeds} is not positive; use 1, or the number of learners that train side by side")
     if against and max(depths) > _DEEPEST_UNROLLED:
         raise ConfigError(
             f"--depths: {max(depths)} layers one by one compile for hours; compare depths up to {_DEEPEST_UNROLLED}"
         )
     with uncached():
         peak = matmul_flops_per_second(precision)
-        rows = [
-            _bench_depth(depth, batch, width, precision, against, repeats, seconds, seeds, peak) for depth in depths
-        ]
+        rows = []
+        for depth in depths:
+            sizes: dict[str, Any] = {"depth": depth, "batch": batch, "width": width, "precision": precision}
+            rows.append(sizes | _bench_depth(*_experiment(**sizes), against, repeats, seconds, seeds, peak))
     return {"matmul_flops_per_second": peak, "rows": rows}
 
 
 @contextmanager
 def uncached() -> Iterator[None]:
-    """Compiles without the persistent cache inside the block."""
+    """Turns the persistent compilation cache off inside the block."""
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     _enable_cache(False)
     try:
@@ -94,11 +88,11 @@ def uncached() -> Iterator[None]:
 
 def _enable_cache(enabled: bool) -> None:
     jax.config.update("jax_enable_compilation_cache", enabled)
-    compilation_cache.reset_cache()  # JAX reads the option at its first compilation and never again
+    compilation_cache.reset_cache()  # JAX reads the option only at its first compilation
 
 
 class _Timed:
-    """One way to make updates, initialised, compiled and run once; `seconds` hold what each step of it took."""
+    """A state and its compiled update, which has run once. `seconds`: durations of gradient steps."""
 
     def __init__(self, init: Callable[[], Any], update: Callable, windows: Any) -> None:
         start = time.perf_counter()
@@ -115,15 +109,13 @@ class _Timed:
         }
         self._windows = windows
         self.seconds: list[float] = []
-        self._update()
+        self.step()
+        self.seconds.clear()  # the first step meets cold memory
 
     def step(self) -> None:
         start = time.perf_counter()
-        self._update()
-        self.seconds.append((time.perf_counter() - start) / _MINIBATCHES)
-
-    def _update(self) -> None:
         self.state, _ = jax.block_until_ready(self.compiled(self.state, self._windows))
+        self.seconds.append((time.perf_counter() - start) / _MINIBATCHES)
 
     def figures(self) -> dict[str, float]:
         memory = self.compiled.memory_analysis()
@@ -136,90 +128,84 @@ class _Timed:
 
 
 def _bench_depth(
-    depth: int,
-    batch: int,
-    width: int,
-    precision: str,
-    against: str | None,
-    repeats: int,
-    seconds: float,
-    seeds: int,
-    peak: float,
+    experiment: Experiment, plan: Plan, against: str | None, repeats: int, seconds: float, seeds: int, peak: float
 ) -> dict[str, Any]:
-    experiment, plan = _experiment(depth, batch, width, precision)
-    windows = _random_windows(plan)
-    networks = make_networks(experiment.collector, _SPEC)
-    optimisers = make_optimisers(experiment.algorithm)
-    update_step = make_update_step(networks, optimisers, experiment.algorithm, plan, _SPEC)
+    config, algorithm = experiment.collector, experiment.algorithm
+    windows, networks, optimisers = _random_windows(plan), make_networks(config, _SPEC), make_optimisers(algorithm)
+    update_step = make_update_step(networks, optimisers, algorithm, plan, _SPEC)
 
     def init(seed: int) -> LearnerState:
         return init_state(networks, optimisers, _SPEC, jax.random.key(seed))
 
     ours = _Timed(lambda: init(0), update_step, windows)
-    timed, theirs, together = [ours], None, None
+    timed = {"": ours}
     if against:
-        unrolled = Unrolled(experiment.collector, experiment.algorithm, _SPEC)
-        theirs = _Timed(lambda: unrolled.init(jax.random.key(0)), partial(unrolled.update_step, plan=plan), windows)
-        timed.append(theirs)
+        textbook = Unrolled(config, algorithm, _SPEC)
+        step = partial(textbook.update_step, plan=plan)
+        timed["unrolled_"] = _Timed(lambda: textbook.init(jax.random.key(0)), step, windows)
     if seeds > 1:
         update_steps = make_update_steps(update_step)
-        together = _Timed(lambda: tuple(map(init, range(seeds))), update_steps, (windows,) * seeds)
-        timed.append(together)
+        timed["seeds_"] = _Timed(lambda: tuple(map(init, range(seeds))), update_steps, (windows,) * seeds)
     while len(ours.seconds) < repeats or sum(ours.seconds) * _MINIBATCHES < seconds:
-        for each in timed:  # in turns, so that a slow moment of the machine meets both
+        for each in timed.values():  # in turns, so that a busy moment of the machine affects all of them
             each.step()
-    figures = ours.figures()
-    flops = model_flops(param_shapes(networks, _SPEC), batch, experiment.collector.representation_size)
-    rate = flops / figures["step_seconds"]
-    row: dict[str, Any] = {"depth": depth, "batch": batch, "width": width, "precision": precision}
-    row |= figures | {"flops_per_second": rate, "peak_share": rate / peak}
-    if theirs:
-        baseline = theirs.figures()
-        row |= {f"unrolled_{name}": value for name, value in baseline.items()}
-        pairs = zip(theirs.seconds, ours.seconds, strict=True)
-        row["step_speedup"] = statistics.median(slow / fast for slow, fast in pairs)
-        row["first_step_speedup"] = baseline["first_step_seconds"] / figures["first_step_seconds"]
-        compared = depth <= _DEEPEST_COMPARED
+    row: dict[str, Any] = ours.figures()
+    flops = model_flops(param_shapes(networks, _SPEC), algorithm.batch_size, config.representation_size)
+    row["flops_per_second"] = flops / row["step_seconds"]
+    row["peak_share"] = row["flops_per_second"] / peak
+    for prefix, each in timed.items():
+        row |= {prefix + name: value for name, value in each.figures().items()}
+    if against:
+        row["step_speedup"] = _speedup(timed["unrolled_"], ours)
+        row["first_step_speedup"] = row["unrolled_first_step_seconds"] / row["first_step_seconds"]
+        compared = config.depth <= _DEEPEST_COMPARED
         row |= differences(experiment, plan) if compared else {"loss_difference": None, "gradient_difference": None}
-    if together:
-        row |= {"seeds": seeds} | {f"seeds_{name}": value for name, value in together.figures().items()}
-        pairs = zip(ours.seconds, together.seconds, strict=True)
-        row["seeds_speedup"] = statistics.median(seeds * one / all_of_them for one, all_of_them in pairs)
+    if seeds > 1:
+        row |= {"seeds": seeds, "seeds_speedup": seeds * _speedup(ours, timed["seeds_"])}
     return row
 
 
-def differences(experiment: Experiment, plan: Plan) -> dict[str, float]:
-    """How far the collector learner's first gradient step is from the textbook's, on one random minibatch.
+def _speedup(slow: _Timed, fast: _Timed) -> float:
+    """Returns the median of the pairs' ratios."""
+    return statistics.median(one / other for one, other in zip(slow.seconds, fast.seconds, strict=True))
 
-    `loss_difference`: of the three losses, relative. `gradient_difference`: of every tensor, relative to its
-    largest entry.
+
+def differences(experiment: Experiment, plan: Plan) -> dict[str, float]:
+    """Returns the relative differences of the first gradient step from the textbook's, on one random minibatch.
+
+    `loss_difference`: greatest of the three losses. `gradient_difference`: greatest of any tensor, relative to the
+    tensor's largest entry.
     """
     algorithm = experiment.algorithm
     networks = make_networks(experiment.collector, _SPEC)
     state: LearnerState = init_state(networks, make_optimisers(algorithm), _SPEC, jax.random.key(1))
-    steps = make_steps(_random_windows(plan), plan, _SPEC, algorithm.discount, state.key)
-    minibatch, key = steps.minibatch(steps.order[0]), steps.keys[0]
-    gradients, metrics = jax.jit(make_gradients(networks, algorithm, _SPEC))(state, minibatch, key)
-    ours = unroll_params(NetworkParams(gradients.actor, gradients.critic), gradients.alpha)
-    params = unroll_params(NetworkParams(state.actor, state.critic), state.log_alpha)
-    textbook = jax.jit(Unrolled(experiment.collector, algorithm, _SPEC).gradients)
-    theirs, expected = textbook(params, minibatch, key)
-    return {
-        "loss_difference": max(_relative(metrics[name], expected[name]) for name in expected if "loss" in name),
-        "gradient_difference": max(jax.tree.leaves(jax.tree.map(_relative, ours, theirs))),
-    }
+    gradients = make_gradients(networks, algorithm, _SPEC)
+    textbook = Unrolled(experiment.collector, algorithm, _SPEC)
+
+    @jax.jit
+    def compare(state: LearnerState, windows: Columns) -> dict[str, jax.Array]:
+        steps = make_steps(windows, plan, _SPEC, algorithm.discount, state.key)
+        minibatch, key = steps.minibatch(steps.order[0]), steps.keys[0]
+        found, metrics = gradients(state, minibatch, key)
+        ours = unroll_params(NetworkParams(found.actor, found.critic), found.alpha)
+        params = unroll_params(NetworkParams(state.actor, state.critic), state.log_alpha)
+        theirs, expected = textbook.gradients(params, minibatch, key)
+        losses = [_relative(metrics[name], expected[name]) for name in expected if "loss" in name]
+        tensors = jax.tree.leaves(jax.tree.map(_relative, ours, theirs))
+        return {"loss_difference": jnp.stack(losses).max(), "gradient_difference": jnp.stack(tensors).max()}
+
+    return {name: float(difference) for name, difference in compare(state, _random_windows(plan)).items()}
 
 
-def _relative(value: Any, expected: Any) -> float:
-    return float(jnp.max(jnp.abs(value - expected)) / jnp.max(jnp.abs(expected)))
+def _relative(value: Array, expected: Array) -> jax.Array:
+    return jnp.max(jnp.abs(value - expected)) / jnp.max(jnp.abs(expected))
 
 
 def model_flops(params: NetworkParams, batch: int, representation_size: int) -> float:
-    """Multiplications and additions of one gradient step on `batch` rows, in matrix products.
+    """Returns the multiplications and additions in matrix products of one gradient step on `batch` rows.
 
-    A network costs 2 B for each kernel entry forwards, and as much again for its inputs' gradient and for its
-    kernels' gradient. The state-action encoder runs a second time on the actor's own actions, without the
-    kernels' gradient.
+    A network costs 2 B for each kernel entry forwards, and as much again for its inputs' gradient and for its kernels'
+    gradient. The state-action encoder runs a second time on the actor's own actions, without the kernels' gradient.
     """
     actor, critic = params
     passes = 3 * _kernel_entries(actor) + 5 * _kernel_entries(critic.state_action) + 3 * _kernel_entries(critic.goal)
@@ -232,34 +218,21 @@ def _kernel_entries(params: Params) -> int:
 
 
 def matmul_flops_per_second(precision: str) -> float:
-    """What this device makes of a product of two large matrices: the best of some."""
+    """Returns the rate of a product of two large matrices on this device: the best of five."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
     x = jax.random.normal(jax.random.key(0), (size, size), precision)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(x, x))
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        jax.block_until_ready(product(x, x))
-        seconds.append(time.perf_counter() - start)
+    seconds = timeit.repeat(lambda: jax.block_until_ready(product(x, x)), number=1, repeat=5)
     return 2.0 * size**3 / min(seconds)
 
 
 def _experiment(depth: int, batch: int, width: int, precision: str) -> tuple[Experiment, Plan]:
     windows = max(2 * _MINIBATCHES * batch // (_SPEC.episode_length - 1), 1)
-    network: Metrics = {"depth": depth, "width": width, "precision": precision}
-    experiment = parse_experiment(
-        {
-            "env": "bench",
-            "collector": network | {"environments": windows, "unroll_length": 50},
-            "algorithm": {
-                "batch_size": batch,
-                "windows_per_update": windows,
-                "minibatches_per_update": _MINIBATCHES,
-            },
-            "budget": {"env_steps": 100 * windows * 50},
-        }
-    )
+    network = {"depth": depth, "width": width, "precision": precision, "environments": windows, "unroll_length": 50}
+    algorithm = {"batch_size": batch, "windows_per_update": windows, "minibatches_per_update": _MINIBATCHES}
+    budget = {"env_steps": 100 * windows * 50}
+    experiment = parse_experiment({"env": "bench", "collector": network, "algorithm": algorithm, "budget": budget})
     return experiment, make_plan(experiment, _SPEC)
 
 

@@ -1,4 +1,4 @@
-"""`fathom envs`: every environment as a table, and as the page `docs/environments.md`."""
+"""`fathom envs`: all environments as a table, and as the page `docs/environments.md`."""
 
 import json
 from dataclasses import dataclass
@@ -6,46 +6,46 @@ from typing import Any
 
 from deploy.cli.output import print_rows
 from shared.config import EnvOptions
-from shared.envs.registry import ENTRY_POINTS, env_entries, make_env
+from shared.envs.registry import ENTRY_POINTS, EnvEntry, env_entries, make_env
 
-_FAMILIES = {  # by the module that makes them: the heading, what is true of all of them, and their picture
+_FAMILIES = {  # heading and introduction of each family, by the module that makes its environments
     "point_maze": (
         "Points in mazes",
-        "Plain JAX, millions of steps a second: the default on a CPU. A point with velocity is pushed along x and y "
-        "and slides along walls. Lengths are in cells.",
+        "Plain JAX, millions of steps a second: the default on a CPU. Actions push a point with velocity along x and "
+        "y; it slides along walls. Lengths are in cells.",
     ),
     "classic": (
         "Reacher, pusher, half-cheetah",
-        "Brax's own bodies; the marker that stands for the goal in brax's models is left out. Unlike the references, "
-        "the reacher steps 5 ms of spring physics, not 10 (with which today's brax flies apart), its tip's velocity is "
-        "the true one, and the pusher's goals lie at the height of its object, not 5 cm below.",
+        "Brax's own bodies, without the marker that shows the goal in brax's models. Three things differ from the "
+        "references. The reacher steps 5 ms of spring physics, because today's brax flies apart with 10 ms. The "
+        "velocity of its tip is the true one. The pusher's goals lie at the height of its object, not 5 cm below.",
     ),
     "ant": (
         "Ant",
-        "Brax's ant, which ends an episode when its torso leaves heights of 0.2 to 1 m. In mazes a cell is 4 m wide, "
-        "walls are 2 m high, and torso, hips and feet touch them. `_eval` layouts are for evaluation of what was "
-        "trained on the maze of the same name. `ant_<u|u2|u3|u4|u5>_maze_gen_<hops>` trains on short hops along the "
-        "corridor: `gen_1f3f` means 1 or 3 cells; any such name works, the table has some.",
+        "Brax's ant. An episode ends when the torso leaves heights of 0.2 to 1 m. In mazes a cell is 4 m wide, walls "
+        "are 2 m high, and torso, hips and feet touch them. `_eval` layouts evaluate policies that were trained on the "
+        "maze of the same name. `ant_<u|u2|u3|u4|u5>_maze_gen_<hops>` trains on short hops along the corridor: "
+        "`gen_1f3f` means 1 or 3 cells. Any such name works; the table lists some.",
     ),
     "humanoid": (
         "Humanoid",
-        "Brax's humanoid, which ends an episode when its torso leaves heights of 1 to 2 m. In mazes a cell is 2 m wide "
-        "and walls are 1 m high. The state leaves out the commanded goal, which the reference's 268 numbers hold; "
-        "`env_options: {reference_state: true}` brings it back for comparison.",
+        "Brax's humanoid. An episode ends when the torso leaves heights of 1 to 2 m. In mazes a cell is 2 m wide and "
+        "walls are 1 m high. The reference's state of 268 numbers holds the commanded goal; this state leaves the goal "
+        "out. `env_options: {reference_state: true}` brings the reference's state back for comparison.",
     ),
     "arm": (
         "Arm",
         "A Franka Panda of primitives with position servos, in MJX. The last action closes the fingers. Episodes never "
-        "end early. Grasping succeeds when the fingertips' middle is at the cube and their distance is its width; the "
-        "goal follows the cube. Kinematics and inertias are those of MuJoCo Menagerie's model (Apache-2.0, Franka "
-        "Robotics).",
+        "end early. A grasp succeeds when the midpoint of the fingertips is at the cube and their distance is the "
+        "cube's width; the goal follows the cube. Kinematics and inertias are those of MuJoCo Menagerie's model "
+        "(Apache-2.0, Franka Robotics).",
     ),
 }
 _OPTIONS = "\n".join(f"| `{name}` | {field.description} |" for name, field in EnvOptions.model_fields.items())
 _INTRODUCTION = f"""# Environments
 
-Made by `make docs` from the registry; `fathom envs` prints the same table. Any id goes into an experiment's `env`, or
-into `evaluation.env` if its sizes are equal:
+Made by `make docs` from the registry; `fathom envs` prints the same table. Any id fits an experiment's `env`. It also
+fits `evaluation.env` if its sizes equal those of `env`:
 
 ```yaml
 env: ant_u4_maze
@@ -54,17 +54,19 @@ evaluation: {{env: ant_u4_maze_eval}}
 ```
 
 Every reset draws a new start and a new goal. A policy sees the state and the goal; the state never holds the goal, and
-the goal is no body in the physics. An episode is truncated after its length; that it terminates by itself is said
-below. **Time at goal** counts the steps within the radius; where the table has an easy and a hard radius, it is
-reported for those, too. State coverage counts quarters of maze cells, or the cells of a fixed histogram of goal space.
+the goal is no body in the physics. Every episode is truncated after its length; the sections below say which episodes
+end earlier. **Time at goal** counts the steps within the radius. If the table has an easy and a hard radius, time at
+goal is reported for those, too. State coverage counts quarters of maze cells, or the cells of a fixed histogram of goal
+space.
 
 | key of `env_options` | |
 |---|---|
 {_OPTIONS}
 
-Numbers are those of the paper's code as it really runs (*1000 Layer Networks for Self-Supervised RL*, arXiv 2503.14858;
-**bold** ids are its ten tasks) and of JaxGCRL. `fathom render --env ID --random` draws any of them. To bring your own,
-see [own_environment.md](own_environment.md); ids of the entry point group `{ENTRY_POINTS}` appear in `fathom envs`.
+Numbers are those of JaxGCRL and of the paper's code as it really runs (*1000 Layer Networks for Self-Supervised RL*,
+arXiv 2503.14858; **bold** ids are its ten tasks). `fathom render --env ID --random` draws any of them. To bring your
+own environment, see [own_environment.md](own_environment.md); `fathom envs` also lists ids of the entry point group
+`{ENTRY_POINTS}`.
 """
 
 
@@ -80,17 +82,15 @@ class Envs:
     def execute(self) -> int:
         if self.markdown:
             print(page(), end="")
-            return 0
-        rows = list_envs()
-        if self.json:
-            print(json.dumps(rows))
-            return 0
-        print_rows([{**row, "paper": "yes" if row["paper"] else ""} for row in rows])
+        elif self.json:
+            print(json.dumps(list_envs()))
+        else:
+            print_rows([{**row, "paper": "yes" if row["paper"] else ""} for row in list_envs()])
         return 0
 
 
 def list_envs() -> list[dict[str, Any]]:
-    """One row for each environment, in the registry's order."""
+    """Returns one row for each environment, in the registry's order."""
     rows = []
     for entry in env_entries():
         spec = make_env(entry.env_id).spec
@@ -101,11 +101,10 @@ def list_envs() -> list[dict[str, Any]]:
 
 
 def page() -> str:
-    """`docs/environments.md`: our own environments by family, whatever else is installed."""
+    """Returns the text of `docs/environments.md`: the built-in environments by family, whatever else is installed."""
     sections = [_INTRODUCTION]
     for family, (heading, text) in _FAMILIES.items():
-        entries = [entry for entry in env_entries() if entry.module == f"shared.envs.{family}"]
-        rows = [_row(entry.env_id, entry.paper, entry.description) for entry in entries]
+        rows = [_row(entry) for entry in env_entries() if entry.module == f"shared.envs.{family}"]
         sections.append(
             f"## {heading}\n\n![{heading}](environments/{family}.png)\n\n{text}\n\n"
             "| id | state | goal | action | steps | physics | radius (easy, hard) | |\n"
@@ -114,10 +113,10 @@ def page() -> str:
     return "\n".join(sections)
 
 
-def _row(env_id: str, paper: bool, description: str) -> str:
-    spec = make_env(env_id).spec
+def _row(entry: EnvEntry) -> str:
+    spec = make_env(entry.env_id).spec
     others = [f"{radius:g}" for radius in (spec.easy_radius, spec.hard_radius) if radius is not None]
     radius = f"{spec.goal_radius:g}" + (f" ({', '.join(others)})" if others else "")
-    name = f"**`{env_id}`**" if paper else f"`{env_id}`"
+    name = f"**`{entry.env_id}`**" if entry.paper else f"`{entry.env_id}`"
     sizes = f"{spec.state_size} | {spec.goal_size} | {spec.action_size} | {spec.episode_length}"
-    return f"| {name} | {sizes} | {spec.backend} | {radius} | {description} |"
+    return f"| {name} | {sizes} | {spec.backend} | {radius} | {entry.description} |"

@@ -1,4 +1,4 @@
-"""`fathom eval`: a trained policy on fresh episodes."""
+"""`fathom eval`: evaluation of a trained policy on new episodes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,11 @@ class Eval:
 
     run_dir: Positional[Path]
     learner: str = "active"
-    """Which learner."""
+    """Name of the learner."""
     episodes: int | None = None
-    """Fresh episodes; none: as many as in the run."""
+    """Number of new episodes; none: as many as in the run."""
     seed: int = 0
-    """Chooses starts and goals."""
+    """Seed of starts and goals."""
     json: bool = False
     """Print one JSON object."""
 
@@ -31,12 +31,11 @@ class Eval:
         trained = load_trained(self.run_dir, self.learner)
         from collector.evaluator import Evaluator
 
-        experiment = trained.experiment
-        if self.episodes is not None:
-            changed = experiment.evaluation.model_copy(update={"episodes": self.episodes})
-            experiment = experiment.model_copy(update={"evaluation": changed})
+        episodes = self.episodes or trained.experiment.evaluation.episodes
+        evaluation = trained.experiment.evaluation.model_copy(update={"episodes": episodes})
+        experiment = trained.experiment.model_copy(update={"evaluation": evaluation})
         evaluator = Evaluator(experiment, trained.plan, trained.envs.evaluation)
         metrics = evaluator.measure(experiment.learner(self.learner), trained.actor, self.seed)
-        result = {"learner": self.learner, "updates": trained.updates, "episodes": experiment.evaluation.episodes}
+        result = {"learner": self.learner, "updates": trained.updates, "episodes": episodes}
         show(result | metrics, self.json)
         return 0

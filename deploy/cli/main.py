@@ -1,35 +1,29 @@
-"""The `fathom` command: parses its arguments and calls the sub-command. Each sub-command is a module beside this one.
+"""The `fathom` command: parses its arguments and calls the sub-command, which is a module beside this one.
 
-Every mistake of the user ends here, as one line and exit status 2.
+A mistake of the user ends here, as one line and exit status 2.
 """
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tyro
-from rich.console import Console
-from tyro.conf import subcommand
 
 from deploy.cli.bench import Bench
 from deploy.cli.envs import Envs
 from deploy.cli.eval import Eval
 from deploy.cli.matrix import Matrix
 from deploy.cli.options import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from deploy.cli.output import complain
 from deploy.cli.render import Render
 from deploy.cli.report import Report
 from deploy.cli.run import Run
 from shared.errors import ConfigError
 
-Command = (
-    Annotated[Run, subcommand("run")]
-    | Annotated[Matrix, subcommand("matrix")]
-    | Annotated[Report, subcommand("report")]
-    | Annotated[Eval, subcommand("eval")]
-    | Annotated[Render, subcommand("render")]
-    | Annotated[Envs, subcommand("envs")]
-    | Annotated[Bench, subcommand("bench")]
-)
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {
+    command.__name__.lower(): command for command in (Run, Matrix, Report, Eval, Render, Envs, Bench)
+}
+HELP = {"-h", "--help"}
 
 
 def main() -> None:
@@ -38,35 +32,19 @@ def main() -> None:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs one `fathom` command line and returns its exit status."""
-    console = Console(stderr=True, soft_wrap=True)
+    wants_help = not HELP.isdisjoint(arguments)
+    names_experiment = any(argument.endswith((".yaml", ".yml")) for argument in arguments)
     try:
-        if _is_run(arguments):
-            return _run(arguments[1:])
-        return tyro.cli(Command, args=arguments, prog="fathom").execute()
+        # Keys of an experiment are options of `fathom run`, too. Only with an experiment, help can list them.
+        if arguments[:1] == ["run"] and (names_experiment or not wants_help):
+            plain = [argument for argument in arguments[1:] if argument not in HELP]
+            run, overrides = tyro.cli(Run, args=plain, return_unknown_args=True, prog="fathom run")
+            return run.execute(overrides + ["--help"] * wants_help)
+        return tyro.extras.subcommand_cli_from_dict(SUBCOMMANDS, args=arguments, prog="fathom").execute()
     except ConfigError as error:
         for line in str(error).splitlines():
-            console.print(f"fathom: {line}", style="red", highlight=False, markup=False)
+            complain(line)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        console.print("fathom: interrupted", style="yellow")
+        complain("interrupted", style="yellow")
         return EXIT_INTERRUPTED
-
-
-def _is_run(arguments: Sequence[str]) -> bool:
-    """True where the keys of an experiment are options, too: in `fathom run`, unless only its own help is wanted."""
-    names_experiment = any(argument.endswith((".yaml", ".yml")) for argument in arguments)
-    return arguments[:1] == ["run"] and (names_experiment or not _wants_help(arguments))
-
-
-def _run(arguments: Sequence[str]) -> int:
-    plain = [argument for argument in arguments if argument not in ("-h", "--help")]
-    run, overrides = tyro.cli(Run, args=plain, return_unknown_args=True, prog="fathom run")
-    return run.execute(overrides + (["--help"] if _wants_help(arguments) else []))
-
-
-def _wants_help(arguments: Sequence[str]) -> bool:
-    return bool({"-h", "--help"} & set(arguments))
-
-
-if __name__ == "__main__":
-    main()

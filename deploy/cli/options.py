@@ -1,4 +1,4 @@
-"""Option values that several commands read, and their errors."""
+"""Options of several commands, with their errors; exit statuses; signals."""
 
 import re
 import signal
@@ -13,7 +13,7 @@ def folder_mode(text: str) -> int:
     """Returns the value of `--dir-mode`, three octal digits, as a number. Raises ConfigError."""
     if not re.fullmatch("[02]?7[0-7]{2}", text):
         raise ConfigError(
-            f"--dir-mode: {text!r:.20} is not the mode of a folder that you can use yourself; "
+            f"--dir-mode: {text!r:.20} is not the mode of a folder that you can use; "
             "write three octal digits that begin with 7, such as 0750"
         )
     return int(text, 8)
@@ -32,8 +32,4 @@ def named_env(env_id: str) -> Any:
 def interrupt_on_signals() -> None:
     """Turns Ctrl-C and `docker stop` into KeyboardInterrupt, also where a shell has made this process ignore Ctrl-C."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+        signal.signal(number, signal.default_int_handler)

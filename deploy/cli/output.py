@@ -1,4 +1,4 @@
-"""What commands print: one line for a mistake, a table or JSON for a result."""
+"""Output of commands: one line for a mistake, a table or JSON for a result."""
 
 import json
 import sys
@@ -8,13 +8,18 @@ from rich.console import Console
 from rich.table import Table
 
 
-def complain(text: str) -> None:
-    """One red line on standard error."""
-    Console(stderr=True, soft_wrap=True).print(f"fathom: {text}", style="red", highlight=False, markup=False)
+def complain(text: str, style: str = "red") -> None:
+    """Prints one coloured line on standard error."""
+    Console(stderr=True, soft_wrap=True).print(f"fathom: {text}", style=style, highlight=False, markup=False)
+
+
+def say(text: str) -> None:
+    """Prints one line on standard output as it is."""
+    make_console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
-    """A result by name, or its `rows` where it has them."""
+    """Prints a result: as JSON, or as a table of its `rows`, or of its names and values if it has no rows."""
     if as_json:
         print(json.dumps(result))
         return
@@ -23,6 +28,7 @@ def show(result: dict[str, Any], as_json: bool) -> None:
 
 
 def print_rows(rows: list[dict[str, Any]]) -> None:
+    """Prints a table with a column for each key of the first row."""
     table = Table(box=None, pad_edge=False)
     for name in rows[0]:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
@@ -32,5 +38,5 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 
 def make_console() -> Console:
-    """Standard output; wide enough for a table where there is no terminal to ask."""
+    """Returns a console on standard output, wide enough for a table if there is no terminal."""
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)

@@ -1,11 +1,12 @@
-"""An experiment's keys as command-line options: `--learners.deep.depth 64`.
+"""Options of the command line for the keys of an experiment, such as `--learners.deep.depth 64`.
 
-tyro parses; every value then goes the same way as a YAML file's, so that a mistake reads the same.
+tyro parses the options. Every value is then read as in a YAML file, so that a mistake gives the same message.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 import tyro
@@ -17,95 +18,82 @@ from shared.config import Experiment
 from shared.config_file import RENAMED, parse_experiment, printable
 from shared.errors import ConfigError
 
+Section = BaseModel | dict[str, BaseModel]
+
 
 def override(experiment: Experiment, options: Sequence[str], path: Path) -> Experiment:
-    """`experiment` changed by `options`. Raises ConfigError that names the option or the field."""
+    """Returns `experiment` with the changes in `options`. Raises ConfigError that names the option or the field."""
     for option in options:
         if option.startswith("--learners."):
             experiment.learner(option.split(".")[1].split("=")[0])
     command = f"fathom run {path}"
     parsed: Any
     parsed, unknown = tyro.cli(_mirror(experiment), args=list(options), prog=command, return_unknown_args=True)
-    if unknown:
-        raise ConfigError(f"{printable(unknown[0])}: {_explain_unknown_option(unknown[0], command)}")
+    for option in unknown:
+        renamed = [new for old, new in RENAMED.items() if option.startswith(f"--{old}")]
+        known = f"is now called --{renamed[0]}; use that name" if renamed else ""
+        raise ConfigError(f"{printable(option)}: {known or f'no such option; `{command} --help` lists them'}")
     return parse_experiment(_values(parsed, experiment), prefix="--")
 
 
-def _explain_unknown_option(option: str, command: str) -> str:
-    for old, new in RENAMED.items():
-        if option.startswith(f"--{old}"):
-            return f"is now called --{new}; use that name"
-    return f"no such option; `{command} --help` lists them"
+def _entries(section: Section) -> Iterator[tuple[str, Any, Any]]:
+    """Yields each key with its field (none for a learner's name) and its present value."""
+    if isinstance(section, dict):
+        yield from ((name, None, member) for name, member in section.items())
+    else:
+        yield from ((name, info, getattr(section, name)) for name, info in type(section).model_fields.items())
 
 
-def _mirror(model: BaseModel) -> type:
-    """A dataclass of `model`'s keys, each option a text with the present value as its default."""
+def _mirror(section: Section) -> type:
+    """Makes a dataclass of the section's keys: an option is a text with the present value as its default."""
     fields: list[tuple[str, Any, Any]] = []
-    for name, info in type(model).model_fields.items():
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            fields.append(_section(name, _mirror(value)))
-        elif isinstance(value, dict) and not _is_text(info.annotation):
-            # A learner may have a name that no field of Python's can have, such as `very-deep`, or `class`.
-            members = [
-                _section(f"member_{number}", Annotated[_mirror(member), tyro.conf.arg(name=key)])
-                for number, (key, member) in enumerate(value.items())
-            ]
-            fields.append(_section(name, dataclasses.make_dataclass(name, members)))
+    for number, (name, info, value) in enumerate(_entries(section)):
+        field = f"field_{number}"  # a learner's name may be no name for Python, such as `very-deep` or `class`
+        if isinstance(value, BaseModel) or name == "learners":
+            mirror = _mirror(value)
+            inner = dataclasses.field(default_factory=mirror)
+            fields.append((field, Annotated[mirror, tyro.conf.arg(name=name)], inner))
         else:
-            option = tyro.conf.arg(help=info.description or "", metavar=_metavar(info.annotation))
-            fields.append((name, Annotated[str, option], _text(value)))
-    return dataclasses.make_dataclass(type(model).__name__, fields)
-
-
-def _is_text(annotation: Any) -> bool:
-    """Whether a mapping holds no sections, and so is one option: `{key: value}`."""
-    return get_origin(get_args(annotation)[1]) is Annotated
-
-
-def _section(name: str, mirror: Any) -> tuple[str, Any, Any]:
-    make = get_args(mirror)[0] if get_origin(mirror) is Annotated else mirror
-    return name, mirror, dataclasses.field(default_factory=make)
+            option = tyro.conf.arg(name=name, help=info.description or "", metavar=_metavar(info.annotation))
+            fields.append((field, Annotated[str, option], _text(value)))
+    return dataclasses.make_dataclass(type(section).__name__, fields)
 
 
 def _metavar(annotation: Any) -> str:
-    """What a value looks like: INT, FLOAT, or the choices."""
+    """Returns the form of a value for the help: INT, FLOAT, or the choices."""
     if get_origin(annotation) is dict:
         return "{KEY: VALUE}"
     return "|".join(str(getattr(kind, "__name__", kind)).upper() for kind in _kinds(annotation))
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """Types, or choices, that a value may have besides none."""
-    parts = [part for part in get_args(annotation) if part is not type(None)] or [annotation]
-    return [get_args(part)[0] if get_origin(part) is Annotated else part for part in parts]
+    """Returns the types or choices that a value may have, except none."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    return [kind for part in get_args(annotation) for kind in _kinds(part) if kind is not NoneType] or [annotation]
 
 
 def _text(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _values(parsed: Any, model: BaseModel, within: str = "") -> dict[str, Any]:
-    """The options given as YAML would have read them; what was not given is the `model`'s own."""
+def _values(parsed: Any, section: Section, within: str = "") -> dict[str, Any]:
+    """Returns given options as YAML would read them, and the section's own values of the others."""
     values: dict[str, Any] = {}
-    for name, info in type(model).model_fields.items():
-        given, present, path = getattr(parsed, name), getattr(model, name), within + name
-        if isinstance(present, BaseModel):
-            values[name] = _values(given, present, path + ".")
-        elif dataclasses.is_dataclass(given):
-            members = zip(dataclasses.fields(given), present.items(), strict=True)
-            values[name] = {
-                key: _values(getattr(given, field.name), member, f"{path}.{key}.") for field, (key, member) in members
-            }
+    for field, (name, info, present) in zip(dataclasses.fields(parsed), _entries(section), strict=True):
+        given = getattr(parsed, field.name)
+        if dataclasses.is_dataclass(given):
+            values[name] = _values(given, present, f"{within}{name}.")
         elif given == _text(present):
             values[name] = present
         else:
-            values[name] = _read(given, not isinstance(present, dict) and str in _kinds(info.annotation), path)
+            is_text = not isinstance(present, dict) and str in _kinds(info.annotation)
+            values[name] = _read(given, is_text, within + name)
     return values
 
 
 def _read(text: str, is_text: bool, field: str) -> Any:
-    """An option's value. Raises ConfigError that names the option."""
+    """Returns the value of an option. Raises ConfigError that names the option."""
     if text == "none" or is_text:
         return None if text == "none" else text
     try:

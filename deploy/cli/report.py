@@ -11,10 +11,10 @@ from deploy.cli.output import complain, make_console
 
 @dataclass(frozen=True)
 class Report:
-    """One page, figures and tables of a matrix, whole or half done."""
+    """Write one page, figures and tables of a matrix, whole or half done."""
 
     matrix_dir: Positional[Path]
-    """The folder that `fathom matrix` filled."""
+    """Folder that `fathom matrix` filled."""
 
     def execute(self) -> int:
         from deploy.report.analyse import make_report
@@ -23,19 +23,14 @@ class Report:
         from deploy.report.read import read_matrix
 
         folder = self.matrix_dir
-        made = make_report(read_matrix(folder))
+        report = make_report(read_matrix(folder))
         try:
-            files = [write_page(made, folder / "report.html"), *write_files(made, folder / "report")]
+            page = write_page(report, folder / "report.html")
+            files = write_files(report, folder / "report")
         except OSError as error:
-            complain(
-                f"{error.filename or folder}: {error.strerror}; make room, or copy the runs to where there is some"
-            )
+            complain(f"{error.filename or folder}: {error.strerror}; make room, or copy the runs to another disk")
             return EXIT_FAILED
-        console = make_console()
-        for run in made.unfinished:
-            console.print(f"{run.run}: {run.state}", highlight=False)
-        console.print(
-            f"{made.done} of {made.runs} runs: {files[0]}, and {len(files) - 1} files in {folder / 'report'}",
-            highlight=False,
-        )
+        lines = [f"{run.run}: {run.state}" for run in report.unfinished]
+        lines.append(f"{report.done} of {report.runs} runs: {page}, and {len(files)} files in {folder / 'report'}")
+        make_console().print(*lines, sep="\n", highlight=False, markup=False)
         return 0

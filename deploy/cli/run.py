@@ -9,7 +9,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from deploy.cli.options import EXIT_FAILED, folder_mode, interrupt_on_signals
-from deploy.cli.output import complain, make_console
+from deploy.cli.output import complain, make_console, say
 from deploy.cli.overrides import override
 from deploy.mode import Mode, choose_mode
 from shared.config import Experiment
@@ -108,7 +108,7 @@ def _execute(record: Any, envs: Any, mode: Mode) -> int:
     from deploy.run.setup import explain_failure
     from deploy.telemetry.wandb_mirror import Mirror
 
-    mirror = Mirror(record.run_dir, _say, complain) if record.experiment.wandb.project else None
+    mirror = Mirror(record.run_dir, say, complain) if record.experiment.wandb.project else None
     interrupt_on_signals()
     try:
         _supervised(record, envs, mode)
@@ -153,7 +153,3 @@ def _start(record: Any, envs: Any, mode: Mode, say: Callable[[str], None], on_pr
         from deploy.run.in_process import InProcessRun
 
         InProcessRun(record, envs, say, mode).run(on_progress)
-
-
-def _say(text: str) -> None:
-    make_console().print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Slurm: a Ray cluster on the nodes of one job, then a matrix on it. Submit from the checkout, on a file system that
-# all nodes share: sbatch deploy/clusters/slurm.sh [MATRIX.yaml]
-# Submitted again it goes on with the runs that are not done.
+# Slurm: a Ray cluster on the nodes of one job, and a matrix on it. Submit from the checkout, on a file system that all
+# nodes share: sbatch deploy/clusters/slurm.sh [MATRIX.yaml]. A second job skips the runs that are done.
 #SBATCH --job-name=fathom
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -11,11 +10,11 @@
 set -euo pipefail
 matrix=${1:-deploy/experiments/ant_big_maze_matrix.yaml}
 export PATH="$PWD/.venv/bin:$PATH" RAY_AUTH_MODE=token
-RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')  # of this job alone
+RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')  # for this job alone
 export RAY_AUTH_TOKEN
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(getent ahostsv4 "${nodes[0]}" | awk 'NR == 1 {print $1}')
-export RAY_ADDRESS="$head:$((20000 + SLURM_JOB_ID % 20000))"  # jobs may share a node
+export RAY_ADDRESS="$head:$((20000 + SLURM_JOB_ID % 20000))"  # two jobs may share a node
 start() { srun --nodes=1 --ntasks=1 --nodelist="$1" ray start --block --disable-usage-stats "${@:2}" & }
 
 trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT

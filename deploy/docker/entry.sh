@@ -1,21 +1,21 @@
 #!/bin/bash
-# fathom-entry ROLE: what a container of docker-compose.yml does. Anything but a role is run as a command.
+# fathom-entry ROLE: entry point of all containers of docker-compose.yml. Anything but a role is run as a command.
 set -euo pipefail
 
 HEAD=head GCS_PORT=6379 DASHBOARD_PORT=8265 METRICS_PORT=8080
 
-# Compose starts us as root, for one purpose: to become the user whose checkout this is, without being told a uid.
-# What a bind mount found missing, and the engine made as root, becomes that user's, too.
+# Becomes the owner of the checkout, so that nobody has to configure a uid: Compose starts this script as root for that.
+# Folders that the engine created as root for a bind mount become the owner's, too.
 become_owner() {
     local owner
     owner=$(stat -c %u:%g deploy/experiments)
     for folder in runs .fathom; do
-        chown "$owner" "$folder" 2>/dev/null || true # TensorBoard has one of them, and read-only
+        chown "$owner" "$folder" 2>/dev/null || true # TensorBoard has only one of them, read-only
     done
     [ "$owner" = 0:0 ] || exec setpriv --reuid "${owner%:*}" --regid "${owner#*:}" --clear-groups --no-new-privs "$0" "$@"
 }
 
-# The first one to come makes the cluster's token; a link is never half written and never replaces another.
+# The first container creates the cluster's token. A hard link appears whole and never replaces another one.
 make_token() {
     [ -s "$RAY_AUTH_TOKEN_PATH" ] && return
     local new
@@ -25,13 +25,13 @@ make_token() {
     rm "$new"
 }
 
-# Ray itself tries for a while, then gives up; the first start of a machine may take longer. A look-up of the name
-# that came too early hangs for long, so each try is bounded.
+# Ray itself gives up after a while, but the first start on a machine may take longer. Each try has a time limit,
+# because a look-up of the name that comes too early hangs.
 wait_for_head() {
     until timeout 3 bash -c "exec 3<>/dev/tcp/$HEAD/$1" 2>/dev/null; do sleep 1; done
 }
 
-# All of /dev/shm but a tenth: `shm_size` alone says how much Ray's object store gets.
+# Ray's object store gets nine tenths of /dev/shm, whose size is `shm_size`.
 start_ray() {
     local shm
     shm=$(df --output=size --block-size=1 /dev/shm | tail -n 1)
@@ -39,7 +39,8 @@ start_ray() {
         --metrics-export-port "$METRICS_PORT" --object-store-memory $((shm / 10 * 9)) "$@"
 }
 
-# An experiment or, where the file names `envs:`, a matrix and its report. What is done is not done again.
+# Prints the command for an experiment or, if the file names `envs:`, for a matrix and its report. Finished runs are
+# skipped.
 command_for() {
     local name out
     name=$(basename "$1")
@@ -53,7 +54,7 @@ command_for() {
     fi
 }
 
-# Follows the job to its end and ends as it does. Told to stop, it has the run end in order first.
+# Follows the job and returns its exit status. On a signal, it first lets the run end in order.
 submit() {
     local id submitted
     export RAY_API_SERVER_ADDRESS=http://$HEAD:$DASHBOARD_PORT
@@ -77,7 +78,7 @@ head)
     ;;
 worker)
     wait_for_head "$GCS_PORT"
-    start_ray --address "$HEAD:$GCS_PORT" --resources '{"driver": 1000}' # here drivers run, beside what they start
+    start_ray --address "$HEAD:$GCS_PORT" --resources '{"driver": 1000}' # drivers run here, beside their roles
     ;;
 submit) submit ;;
 tensorboard) exec tensorboard --logdir runs --bind_all --port 6006 ;;

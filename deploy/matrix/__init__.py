@@ -1,4 +1,4 @@
-"""A matrix: every run of collector depths x learner depths x seeds, and what came of them.
+"""Matrices: every run of collector depths x learner depths x seeds, and the results of these runs.
 
-It may import run and scheduling. Begin with `config.py`, which expands a matrix to its runs; `execute.py` runs them.
+The package may import run and scheduling. Begin with `expand.py`, which expands a matrix; `execute.py` executes it.
 """

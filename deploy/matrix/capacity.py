@@ -1,4 +1,4 @@
-"""Which runs of a matrix go at once: as many as Ray has room for, by what their roles ask of it."""
+"""Capacity of the Ray cluster that the runs of a matrix share, and the runs that it can hold at once."""
 
 import json
 import os
@@ -8,26 +8,27 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
 from deploy.matrix.expand import MatrixRun
 from deploy.scheduling.placement import Node, Roles, asks_nothing, assign_resources, find_shortage, pack, roles_of
+from deploy.scheduling.reaper import end_child
 from shared.config import Experiment
 from shared.envs.registry import make_envs
 from shared.errors import ConfigError
 
-START_S = 90.0  # a cluster that is not there by then has a fault; a few seconds are usual
+START_S = 90.0  # a healthy cluster starts within seconds
 STOP_S = 30.0
-SHARE_OF_MEMORY = 0.3  # what Ray itself would take for its object store
+STORE_SHARE = 0.3  # of the machine's memory; Ray's own default for its object store
 
 
 def may_start(wanted: Roles, running: Sequence[Roles], nodes: Sequence[Node], parallel: int | None) -> bool:
-    """Whether a run whose roles ask for `wanted` goes beside the `running` ones on `nodes`.
+    """Returns true if `nodes` can hold the roles of one more run beside the roles of the `running` ones.
 
-    At most `parallel` go at once. Where that is left open, runs that ask for nothing, of whom nobody can tell
-    how many are too many, go one after the other.
+    At most `parallel` runs execute at once. Without that limit, runs that ask for nothing execute one after the
+    other, because the number of them that fit is unknown.
     """
     if parallel is not None and len(running) >= parallel:
         return False
@@ -37,92 +38,80 @@ def may_start(wanted: Roles, running: Sequence[Roles], nodes: Sequence[Node], pa
     return pack({(run, role): asked for run, roles in runs for role, asked in roles.items()}, nodes) is not None
 
 
-def demands(runs: Sequence[MatrixRun], nodes: Sequence[Node]) -> Mapping[str, Roles]:
-    """By run, what its roles get. Raises ConfigError with the first run that not even an idle cluster has room for."""
-    asked = {run.name: assign_resources(run.experiment, nodes) for run in runs}
-    for name, roles in asked.items():
+def demands(runs: Sequence[MatrixRun], nodes: Sequence[Node]) -> dict[str, Roles]:
+    """Returns the resources of every run's roles. Raises ConfigError for a run that does not fit an idle cluster."""
+    assigned: dict[str, Roles] = {run.name: assign_resources(run.experiment, nodes) for run in runs}
+    for name, roles in assigned.items():
         if shortage := find_shortage(roles, nodes):
             raise ConfigError(
                 f"experiment: run {name}: {shortage}; ask for less in its roles' resources, or name a larger cluster "
                 "by RAY_ADDRESS"
             )
-    return asked
+    return assigned
 
 
-def _shares_nothing(experiment: Experiment) -> bool:
-    """Whether no role asks for anything, nor would get a GPU unasked."""
+def _needs_no_cluster(experiment: Experiment) -> bool:
+    """True if no role asks for resources or could be assigned a GPU."""
     roles = roles_of(experiment)
-    gpus_here = "RAY_ADDRESS" in os.environ or shutil.which("nvidia-smi")
-    return asks_nothing(roles) and not (gpus_here and any(role.gpus is None for role in roles.values()))
+    may_have_gpus = "RAY_ADDRESS" in os.environ or shutil.which("nvidia-smi")
+    return asks_nothing(roles) and not (may_have_gpus and any(role.gpus is None for role in roles.values()))
 
 
-class Capacity:
-    """What the runs of a matrix share: the cluster's `nodes`, and, by run, what its roles get of them.
+class Capacity(NamedTuple):
+    """The cluster that the runs of a matrix share; no nodes if each run starts a cluster of its own, or none."""
 
-    `environ`: for their processes, beside our own.
-    """
-
-    def __init__(
-        self,
-        asked: Mapping[str, Roles],
-        nodes: Sequence[Node] = (),
-        environ: Mapping[str, str] | None = None,
-        holder: subprocess.Popen | None = None,
-    ) -> None:
-        self.asked, self.nodes, self.environ, self._holder = asked, nodes, dict(environ or {}), holder
+    demands: Mapping[str, Roles]
+    """Resources of every run's roles."""
+    nodes: Sequence[Node] = ()
+    environ: Mapping[str, str] = {}
+    """Environment variables by which the processes of a run find the cluster."""
+    holder: subprocess.Popen | None = None
+    """The process that holds the cluster."""
 
     @property
     def lost(self) -> bool:
-        """Whether the cluster that runs share is gone."""
-        return self._holder is not None and self._holder.poll() is not None
+        """True after the death of the shared cluster."""
+        return self.holder is not None and self.holder.poll() is not None
 
 
 @contextmanager
 def open_capacity(runs: Sequence[MatrixRun], parallel: int | None, in_process: bool) -> Iterator[Capacity]:
-    """One Ray cluster for all `runs` as soon as one of them takes something: that at RAY_ADDRESS, or our own.
+    """Opens one Ray cluster for all `runs` if any of them needs resources: the one at RAY_ADDRESS, or a new one.
 
-    Raises ConfigError where there is no cluster, or where it is too small for a run.
+    Raises ConfigError if there is no cluster, or if the cluster is too small for a run.
     """
-    # Who takes nothing takes nothing from others: such runs start as each would alone, apart from one another.
-    if in_process or all(_shares_nothing(run.experiment) for run in runs):
+    # Runs without resources take nothing from each other, so each starts as it would outside of a matrix.
+    if in_process or all(_needs_no_cluster(run.experiment) for run in runs):
         yield Capacity({run.name: {} for run in runs})
         return
     command = [sys.executable, "-m", "deploy.scheduling.ray_cluster", str(_store_bytes(runs, parallel))]
     holder = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    assert holder.stdin is not None
     try:
-        there = _answer(holder)
-        nodes = [Node(**node) for node in there["nodes"]]
-        yield Capacity(demands(runs, nodes), nodes, there["environ"], holder)
+        answer = _answer(holder)
+        nodes = [Node(**node) for node in answer["nodes"]]
+        yield Capacity(demands(runs, nodes), nodes, answer["environ"], holder)
     finally:
-        holder.stdin.close()
-        try:
-            holder.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            holder.kill()
-            holder.wait()
+        end_child(holder, STOP_S)
 
 
 def _answer(holder: subprocess.Popen) -> dict[str, Any]:
-    """What a cluster's holder says of it. Raises ConfigError."""
+    """Returns the description that the holder prints of its cluster. Raises ConfigError."""
     assert holder.stdout is not None
     with holder.stdout:
-        ready = select.select([holder.stdout], [], [], START_S)[0]
-        line = holder.stdout.readline() if ready else b""
-    there = json.loads(line) if line else {"error": f"Ray did not start within {START_S:g} s"}
-    if "error" in there:
+        line = holder.stdout.readline() if select.select([holder.stdout], [], [], START_S)[0] else b""
+    answer = json.loads(line) if line else {"error": f"Ray did not start within {START_S:g} s"}
+    if "error" in answer:
         holder.kill()  # it may hang
-        raise ConfigError(there["error"])
-    return there
+        raise ConfigError(answer["error"])
+    return answer
 
 
 def _store_bytes(runs: Sequence[MatrixRun], parallel: int | None) -> int:
-    """For Ray's object store: what as many runs take as may go at once, or as much as Ray itself would give."""
+    """Size of Ray's object store: enough for all runs at once up to Ray's default, and always enough for each run."""
     from deploy.run.launch import object_store_bytes  # imports Ray
 
-    specs = (make_envs(run.experiment).training.spec for run in runs)
-    needs = [object_store_bytes(run.experiment, spec) for run, spec in zip(runs, specs, strict=True)]
+    needs = [object_store_bytes(run.experiment, make_envs(run.experiment).training.spec) for run in runs]
     at_once = sum(sorted(needs, reverse=True)[:parallel])
-    return max(*needs, min(at_once, int(SHARE_OF_MEMORY * psutil.virtual_memory().total)))
+    return max(*needs, min(at_once, int(STORE_SHARE * psutil.virtual_memory().total)))

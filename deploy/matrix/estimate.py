@@ -1,5 +1,6 @@
-"""What a matrix will cost, before anything is started."""
+"""Cost of a matrix, computed before anything starts."""
 
+from collections import Counter
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -19,24 +20,22 @@ COPIES_IN_MEMORY = 4  # parameters, gradients and Adam's two moments, float32
 
 
 def estimate_matrix(matrix: MatrixConfig) -> dict[str, Any]:
-    """`rows`: one for each learner of each run; `totals`. Raises ConfigError where a run cannot be made.
+    """Returns `rows`, one for each learner of each run; `totals`; and `recorded`: whether runs record their streams.
 
-    `stream_bytes`: uncompressed, what the run's stream takes on disk, or would take: `recorded` says which.
-    `env_steps` and `stream_bytes` of a row are its run's.
+    `env_steps` and `stream_bytes`, the uncompressed size of a recorded stream, are those of the row's run.
+    Raises ConfigError if a run cannot be made.
     """
     rows = []
     runs = expand(matrix)
-    totals = {"runs": len(runs), "cells": 0, "env_steps": 0, "gradient_steps": 0, "stream_bytes": 0}
+    totals: Counter[str] = Counter(runs=len(runs))
     for run in runs:
         spec = make_envs(run.experiment).training.spec
         plan = make_plan(run.experiment, spec)
         stream_bytes = bytes_of_stream(plan.env_steps, spec.state_size, spec.action_size)
-        totals["cells"] += len(run.experiment.learners)
-        totals["env_steps"] += plan.env_steps
-        totals["stream_bytes"] += stream_bytes
+        totals.update(cells=len(run.experiment.learners), env_steps=plan.env_steps, stream_bytes=stream_bytes)
         for name, config in run.experiment.all_learners.items():
             parameters = _parameters(config, spec)
-            totals["gradient_steps"] += plan.gradient_steps
+            totals.update(gradient_steps=plan.gradient_steps)
             rows.append(
                 {
                     "run": run.name,
@@ -57,14 +56,12 @@ def _parameters(config: NetworkConfig, spec: EnvSpec) -> int:
     return network_size(make_networks(config, spec), spec)
 
 
-def table(planned: dict[str, Any]) -> Table:
-    """The plan for a person, a group of rows for each run."""
-    result = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-    for heading in ("run", "learner"):
-        result.add_column(heading)
+def table(estimate: dict[str, Any]) -> Table:
+    """Returns the estimate as a table on the console, with a group of rows for each run."""
+    result = Table("run", "learner", box=box.SIMPLE, show_edge=False, pad_edge=False)
     for heading in ("depth", "gradient steps", "parameters", "memory", "environment steps", "stream"):
         result.add_column(heading, justify="right")
-    for run, rows in groupby(planned["rows"], key=lambda row: row["run"]):
+    for run, rows in groupby(estimate["rows"], key=lambda row: row["run"]):
         for number, row in enumerate(rows):
             of_run = (f"{row['env_steps']:,}", readable_bytes(row["stream_bytes"])) if number == 0 else ()
             result.add_row(
@@ -80,18 +77,18 @@ def table(planned: dict[str, Any]) -> Table:
     return result
 
 
-def total(planned: dict[str, Any]) -> str:
-    """The totals in one line."""
-    totals = planned["totals"]
-    streams = f"streams of {readable_bytes(totals['stream_bytes'])}"
+def total(estimate: dict[str, Any]) -> str:
+    """Returns the totals in one line."""
+    totals = estimate["totals"]
     return (
         f"{totals['runs']:,} runs, {totals['cells']:,} cells, {totals['env_steps']:,} environment steps, "
-        f"{totals['gradient_steps']:,} gradient steps, {streams} ({'' if planned['recorded'] else 'not '}recorded)"
+        f"{totals['gradient_steps']:,} gradient steps, streams of {readable_bytes(totals['stream_bytes'])} "
+        f"({'' if estimate['recorded'] else 'not '}recorded)"
     )
 
 
 def readable_bytes(count: float) -> str:
-    """Decimal units, as disks are sold in; three digits."""
+    """Returns a size in decimal units, with three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"

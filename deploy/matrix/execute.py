@@ -1,11 +1,11 @@
-"""Carrying a matrix out: each run is a `fathom run` of its own, skipped where it is done."""
+"""Execution of a matrix: each run is a `fathom run` in a process of its own, and runs that are done are skipped."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,16 +21,15 @@ from shared.files import OWNER_ONLY, make_folder
 
 POLL_S = 0.2
 PROGRESS_EVERY_S = 30.0
-STOP_GRACE_S = 60.0  # a run that is interrupted ends its own processes in order
-LAST_WORD = "fathom: "  # how the line begins that says why a command failed
+STOP_GRACE_S = 60.0  # an interrupted run ends its own processes in order
+ERROR_PREFIX = "fathom: "  # of the line in which a failed command explains itself
 CLUSTER_LOST = "failed (the Ray cluster that the runs share died)"
 
 
-class Outcome(NamedTuple):
-    """`reason`: why a run failed; empty if it is done."""
-
-    run: MatrixRun
-    reason: str
+class Child(NamedTuple):
+    process: subprocess.Popen
+    started: float
+    """Monotonic time in seconds."""
 
 
 def execute(
@@ -40,85 +39,71 @@ def execute(
     in_process: bool,
     say: Callable[[str], None],
     dir_mode: int = OWNER_ONLY,
-) -> list[Outcome]:
-    """Every run in `out` that is not done, as many at once as `may_start` lets; a failed one does not stop the others.
+) -> dict[str, str]:
+    """Executes every run in `out` that is not done; a failed run does not stop the others.
 
-    Returns all outcomes in the matrix's order. Raises ConfigError before anything is started where Ray has no room
-    for a run. Leaves no process behind, also when it is interrupted. `dir_mode`: of `out` and the runs' folders, where
-    they are new.
+    Runs execute at once as far as `may_start` allows. No process is left behind, also after an interrupt.
+    Returns why each run failed, by name in the matrix's order: an empty text for a run that is done.
+    Raises ConfigError before any run starts: `out` cannot be written, or Ray is too small for a run.
     """
     runs = runs_in(matrix, out)
-    outcomes: dict[str, Outcome] = {}
-    waiting = []
-    for run in runs:
-        if is_done(out / run.name, run):
-            outcomes[run.name] = Outcome(run, "")
-            say(f"{run.name}: done before")
-        else:
-            waiting.append(run)
-    with guarded(), open_capacity(waiting, parallel, in_process) as room, _children() as children:
-        _keep(matrix, out, dir_mode)
-        said = time.monotonic()
-        while (waiting or children) and not room.lost:
-            for run in tuple(waiting):
-                if may_start(room.asked[run.name], [room.asked[name] for name in children], room.nodes, parallel):
-                    waiting.remove(run)
-                    say(f"{run.name}: started" + " on a recorded stream" * run.fed)
-                    children[run.name] = (run, _start(out, run, in_process, dir_mode, room.environ), time.monotonic())
-            for name, (run, child, started) in list(children.items()):
-                if child.poll() is not None:
+    failures = {run.name: "" for run in runs}
+    waiting = {run.name: run for run in runs if not is_done(out / run.name, run)}
+    for name in failures:
+        if name not in waiting:
+            say(f"{name}: done before")
+    with guarded(), open_capacity([*waiting.values()], parallel, in_process) as capacity, _children() as children:
+        try:
+            make_folder(out, dir_mode)
+            write_matrix(matrix, out / MATRIX)
+        except OSError as error:
+            raise ConfigError(f"--out: {out} cannot be written ({error.strerror}); name another folder") from error
+        reported = time.monotonic()
+        while (waiting or children) and not capacity.lost:
+            for name, run in list(waiting.items()):
+                running = [capacity.demands[other] for other in children]
+                if may_start(capacity.demands[name], running, capacity.nodes, parallel):
+                    del waiting[name]
+                    say(f"{name}: started" + " on a recorded stream" * run.fed)
+                    process = _start(out, run, in_process, dir_mode, capacity.environ)
+                    children[name] = Child(process, time.monotonic())
+            for name, child in list(children.items()):
+                if child.process.poll() is not None:
                     del children[name]
-                    outcomes[name] = Outcome(run, _why_failed(out / f"{name}.log", child.returncode))
-                    ending = outcomes[name].reason or "done"
-                    say(f"{name}: {ending} after {time.monotonic() - started:.0f} s")
-            if children and time.monotonic() - said > PROGRESS_EVERY_S:
-                said = time.monotonic()
+                    failures[name] = _why_failed(out / f"{name}.log", child.process.returncode)
+                    say(f"{name}: {failures[name] or 'done'} after {time.monotonic() - child.started:.0f} s")
+            if children and time.monotonic() - reported > PROGRESS_EVERY_S:
+                reported = time.monotonic()
                 for name in children:
                     say(f"{name}: {progress(out / name)}")
             time.sleep(POLL_S)
-        for run in (*(run for run, _, _ in children.values()), *waiting):
-            outcomes[run.name] = Outcome(run, CLUSTER_LOST)
-            say(f"{run.name}: {CLUSTER_LOST}")
-    return [outcomes[run.name] for run in runs]
-
-
-def _keep(matrix: MatrixConfig, out: Path, dir_mode: int) -> None:
-    """What `out` holds from now on."""
-    try:
-        make_folder(out, dir_mode)
-        write_matrix(matrix, out / MATRIX)
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be written ({error.strerror}); name another folder") from error
-
-
-Children = dict[str, tuple[MatrixRun, subprocess.Popen, float]]
+        for name in (*children, *waiting):
+            failures[name] = CLUSTER_LOST
+            say(f"{name}: {CLUSTER_LOST}")
+    return failures
 
 
 @contextmanager
-def _children() -> Iterator[Children]:
-    """Running children by name; whatever ends the matrix ends them in order."""
-    children: Children = {}
+def _children() -> Iterator[dict[str, Child]]:
+    """Running children by name. At the end, all that still run are interrupted, and killed if they do not end."""
+    children: dict[str, Child] = {}
     try:
         yield children
     finally:
-        running = [child for _, child, _ in children.values()]
-        for child in running:
-            child.send_signal(signal.SIGINT)
-        _wait(running)
-
-
-def _wait(running: Sequence[subprocess.Popen]) -> None:
-    deadline = time.monotonic() + STOP_GRACE_S
-    for child in running:
-        try:
-            child.wait(max(deadline - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+        running = [child.process for child in children.values()]
+        for process in running:
+            process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + STOP_GRACE_S
+        for process in running:
+            try:
+                process.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _start(out: Path, run: MatrixRun, in_process: bool, dir_mode: int, environ: Mapping[str, str]) -> subprocess.Popen:
-    """`fathom run` in a session of its own, its output in a file beside the run's folder."""
+    """Starts `fathom run` in a session of its own; its output goes to a file beside the run's folder."""
     experiment = out / f"{run.name}.yaml"
     experiment.write_text(yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "deploy.cli", "run", str(experiment), "--run-dir", str(out / run.name)]
@@ -136,9 +121,9 @@ def _start(out: Path, run: MatrixRun, in_process: bool, dir_mode: int, environ: 
 
 
 def _why_failed(log: Path, status: int) -> str:
-    """Empty if it did not; a run's last word is the reason, unless it was killed."""
+    """Returns the last error line in `log`, or else the exit status; empty if the run did not fail."""
     if status == 0:
         return ""
-    words = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(LAST_WORD)]
-    reason = words[-1].removeprefix(LAST_WORD) if words else f"exit status {status}"
+    errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(ERROR_PREFIX)]
+    reason = errors[-1].removeprefix(ERROR_PREFIX) if errors else f"exit status {status}"
     return f"failed ({reason}; see {log})"

@@ -1,4 +1,4 @@
-"""A matrix: what a user says, and the runs and cells that follow from it."""
+"""Configuration of a matrix, and its expansion to runs and cells."""
 
 import copy
 from collections import Counter
@@ -16,7 +16,7 @@ from shared.values import Depth, EnvId, Seed
 
 _SET_BY_THE_MATRIX = ("env", "seed", "learners", "stream")
 _CHANGED_BY_THE_MATRIX = ("collector", "evaluation")
-MOST_LEARNERS = 20_000  # of all runs: a plan of them takes a moment
+MOST_LEARNERS = 20_000  # of all runs together, so that an estimate takes seconds
 _DEPTHS = ("depth", "actor_depth", "critic_depth")
 
 
@@ -26,21 +26,20 @@ class MatrixConfig(Frozen):
     envs: tuple[EnvId, ...]
     collector_depths: tuple[Depth, ...]
     learner_depths: tuple[Depth, ...] = ()
-    """Passive learners; all train on the stream of each collector network. Left out: ordinary training alone."""
+    """Passive learners, which all train on the stream of each collector network. Left out: ordinary training alone."""
     seeds: tuple[Seed, ...] = (0,)
     evaluation_envs: dict[str, EnvId] = Field(default={})
-    """Where an environment's policies are evaluated elsewhere, such as in its maze's `_eval` layout."""
+    """Environments to evaluate in, by training environment, such as its maze's `_eval` layout."""
     experiment: dict[str, Any] = Field(default={})
-    """Any other key of an experiment, the same for all runs; learners are the collector network at other depths."""
+    """Any other key of an experiment, the same for all runs; learners copy the collector network but for its depth."""
 
     @field_validator("envs", "collector_depths", "learner_depths", "seeds")
     @classmethod
     def _axis(cls, axis: tuple) -> tuple:
         if not axis:
             raise ValueError("is empty; name at least one")
-        twice = sorted(str(value) for value, times in Counter(axis).items() if times > 1)
-        if twice:
-            raise ValueError(f"{', '.join(twice)} is there twice; name each once")
+        if twice := sorted(str(value) for value, times in Counter(axis).items() if times > 1):
+            raise ValueError(f"{', '.join(twice)} is named twice; name each once")
         return axis
 
     @model_validator(mode="after")
@@ -54,9 +53,8 @@ class MatrixConfig(Frozen):
             raise ValueError(f"experiment.{taken[0]}: the matrix sets it; leave it out")
         replay = self.experiment.get("replay", {})
         if isinstance(replay, Mapping) and replay.get("pace") == "free":
-            raise ValueError("experiment.replay.pace: free would not treat all cells alike; use lockstep")
-        unknown = sorted(set(self.evaluation_envs) - set(self.envs))
-        if unknown:
+            raise ValueError("experiment.replay.pace: free gives cells different paces; use lockstep")
+        if unknown := sorted(set(self.evaluation_envs) - set(self.envs)):
             raise ValueError(f"evaluation_envs.{unknown[0]}: not among envs")
         runs = len(self.envs) * len(self.collector_depths) * len(self.seeds)
         if runs * (1 + len(self.learner_depths)) > MOST_LEARNERS:
@@ -68,25 +66,26 @@ class MatrixConfig(Frozen):
 
 
 class MatrixRun(NamedTuple):
-    """One collector network with all learners, or, fed from its stream, one learner more. `name`: of its folder."""
+    """A run of a matrix: a collector network with all its learners, or a single learner fed from a recorded stream."""
 
     name: str
+    """Name of the run's folder."""
     collector_depth: int
     experiment: Experiment
 
     @property
     def fed(self) -> bool:
-        """Whether it trains on the recorded stream of another run, with no collector at work."""
+        """True if the run trains on the recorded stream of another run, without collectors."""
         return self.experiment.stream is not None
 
     @property
     def learner_depths(self) -> tuple[int, ...]:
-        """Of the cells it carries."""
+        """Depths of the passive learners."""
         return tuple(learner.depth for learner in self.experiment.learners.values())
 
 
 def load_matrix(path: Path) -> MatrixConfig:
-    """The matrix in a YAML file, every run of it valid. Raises ConfigError, a line for each mistake."""
+    """Loads a matrix from a YAML file and checks all its runs. Raises ConfigError, a line for each mistake."""
     try:
         matrix = MatrixConfig.model_validate(read_yaml(path, "matrix", "envs"))
     except ValidationError as error:
@@ -96,7 +95,7 @@ def load_matrix(path: Path) -> MatrixConfig:
 
 
 def expand(matrix: MatrixConfig, prefix: str = "") -> list[MatrixRun]:
-    """Every run: one for each environment, collector depth and seed. Raises ConfigError as `load_matrix` does."""
+    """Returns a run for each environment, collector depth and seed. Raises ConfigError, its lines after `prefix`."""
     return [
         _make_run(matrix, env, depth, seed, prefix)
         for env in matrix.envs
@@ -105,19 +104,15 @@ def expand(matrix: MatrixConfig, prefix: str = "") -> list[MatrixRun]:
     ]
 
 
-def learner_name(depth: int) -> str:
-    return f"d{depth}"
-
-
 def _make_run(matrix: MatrixConfig, env: str, depth: int, seed: int, prefix: str) -> MatrixRun:
     values = copy.deepcopy(matrix.experiment)
     collector = {**values.get("collector", {}), "depth": depth}
-    alike = {key: value for key, value in collector.items() if key in NetworkConfig.model_fields}
+    network = {key: value for key, value in collector.items() if key in NetworkConfig.model_fields}
     if "learner_resources" in collector:
-        alike["resources"] = collector["learner_resources"]
+        network["resources"] = collector["learner_resources"]
     values |= {"env": env, "seed": seed, "collector": collector}
-    # The collector learner starts from seed 0: no passive learner may be its twin.
-    values["learners"] = {learner_name(each): {**alike, "depth": each, "seed": 1} for each in matrix.learner_depths}
+    # The collector learner has seed 0. With the same seed, a passive learner of its depth would be its copy.
+    values["learners"] = {f"d{each}": {**network, "depth": each, "seed": 1} for each in matrix.learner_depths}
     if env in matrix.evaluation_envs:
         values["evaluation"] = {**values.get("evaluation", {}), "env": matrix.evaluation_envs[env]}
     name = f"{env.replace(':', '.')}-c{depth}-s{seed}"
@@ -125,13 +120,12 @@ def _make_run(matrix: MatrixConfig, env: str, depth: int, seed: int, prefix: str
 
 
 def fed_run(run: MatrixRun, depth: int, stream: Path) -> MatrixRun:
-    """The learner of `depth` that `run` would have, alone, trained on the recorded `stream`."""
-    name = learner_name(depth)
+    """Returns a run of a single learner: that of `depth` which `run` would have, trained on the recorded `stream`."""
+    name = f"d{depth}"
     changes = {"learners": {name: run.experiment.learners[name]}, "record": False, "stream": str(stream)}
     return run._replace(name=f"{run.name}-{name}", experiment=run.experiment.model_copy(update=changes))
 
 
 def write_matrix(matrix: MatrixConfig, path: Path) -> None:
-    path.write_text(
-        yaml.safe_dump(matrix.model_dump(mode="json", exclude_unset=True), sort_keys=False), encoding="utf-8"
-    )
+    values = matrix.model_dump(mode="json", exclude_unset=True)
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")

@@ -1,6 +1,7 @@
-"""A matrix's results: one row for each cell and seed, of the runs that are done."""
+"""Results of a matrix: one row for each cell and seed of the runs that are done."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from deploy.matrix.expand import MatrixConfig
 from deploy.matrix.folder import is_done, runs_in
 from shared.config import ACTIVE
-from shared.files import write_json
+from shared.files import replace_file, write_json
 
 COLUMNS = (
     "env",
@@ -25,9 +26,10 @@ COLUMNS = (
 
 
 def collect_results(out: Path, matrix: MatrixConfig) -> dict[str, Any]:
-    """`cells`: rows of `COLUMNS` of every passive learner, wherever it was trained, in the order of the axes.
+    """Returns the results of the runs in `out` that are done.
 
-    `active`: the same of the collector learners. `missing`: runs that are not done.
+    `cells`: a row of `COLUMNS` for each passive learner, in the order of the axes. `active`: the same for collector
+    learners. `missing`: names of the runs that are not done.
     """
     cells: list[dict[str, Any]] = []
     active: list[dict[str, Any]] = []
@@ -40,14 +42,13 @@ def collect_results(out: Path, matrix: MatrixConfig) -> dict[str, Any]:
         summary = json.loads((run_dir / "summary.json").read_text())
         seconds = json.loads((run_dir / "status.json").read_text())["seconds"]
         for name, learner in summary["learners"].items():
-            row = {
+            row = learner | {
                 "env": run.experiment.env,
                 "collector_depth": run.collector_depth,
                 "learner_depth": learner["depth"],
                 "seed": run.experiment.seed,
                 "coverage": summary["collector"]["coverage"],
                 "wall_seconds": seconds,
-                **{key: learner[key] for key in COLUMNS if key in learner},
             }
             (active if name == ACTIVE else cells).append({key: row[key] for key in COLUMNS})
     axes = {
@@ -61,11 +62,10 @@ def collect_results(out: Path, matrix: MatrixConfig) -> dict[str, Any]:
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
-    """summary.json, and summary.csv of the cells."""
+    """Writes summary.json, and the cells to summary.csv."""
     write_json(out / "summary.json", results)
-    beside = out / "summary.csv.part"
-    with open(beside, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(results["cells"])
-    beside.replace(out / "summary.csv")
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(results["cells"])
+    replace_file(out / "summary.csv", text.getvalue(), sync=False)

@@ -1,4 +1,4 @@
-"""Pictures of episodes: what `fathom render` writes."""
+"""Pictures of episodes, as `fathom render` writes them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,29 +29,30 @@ def render(
     title: str = "",
     steps: int | None = None,
 ) -> None:
-    """Plays one episode, at most `steps` long, and draws it to the file `out`; several of a point in a maze.
+    """Plays one episode, or several of a point in a maze, and draws them to the file `out`.
 
-    html: a page with the scene to turn around in, whose viewer comes from the internet. mp4: a film in real
-    time. png: eight moments, or the paths through the maze. `title` heads a png; `seed` chooses start and goal.
+    `picture`: html is a page with the scene to turn around in, whose viewer comes from the internet; mp4 is a film in
+    real time; png shows eight moments, or the paths through the maze. `seed` chooses start and goal, `steps` limits an
+    episode, `title` heads a png.
 
-    Raises ConfigError, before anything is played, for an environment that cannot be drawn so, and where png or
-    mp4 find no OpenGL; OSError where `out` cannot be written.
+    Raises ConfigError, before anything is played, where `env` cannot be drawn so, and where png or mp4 find no OpenGL.
+    Raises OSError where `out` cannot be written.
     """
-    write, count = _writer(env, picture)
+    write, num_episodes = _writer(env, picture)
     out.parent.mkdir(parents=True, exist_ok=True)
     record = make_recorder(env, policy, steps)
     episodes = []
-    for key in jax.random.split(jax.random.key(seed), count):
+    for key in jax.random.split(jax.random.key(seed), num_episodes):
         episodes.append(record(params, key))
         distances = episodes[-1].distances
         at_goal = int((distances < env.spec.goal_radius).sum())
-        say(f"an episode of {len(distances)} steps, {at_goal} at the goal; nearest to it {distances.min():.2f}")
+        say(f"an episode of {len(distances)} steps, {at_goal} at the goal; smallest distance {distances.min():.2f}")
     say(f"drawing {out}")
     write(env, episodes, out, f"{title} · success radius {env.spec.goal_radius:g}")
 
 
 def _writer(env: GoalEnv, picture: Picture) -> tuple[Writer, int]:
-    """What draws such a `picture` of `env`, and how many episodes go into it. Raises ConfigError if nothing can."""
+    """Returns the writer of `picture`, and how many episodes it draws. Raises ConfigError where there is none."""
     if isinstance(env, PointMaze):
         from deploy.render import plane
 
@@ -61,7 +62,7 @@ def _writer(env: GoalEnv, picture: Picture) -> tuple[Writer, int]:
     from shared.envs.brax_env import BraxEnv
 
     if not isinstance(env, BraxEnv):
-        raise ConfigError(f"{type(env).__name__} cannot be drawn; only point mazes and what is a BraxEnv can")
+        raise ConfigError(f"{type(env).__name__} cannot be drawn; only point mazes and subclasses of BraxEnv can")
     if picture != "html":
         choose_gl()  # before anything is compiled
     from deploy.render import body

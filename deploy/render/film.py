@@ -10,10 +10,10 @@ import numpy as np
 
 
 def write_film(out: Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """`frames`: one or more `[height, width, 3]` uint8, both even. Raises OSError where `out` cannot be written."""
+    """Writes at least one of `frames` `[height, width, 3]` uint8; both sides are even. Raises OSError."""
     frames = iter(frames)
     first = next(frames)
-    # Browsers want 4:2:0 colours, and the index at the front so as to play before all is there.
+    # Browsers need 4:2:0 colours, and an index at the front to start before the whole file is loaded.
     with av.open(str(out), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", Fraction(fps).limit_denominator(1000), options={"crf": "20"})
         stream.pix_fmt, (stream.height, stream.width) = "yuv420p", first.shape[:2]

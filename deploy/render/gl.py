@@ -1,8 +1,7 @@
-"""OpenGL without a window: the one thing that pictures need from the system.
+"""OpenGL without a window, the only system library that pictures need.
 
-MuJoCo reads `MUJOCO_GL` when it is imported, so when the first environment with a body is made, and would load a
-broken library there and then. Its contexts can be had by name at any later time, which is what happens here:
-nothing has to be set before, and what goes wrong goes wrong in one place.
+MuJoCo reads `MUJOCO_GL` at import, and would load a broken library at that point. Here its contexts are made by name
+when a picture is drawn: no variable has to be set before the import, and all errors of OpenGL occur in one place.
 """
 
 import importlib
@@ -18,17 +17,14 @@ from shared.errors import ConfigError
 
 
 def choose_gl() -> str:
-    """Which of MuJoCo's contexts to draw with: the user's `MUJOCO_GL`, or what fits this machine.
-
-    Raises ConfigError where there is none.
-    """
+    """Returns the name of MuJoCo's context for this machine, or the user's `MUJOCO_GL`. Raises ConfigError for none."""
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if chosen in ("egl", "osmesa", "glfw", "cgl"):
         return chosen
     if sys.platform == "darwin":
         return "cgl"
     egl, osmesa = find_library("EGL"), find_library("OSMesa")
-    if egl and (Path("/dev/nvidia0").exists() or not osmesa):  # without a GPU it is Mesa in software, as is the other
+    if egl and (Path("/dev/nvidia0").exists() or not osmesa):  # without a GPU both are Mesa's software
         return "egl"
     if osmesa:
         return "osmesa"
@@ -39,10 +35,7 @@ def choose_gl() -> str:
 
 @contextmanager
 def open_gl(model: Any, width: int, height: int) -> Iterator[Any]:
-    """MuJoCo's `MjrContext` to draw `model` with, pictures of up to that many pixels.
-
-    Raises ConfigError where OpenGL does not work.
-    """
+    """Opens MuJoCo's `MjrContext` for pictures of `model`, up to `width` x `height` pixels. Raises ConfigError."""
     import mujoco
 
     kind = choose_gl()
@@ -54,7 +47,7 @@ def open_gl(model: Any, width: int, height: int) -> Iterator[Any]:
             context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
             opened.callback(context.free)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
-        except Exception as error:  # a missing or broken library shows in as many ways as there are
+        except Exception as error:  # missing and broken libraries raise many types
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ConfigError(
                 f"OpenGL by {kind} does not work here ({why}); MUJOCO_GL=osmesa or MUJOCO_GL=egl chooses another "

@@ -1,30 +1,30 @@
-"""The model of an environment as it is drawn: with goals, plain surroundings, and colours that stand out."""
+"""Model of an environment for drawing: with goals, plain surroundings, and colours that stand out."""
 
 import mujoco
 import numpy as np
 
 from shared.envs.brax_env import BraxEnv, compile_model
 
-_BROWN, _GREY = (0.4, 0.33, 0.26, 1), (0.5, 0.5, 0.5, 1)  # what brax's models and MuJoCo give to what has no colour
+_BROWN, _GREY = (0.4, 0.33, 0.26, 1), (0.5, 0.5, 0.5, 1)  # defaults of brax's models and of MuJoCo
 _BODY = (0.95, 0.62, 0.07, 1)
 _GOAL = (0.05, 0.75, 0.3)
 _TILES = (0.93, 0.94, 0.95), (0.84, 0.86, 0.88)
 _SKY = (0.97, 0.98, 1.0)
-_SMALL = 5.0  # metres: the floor's tiles are a metre wide, in smaller scenes a decimetre
+_SMALL = 5.0  # metres: tiles of the floor are 1 m wide, in smaller scenes 0.1 m
 _FLOOR, _MARKER = "drawn_floor", "drawn_goal"  # materials
 
 
 def drawn_model(env: BraxEnv, goals: int, opaque: bool) -> mujoco.MjModel:
-    """The model with `goals` markers that slide along x, y and z: they come last in its positions.
+    """Returns the model with `goals` markers that slide along x, y and z and come last in its positions.
 
-    With `opaque` there is nothing translucent, for a viewer that cannot draw it: goals are then smaller than
-    the success radius, so that they hide nothing.
+    `opaque`: nothing is translucent, for a viewer that cannot draw it. Goals are then smaller than the success
+    radius, so that they hide nothing.
     """
     spec = env.model_spec()
     spec.add_material(name=_MARKER, emission=0.5)
     for number in range(goals):
         _add_goal(spec, f"goal_{number}", env.spec.goal_radius, opaque)
-    for replaced in (*spec.lights, *spec.numerics):  # the second are brax's, some with one for each body
+    for replaced in (*spec.lights, *spec.numerics):  # numerics are brax's, some with a number for each body
         spec.delete(replaced)
     spec.worldbody.add_light(type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, dir=(-0.4, 0.3, -1), diffuse=(0.4,) * 3)
     _lay_floor(spec)
@@ -34,7 +34,7 @@ def drawn_model(env: BraxEnv, goals: int, opaque: bool) -> mujoco.MjModel:
 
 
 def fit_to(model: mujoco.MjModel, low: np.ndarray, high: np.ndarray) -> None:
-    """Clipping planes, light and the floor's tiles to all that is seen: a box from `low` to `high` `[3]`."""
+    """Fits clipping planes, light and the tiles of the floor to the box from `low` to `high` `[3]`."""
     centre, extent = (low + high) / 2, float(np.linalg.norm(high - low))
     model.stat.center, model.stat.extent = centre, extent
     model.light_pos[0] = centre - extent * model.light_dir[0]  # shadows fall from there
@@ -45,7 +45,7 @@ def fit_to(model: mujoco.MjModel, low: np.ndarray, high: np.ndarray) -> None:
 
 
 def _lay_floor(spec: mujoco.MjSpec) -> None:
-    """Light tiles without end for every plane, under a light sky."""
+    """Gives endless light tiles to every plane, under a light sky."""
     for texture in spec.textures:
         if texture.type == mujoco.mjtTexture.mjTEXTURE_SKYBOX:
             texture.rgb1 = texture.rgb2 = _SKY
@@ -60,7 +60,7 @@ def _lay_floor(spec: mujoco.MjSpec) -> None:
 
 
 def _colour(model: mujoco.MjModel) -> None:
-    """What moves and has no colour of its own gets one; nothing but the floor keeps a texture."""
+    """Colours moving geometries that have no colour of their own; only the floor keeps its texture."""
     is_floor = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
     textured = (model.mat_texid[model.geom_matid] >= 0).any(axis=1)
     model.geom_matid[textured & ~is_floor] = -1
@@ -71,12 +71,11 @@ def _colour(model: mujoco.MjModel) -> None:
 
 
 def _has_colour(model: mujoco.MjModel, rgba: tuple[float, ...]) -> np.ndarray:
-    """`[geoms]` bool"""
-    return np.isclose(model.geom_rgba, rgba).all(axis=1)
+    return np.isclose(model.geom_rgba, rgba).all(axis=1)  # [geoms]
 
 
 def _add_goal(spec: mujoco.MjSpec, name: str, radius: float, opaque: bool) -> None:
-    """A sphere of the success radius with a column above it, seen from afar; nothing touches it."""
+    """Adds a sphere of the success radius, and a column above it that is visible from afar; neither collides."""
     body = spec.worldbody.add_body(name=name)
     for axis, direction in zip("xyz", np.eye(3), strict=True):
         body.add_joint(name=f"{name}_{axis}", type=mujoco.mjtJoint.mjJNT_SLIDE, axis=direction, limited=0)

@@ -1,4 +1,4 @@
-"""An episode in three dimensions: what is where at each moment, where to look from, and what is seen."""
+"""An episode in three dimensions: bodies and goals at each moment, the camera, and the frames."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -12,24 +12,27 @@ from deploy.render.gl import open_gl
 from deploy.render.model import drawn_model, fit_to
 from shared.envs.brax_env import BraxEnv
 
-_TURN = 40  # degrees: what is tall is seen over a corner
-_MARGIN = 1.05  # how much farther away than what just fits the picture
-_STEEPEST, _FLATTEST = -65, -25  # degrees: the camera's elevation for what is flat, and for what is as high as wide
+_TURN = 40  # degrees: tall scenes are seen over a corner
+_MARGIN = 1.05  # factor on the distance that just fits the picture
+_STEEPEST, _FLATTEST = -65, -25  # degrees: the camera's elevation for a flat scene, and for one as high as wide
 
 
 class Scene:
-    """`model`: of `drawn_model`. `positions` `[T, Q]`: of all that is in it, at each moment of `episode`."""
+    """Model of one episode, with positions of bodies and goals.
+
+    `positions` `[T, Q]`: at each moment. `points` `[k, 3]`: corners of all boxes around geometries, at every moment.
+    """
 
     def __init__(self, env: BraxEnv, episode: Episode, opaque: bool = False) -> None:
-        points = np.asarray(jax.vmap(env.goal_points)(episode.goals))
+        goals = np.asarray(jax.vmap(env.goal_points)(episode.goals))
         body = np.concatenate([physics.q for physics in episode.physics])
-        self.positions = np.concatenate([body, points.reshape(len(points), -1)], axis=1)
-        self.model = drawn_model(env, points.shape[1], opaque)
-        self._seen = self._corners()
-        fit_to(self.model, self._seen.min(axis=0), self._seen.max(axis=0))
+        self.positions = np.concatenate([body, goals.reshape(len(goals), -1)], axis=1)
+        self.model = drawn_model(env, goals.shape[1], opaque)
+        self.points = self._corners()
+        fit_to(self.model, self.points.min(axis=0), self.points.max(axis=0))
 
     def moments(self, steps: Iterable[int]) -> Iterator[mujoco.MjData]:
-        """The moments at `steps`; each yields the same data, moved on."""
+        """Yields the moments at `steps`, all in the same MjData."""
         data = mujoco.MjData(self.model)
         for step in steps:
             data.qpos = self.positions[step]
@@ -37,14 +40,11 @@ class Scene:
             mujoco.mj_camlight(self.model, data)
             yield data
 
-    def camera(self, aspect: float, field_of_view: float) -> mujoco.MjvCamera:
-        """One that sees everything at every moment; `aspect`: width by height, `field_of_view`: vertical, degrees."""
-        return look_at(self._seen, aspect, field_of_view)
-
     def frames(self, steps: Iterable[int], width: int, height: int) -> Iterator[np.ndarray]:
-        """Pictures `[height, width, 3]` uint8 of the moments at `steps`. Raises ConfigError without OpenGL."""
-        camera = self.camera(width / height, self.model.vis.global_.fovy)
-        self.model.vis.global_.offwidth, self.model.vis.global_.offheight = width, height
+        """Yields pictures `[height, width, 3]` uint8 of the moments at `steps`. Raises ConfigError without OpenGL."""
+        view = self.model.vis.global_
+        camera = look_at(self.points, width / height, view.fovy)
+        view.offwidth, view.offheight = width, height
         shapes, options = mujoco.MjvScene(self.model, maxgeom=10_000), mujoco.MjvOption()
         area = mujoco.MjrRect(0, 0, width, height)
         with open_gl(self.model, width, height) as context:
@@ -56,7 +56,6 @@ class Scene:
                 yield np.flipud(pixels)
 
     def _corners(self) -> np.ndarray:
-        """`[k, 3]`: of the boxes around all that stands and moves, at every moment."""
         solid = self.model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
         middle, half = np.split(self.model.geom_aabb[solid], 2, axis=1)
         signs = np.array(list(itertools.product((-1, 1), repeat=3)))
@@ -69,9 +68,10 @@ class Scene:
 
 
 def look_at(points: np.ndarray, aspect: float, field_of_view: float) -> mujoco.MjvCamera:
-    """A camera that just sees all `points` `[k, 3]`. `field_of_view`: vertical, degrees.
+    """Returns a camera that just sees all `points` `[k, 3]`. `field_of_view`: vertical, in degrees.
 
-    The longer side lies across; a square maze as its grid reads, rows from the top. What is flat is seen from above.
+    The longer side of the scene lies across; a square maze reads like its grid, rows from the top. The camera looks
+    at a flat scene from above.
     """
     low, high = points.min(axis=0), points.max(axis=0)
     width, depth, height = high - low
@@ -83,7 +83,7 @@ def look_at(points: np.ndarray, aspect: float, field_of_view: float) -> mujoco.M
     ahead = view_direction(camera)
     right = np.cross(ahead, (0, 0, 1)) / np.cos(np.radians(camera.elevation))
     axes = np.stack([right, np.cross(right, ahead)])
-    # A point `far` along the view is seen where it lies within `half * (distance + far)` of the view's axis.
+    # A point `far` along the view is visible within `half * (distance + far)` of the view's axis.
     half = np.tan(np.radians(field_of_view) / 2) * np.array([aspect, 1])
     middle = (low + high) / 2
     across, far = (points - middle) @ axes.T, ((points - middle) @ ahead)[:, None] * half
@@ -94,6 +94,6 @@ def look_at(points: np.ndarray, aspect: float, field_of_view: float) -> mujoco.M
 
 
 def view_direction(camera: mujoco.MjvCamera) -> np.ndarray:
-    """`[3]`, of length 1"""
+    """Returns the unit vector `[3]` along which `camera` looks."""
     azimuth, elevation = np.radians(camera.azimuth), np.radians(camera.elevation)
     return np.array([np.cos(azimuth), np.sin(azimuth), np.tan(elevation)]) * np.cos(elevation)

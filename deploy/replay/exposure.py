@@ -1,12 +1,13 @@
 """Reachability of the replay server: public addresses of this machine at which its port answers.
 
-Reverb listens on every interface and asks nobody for anything.
+Reverb listens on every interface and has no authentication.
 """
 
 import ipaddress
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, compress, repeat
 
 import psutil
 
@@ -14,49 +15,43 @@ CONNECT_TIMEOUT_S = 0.5
 
 
 def public_addresses() -> list[str]:
-    """This machine's own addresses that the whole internet can route to.
+    """Returns this machine's own addresses that the whole internet can route to.
 
-    Without private, link-local and carrier-grade NAT's ones. An address that a router or a cloud translates to one of
-    this machine's is not known here.
+    Private and link-local addresses and those of carrier-grade NAT are left out. A public address that a router or a
+    cloud translates to one of this machine's is not known here.
     """
-    families = (socket.AF_INET, socket.AF_INET6)
-    own = {
-        each.address for interface in psutil.net_if_addrs().values() for each in interface if each.family in families
-    }
+    found = chain.from_iterable(psutil.net_if_addrs().values())
+    own = {each.address for each in found if each.family in (socket.AF_INET, socket.AF_INET6)}
     return sorted(address for address in own if ipaddress.ip_address(address.partition("%")[0]).is_global)
 
 
 def exposed(port: int) -> list[str]:
-    """Those public addresses at which `port` accepts connections.
+    """Returns the public addresses at which `port` accepts connections.
 
-    They are tried from this machine itself, where packets pass a firewall that only looks at what comes from outside.
+    This machine itself connects, so a firewall that only filters packets from outside does not count.
     """
     addresses = public_addresses()
-    if not addresses:
-        return []
-    with ThreadPoolExecutor(len(addresses)) as pool:
-        accepted = pool.map(lambda address: _accepts(address, port), addresses)
-        return [address for address, yes in zip(addresses, accepted, strict=True) if yes]
+    with ThreadPoolExecutor(max(len(addresses), 1)) as pool:
+        return list(compress(addresses, pool.map(_accepts, addresses, repeat(port))))
 
 
 def warning(port: int) -> str | None:
-    """What to tell the user about a replay server on `port`; none where no public address reaches it."""
+    """Returns a warning about a replay server on `port`; none if no public address reaches it."""
     addresses = exposed(port)
     if not addresses:
         return None
     reached = ", ".join(f"[{address}]:{port}" if ":" in address else f"{address}:{port}" for address in addresses)
     return (
         f"the replay server answers anyone, without authentication, at {reached}; "
-        f"where no firewall is in between, close it: {firewall_line(addresses, port)}"
+        f"unless a firewall protects it, close it: {firewall_line(addresses, port)}"
     )
 
 
 def firewall_line(addresses: Sequence[str], port: int) -> str:
-    """A command that drops what comes to `port` at `addresses` from elsewhere; private addresses stay open."""
+    """Returns a command that drops packets from elsewhere to `port` at `addresses`; other addresses stay open."""
     commands = []
-    for command, is_listed in (("iptables", lambda address: ":" not in address), ("ip6tables", lambda a: ":" in a)):
-        listed = ",".join(filter(is_listed, addresses))
-        if listed:
+    for command, is_ipv6 in (("iptables", False), ("ip6tables", True)):
+        if listed := ",".join(address for address in addresses if (":" in address) == is_ipv6):
             commands.append(f"{command} -I INPUT ! -i lo -d {listed} -p tcp --dport {port} -j DROP")
     return " && ".join(commands)
 

@@ -1,287 +1,226 @@
-"""From what `read.py` found to what a report shows (`contents.py`). Pure functions."""
+"""Analysis: makes the contents of a report (`contents.py`) from what `read.py` returns. Pure functions.
+
+C: collector depths, L: learner depths, S: seeds, all ascending. An array by these axes is NaN where a trial is missing.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
+from functools import partial, reduce
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 
-from deploy.report.contents import (
-    Cell,
-    Comparison,
-    Cost,
-    CriticalStep,
-    Curve,
-    EnvironmentReport,
-    Explored,
-    Fairness,
-    Gain,
-    Report,
-)
-from deploy.report.read import Exploration, MatrixRecord, Trial
-from deploy.report.statistics import (
-    DepthRatio,
-    Difference,
-    area_under_curve,
-    curve_band,
-    depth_ratios,
-    estimate,
-    paired_difference,
-)
+from deploy.report import contents, statistics
+from deploy.report.read import Exploration, MatrixRecord, Treatment, Trial
+from deploy.report.statistics import Values, estimate
 
 EXPRESSING, EXPLORING, TOGETHER = "expressing", "exploring", "both together"
-SAMPLES_PER_INSERT_APART = 0.01
+SAMPLES_PER_INSERT_TOLERANCE = 0.01  # as a share of the median
+
+Depths = Sequence[int]
+_place = attrgetter("collector_depth", "learner_depth")
 
 
-def make_report(record: MatrixRecord) -> Report:
+def make_report(record: MatrixRecord) -> contents.Report:
     matrix = record.matrix
-    return Report(
+    done = len({trial.run for trial in record.trials})
+    return contents.Report(
         name=record.directory.name,
         seeds=matrix.seeds,
-        runs=len(record.unfinished) + len({trial.run for trial in record.trials}),
-        done=len({trial.run for trial in record.trials}),
+        runs=len(record.unfinished) + done,
+        done=done,
         unfinished=tuple(record.unfinished),
         envs=tuple(_environment(record, env) for env in matrix.envs),
-        provenance=_origins(record.provenance),
+        provenance=tuple(record.provenance),
         matrix=matrix.model_dump(mode="json", exclude_unset=True),
     )
 
 
-def _environment(record: MatrixRecord, env: str) -> EnvironmentReport:
+def _environment(record: MatrixRecord, env: str) -> contents.EnvironmentReport:
     matrix = record.matrix
     trials = [trial for trial in record.trials if trial.env == env]
     passive = [trial for trial in trials if not trial.active]
     active = [trial for trial in trials if trial.active]
-    fairness = _fairness(trials)
+    marks = _marks(trials)
     collector_depths, learner_depths = tuple(sorted(matrix.collector_depths)), tuple(sorted(matrix.learner_depths))
-    return EnvironmentReport(
+    axes = {"collector_depth": collector_depths, "learner_depth": learner_depths, "seed": sorted(matrix.seeds)}
+    final, area = (_by_axes(passive, measure, **axes) for measure in ("final", "area"))
+    active_final = _by_axes(active, "final", collector_depth=collector_depths, seed=axes["seed"])
+    compare = partial(_comparisons, final, area, collector_depths, learner_depths)
+    deeper = range(1, len(learner_depths))
+    return contents.EnvironmentReport(
         env=env,
         evaluated_in=matrix.evaluation_envs.get(env, env),
         episode_length=record.episode_lengths.get(env),
         collector_depths=collector_depths,
         learner_depths=learner_depths,
-        cells=_cells(passive, fairness),
-        active=_cells(active, fairness),
-        differences=_comparisons(passive, [(deep, learner_depths[0]) for deep in learner_depths[1:]]),
-        neighbours=_comparisons(passive, [*zip(learner_depths[1:], learner_depths[:-1], strict=True)]),
-        gains=_gains(passive, collector_depths, learner_depths),
-        critical=_critical(passive, active),
-        curves=tuple(_curve(group) for group in [*_grouped(passive, _place), *_grouped(active, _place)]),
+        cells=_cells(passive, marks),
+        active=_cells(active, marks),
+        differences=compare([(index, 0) for index in deeper]),
+        neighbours=compare([(index, index - 1) for index in deeper]),
+        gains=_gains(final, collector_depths, learner_depths),
+        critical=_critical(final, active_final, collector_depths, learner_depths),
+        curves=tuple(_curve(group) for learners in (passive, active) for group in _grouped(learners, _place)),
         explored=_explored([each for each in record.explorations if each.env == env]),
         costs=_costs(trials),
-        fairness=fairness,
+        fairness=_fairness(trials, marks),
     )
 
 
 def _grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
-    """Items of equal `key` together, by ascending key, seeds ascending within."""
-    groups: dict[Any, list[Any]] = {}
-    for item in sorted(items, key=lambda each: (key(each), each.seed)):
-        groups.setdefault(key(item), []).append(item)
-    return list(groups.values())
+    """Returns groups of equal `key`, keys ascending; seeds ascend within a group."""
+    return [list(group) for _, group in groupby(sorted(items, key=lambda each: (key(each), each.seed)), key)]
 
 
-def _place(trial: Trial) -> tuple[int, int]:
-    return trial.collector_depth, trial.learner_depth
+def _by_axes(trials: Iterable[Trial], measure: str, **axes: Sequence[int]) -> Values:
+    """Returns the attribute `measure` of trials as an array by `axes`: attributes, and the values along each."""
+    values = np.full([len(axis) for axis in axes.values()], np.nan)
+    for trial in trials:
+        values[tuple(axis.index(getattr(trial, name)) for name, axis in axes.items())] = getattr(trial, measure)
+    return values
 
 
-def _seeds(trials: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(trial.seed for trial in trials)
-
-
-def _final(trial: Trial) -> float:
-    return float(trial.time_at_goal[-1])
-
-
-def _area(trial: Trial) -> float:
-    return area_under_curve(trial.steps, trial.time_at_goal)
-
-
-def _cells(trials: Sequence[Trial], fairness: Sequence[Fairness]) -> tuple[Cell, ...]:
-    marks = {(each.run, each.learner_depth, each.active): each.mark for each in fairness if each.mark}
+def _cells(trials: Sequence[Trial], marks: Mapping[Trial, str]) -> tuple[contents.Cell, ...]:
     return tuple(
-        Cell(
+        contents.Cell(
             *_place(group[0]),
-            seeds=_seeds(group),
-            time_at_goal=estimate([_final(trial) for trial in group]),
-            success_rate=estimate([trial.success_rate[-1] for trial in group]),
-            area=estimate([_area(trial) for trial in group]),
-            marks=tuple(
-                f"seed {trial.seed}: {marks[place]}"
-                for trial in group
-                if (place := (trial.run, trial.learner_depth, trial.active)) in marks
-            ),
+            seeds=tuple(each.seed for each in group),
+            time_at_goal=estimate([trial.final for trial in group]),
+            success_rate=estimate([trial.success_rate for trial in group]),
+            area=estimate([trial.area for trial in group]),
+            marks=tuple(f"seed {trial.seed}: {marks[trial]}" for trial in group if marks[trial]),
         )
         for group in _grouped(trials, _place)
     )
 
 
-def _by_seed(trials: Iterable[Trial], value: Callable[[Trial], float]) -> dict[int, float]:
-    return {trial.seed: value(trial) for trial in trials}
+def _paired(ours: Values, theirs: Values) -> statistics.Difference | None:
+    """Compares `ours` `[S]` with `theirs` `[S]` over the seeds that both have; None without such a seed."""
+    common = ~np.isnan(ours - theirs)
+    return statistics.paired_difference(ours[common], theirs[common]) if common.any() else None
 
 
-def _comparisons(trials: Sequence[Trial], pairs: Sequence[tuple[int, int]]) -> tuple[Comparison, ...]:
-    """`pairs`: (deeper, shallower). Of seeds that have both."""
-    made = []
-    for group in _grouped(trials, lambda trial: trial.collector_depth):
-        for deeper, shallower in pairs:
-            ours = [trial for trial in group if trial.learner_depth == deeper]
-            theirs = [trial for trial in group if trial.learner_depth == shallower]
-            if set(_seeds(ours)) & set(_seeds(theirs)):
-                final, area = (_paired(_by_seed(ours, each), _by_seed(theirs, each)) for each in (_final, _area))
-                made.append(Comparison(group[0].collector_depth, deeper, shallower, final, area))
-    return tuple(made)
-
-
-def _paired(ours: dict[int, float], theirs: dict[int, float]) -> Difference:
-    common = sorted(ours.keys() & theirs.keys())
-    return paired_difference([ours[seed] for seed in common], [theirs[seed] for seed in common])
-
-
-def _gains(trials: Sequence[Trial], collector_depths: Sequence[int], learner_depths: Sequence[int]) -> tuple[Gain, ...]:
-    """Deepest against shallowest along each axis, of the seeds that have every cell this takes."""
-    if not trials:
-        return ()
-    values = {(*_place(trial), trial.seed): _final(trial) for trial in trials}
-
-    def mean(collectors: Sequence[int], learners: Sequence[int]) -> dict[int, float]:
-        """Seed -> mean over the cells named, of seeds that have them all."""
-        places = [(collector, learner) for collector in collectors for learner in learners]
-        seeds = {seed for *_, seed in values if all((*place, seed) in values for place in places)}
-        return {seed: float(np.mean([values[*place, seed] for place in places])) for seed in seeds}
-
-    (least_c, most_c), (least_l, most_l) = ((depths[0], depths[-1]) for depths in (collector_depths, learner_depths))
-    wanted = []
-    if least_l != most_l:
-        meaning = f"learners of depth {most_l} minus {least_l}, mean over collector depths"
-        wanted.append((EXPRESSING, meaning, mean(collector_depths, [most_l]), mean(collector_depths, [least_l])))
-    if least_c != most_c:
-        meaning = f"collector depth {most_c} minus {least_c}, mean over learner depths"
-        wanted.append((EXPLORING, meaning, mean([most_c], learner_depths), mean([least_c], learner_depths)))
-    if least_l != most_l and least_c != most_c:
-        meaning = f"what learner depth {most_l} gains on collector depth {most_c}, minus what it gains on {least_c}"
-        deep, shallow = (
-            _minus(mean([collector], [most_l]), mean([collector], [least_l])) for collector in (most_c, least_c)
-        )
-        wanted.append((TOGETHER, meaning, deep, shallow))
+def _comparisons(
+    final: Values, area: Values, collector_depths: Depths, learner_depths: Depths, pairs: Sequence[tuple[int, int]]
+) -> tuple[contents.Comparison, ...]:
+    """Compares learners of each collector depth. `pairs`: (deeper, shallower), as indices of `learner_depths`."""
     return tuple(
-        Gain(cause, meaning, _paired(ours, theirs))
-        for cause, meaning, ours, theirs in wanted
-        if ours.keys() & theirs.keys()
+        contents.Comparison(depth, learner_depths[deeper], learner_depths[shallower], final_difference, area_difference)
+        for depth, finals, areas in zip(collector_depths, final, area, strict=True)
+        for deeper, shallower in pairs
+        if (final_difference := _paired(finals[deeper], finals[shallower]))
+        and (area_difference := _paired(areas[deeper], areas[shallower]))
     )
 
 
-def _minus(ours: dict[int, float], theirs: dict[int, float]) -> dict[int, float]:
-    return {seed: ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()}
+def _gains(final: Values, collector_depths: Depths, learner_depths: Depths) -> tuple[contents.Gain, ...]:
+    """Compares the deepest with the shallowest along each axis of `final` `[C, L, S]`, over seeds with every cell."""
+    if not learner_depths:
+        return ()
+    least_c, most_c, least_l, most_l = collector_depths[0], collector_depths[-1], learner_depths[0], learner_depths[-1]
+    wanted = []
+    if least_l < most_l:
+        meaning = f"learners of depth {most_l} minus {least_l}, mean over collector depths"
+        wanted.append((EXPRESSING, meaning, final[:, -1].mean(axis=0), final[:, 0].mean(axis=0)))
+    if least_c < most_c:
+        meaning = f"collector depth {most_c} minus {least_c}, mean over learner depths"
+        wanted.append((EXPLORING, meaning, final[-1].mean(axis=0), final[0].mean(axis=0)))
+    if len(wanted) == 2:
+        meaning = f"gain by {EXPRESSING} at collector depth {most_c}, minus the same gain at collector depth {least_c}"
+        wanted.append((TOGETHER, meaning, final[-1, -1] - final[-1, 0], final[0, -1] - final[0, 0]))
+    return tuple(contents.Gain(cause, meaning, gain) for cause, meaning, *pair in wanted if (gain := _paired(*pair)))
 
 
-def _critical(passive: Sequence[Trial], active: Sequence[Trial]) -> tuple[CriticalStep, ...]:
-    steps = []
-    for group in _grouped(passive, lambda trial: trial.collector_depth):
-        ratios = _ratios(group, lambda trial: trial.learner_depth)
-        steps += [CriticalStep("learner", group[0].collector_depth, ratio) for ratio in ratios]
-    for group in _grouped(passive, lambda trial: trial.learner_depth):
-        ratios = _ratios(group, lambda trial: trial.collector_depth)
-        steps += [CriticalStep("collector", group[0].learner_depth, ratio) for ratio in ratios]
-    steps += [CriticalStep("active", None, ratio) for ratio in _ratios(active, lambda trial: trial.learner_depth)]
-    return tuple(steps)
+def _critical(
+    final: Values, active: Values, collector_depths: Depths, learner_depths: Depths
+) -> tuple[contents.CriticalStep, ...]:
+    """Returns the steps along both axes of `final` `[C, L, S]`, and of the collector learners `active` `[C, S]`."""
+    axes = [
+        *(("learner", held, values, learner_depths) for held, values in zip(collector_depths, final, strict=True)),
+        *(("collector", held, final[:, index], collector_depths) for index, held in enumerate(learner_depths)),
+        ("active", None, active, collector_depths),
+    ]
+    return tuple(contents.CriticalStep(axis, held, ratio) for axis, held, *series in axes for ratio in _ratios(*series))
 
 
-def _ratios(trials: Sequence[Trial], depth: Callable[[Trial], int]) -> list[DepthRatio]:
-    """Of the seeds that every depth has."""
-    series = {depth(group[0]): _by_seed(group, _final) for group in _grouped(trials, depth)}
-    common = sorted(set.intersection(*(set(values) for values in series.values()))) if series else []
-    if not common:
-        return []
-    return depth_ratios({depth: [values[seed] for seed in common] for depth, values in series.items()})
+def _ratios(values: Values, depths: Depths) -> list[statistics.DepthRatio]:
+    """Returns the ratios of `values` `[depths, S]`, over the depths that have any seed, and the seeds that all have."""
+    held = ~np.isnan(values)
+    rows = [row for row in range(len(depths)) if held[row].any()]
+    common = held[rows].all(axis=0)
+    return statistics.depth_ratios({depths[row]: values[row, common] for row in rows}) if common.any() else []
 
 
-def _curve(group: Sequence[Trial]) -> Curve:
-    """Evaluations that a busy evaluator left out for one seed are left out for all."""
-    steps = group[0].steps
-    for trial in group[1:]:
-        steps = np.intersect1d(steps, trial.steps)
-    heights = np.array([np.interp(steps, trial.steps, trial.time_at_goal) for trial in group])
+def _curve(group: Sequence[Trial]) -> contents.Curve:
+    """Returns the curve of one place. An evaluation that a busy evaluator skipped for one seed is skipped for all."""
+    steps = reduce(np.intersect1d, (trial.steps for trial in group))
     collecting = [trial for trial in group if not trial.fed]
-    # Up to where the quickest seed ended: beyond it the others would be alone.
+    # The grid ends with the fastest seed: beyond its end the mean would be over the other seeds alone.
     grid = np.linspace(0, min((trial.seconds[-1] for trial in collecting), default=0), len(steps))
     timed = [np.interp(grid, trial.seconds, trial.time_at_goal) for trial in collecting]
-    return Curve(
+    return contents.Curve(
         *_place(group[0]),
         active=group[0].active,
-        seeds=_seeds(group),
+        seeds=tuple(each.seed for each in group),
         steps=steps,
-        by_steps=curve_band(heights),
+        by_steps=statistics.curve_band([np.interp(steps, trial.steps, trial.time_at_goal) for trial in group]),
         seconds=grid if timed else np.array([]),
-        by_seconds=curve_band(timed) if timed else None,
+        by_seconds=statistics.curve_band(timed) if timed else None,
     )
 
 
-def _explored(explorations: Sequence[Exploration]) -> tuple[Explored, ...]:
+def _explored(explorations: Sequence[Exploration]) -> tuple[contents.Explored, ...]:
     return tuple(
-        Explored(
+        contents.Explored(
             collector_depth=group[0].collector_depth,
-            seeds=_seeds(group),
+            seeds=tuple(each.seed for each in group),
             coverage=estimate([each.coverage[-1] for each in group]),
             entropy=estimate([each.entropy for each in group]),
             env_steps_per_second=estimate([each.env_steps_per_second for each in group]),
             steps=group[0].steps,
-            by_steps=curve_band([each.coverage for each in group]),
+            by_steps=statistics.curve_band([each.coverage for each in group]),
         )
-        for group in _grouped(explorations, lambda each: each.collector_depth)
+        for group in _grouped(explorations, attrgetter("collector_depth"))
     )
 
 
-def _costs(trials: Sequence[Trial]) -> tuple[Cost, ...]:
+def _costs(trials: Sequence[Trial]) -> tuple[contents.Cost, ...]:
     return tuple(
-        Cost(
-            group[0].learner_depth,
-            group[0].parameters,
-            estimate([trial.gradient_steps_per_second for trial in group]),
+        contents.Cost(
+            learner_depth=group[0].learner_depth,
+            parameters=group[0].parameters,
+            gradient_steps_per_second=estimate([trial.gradient_steps_per_second for trial in group]),
         )
-        for group in _grouped(trials, lambda trial: trial.learner_depth)
+        for group in _grouped(trials, attrgetter("learner_depth"))
     )
 
 
-def _fairness(trials: Sequence[Trial]) -> tuple[Fairness, ...]:
-    """Gradient steps: against most learners of the environment; the rest: against those on the same stream."""
-    usual = Counter(trial.gradient_steps for trial in trials).most_common(1)
-    rows = []
-    for group in _grouped(trials, lambda trial: (trial.collector_depth, trial.seed)):
-        for trial in sorted(group, key=lambda each: (not each.active, each.learner_depth)):
-            rows.append(
-                Fairness(
-                    run=trial.run,
-                    learner_depth=trial.learner_depth,
-                    active=trial.active,
-                    fed=trial.fed,
-                    gradient_steps=trial.gradient_steps,
-                    samples_per_insert=trial.samples_per_insert,
-                    sample_age=trial.sample_age,
-                    mark=_mark(trial, group, usual[0][0]),
-                )
-            )
-    return tuple(rows)
+def _marks(trials: Sequence[Trial]) -> dict[Trial, str]:
+    """Returns how each trial differs: in gradient steps from most of `trials`, otherwise from its stream's median."""
+    counts = Counter(trial.gradient_steps for trial in trials)
+    usual_steps = max(counts, key=lambda steps: counts[steps], default=0)
+    marks = {}
+    for stream in _grouped(trials, attrgetter("collector_depth", "seed")):
+        ratio = float(np.median([trial.samples_per_insert for trial in stream]))
+        age = float(np.median([trial.sample_age for trial in stream]))
+        for trial in stream:
+            found = []
+            if trial.gradient_steps != usual_steps:
+                found.append(f"{trial.gradient_steps:,} gradient steps, most have {usual_steps:,}")
+            if abs(trial.samples_per_insert - ratio) > SAMPLES_PER_INSERT_TOLERANCE * ratio:
+                found.append(f"{trial.samples_per_insert:.3f} samples per insert, its stream's median is {ratio:.3f}")
+            if abs(trial.sample_age - age) > trial.age_spread:
+                found.append(f"sample age {trial.sample_age:.0f}, its stream's median is {age:.0f}")
+            marks[trial] = "; ".join(found)
+    return marks
 
 
-def _mark(trial: Trial, group: Sequence[Trial], usual_steps: int) -> str:
-    marks = []
-    if trial.gradient_steps != usual_steps:
-        marks.append(f"{trial.gradient_steps:,} gradient steps, most have {usual_steps:,}")
-    ratio = float(np.median([each.samples_per_insert for each in group]))
-    if abs(trial.samples_per_insert - ratio) > SAMPLES_PER_INSERT_APART * ratio:
-        marks.append(f"{trial.samples_per_insert:.3f} samples per insert, its stream's median is {ratio:.3f}")
-    age = float(np.median([each.sample_age for each in group]))
-    if abs(trial.sample_age - age) > trial.age_spread:
-        marks.append(f"sample age {trial.sample_age:.0f}, its stream's median is {age:.0f}")
-    return "; ".join(marks)
-
-
-def _origins(provenance: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Each different origin once; the command differs by run and says nothing of the version."""
-    origins: list[dict[str, Any]] = []
-    for each in provenance:
-        origin = {key: value for key, value in each.items() if key != "command"}
-        if origin not in origins:
-            origins.append(origin)
-    return tuple(origins)
+def _fairness(trials: Sequence[Trial], marks: Mapping[Trial, str]) -> tuple[contents.Fairness, ...]:
+    ordered = sorted(trials, key=lambda each: (each.collector_depth, each.seed, not each.active, each.learner_depth))
+    names = [field.name for field in fields(Treatment)]
+    return tuple(
+        contents.Fairness(**{name: getattr(trial, name) for name in names}, mark=marks[trial]) for trial in ordered
+    )

@@ -1,15 +1,15 @@
-"""What a report holds. `analyse.py` makes it; the page, the figures and the tables are all drawn from it."""
+"""Contents of a report, made by `analyse.py`; the page, the figures, the tables and the JSON file show them."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.report.read import Unfinished, Values
-from deploy.report.statistics import Band, DepthRatio, Difference, Estimate
+from deploy.report.read import Treatment, Unfinished
+from deploy.report.statistics import Band, DepthRatio, Difference, Estimate, Values
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One collector depth and one learner depth over the seeds that are done; `marks`: why it is not comparable."""
+    """Results of a collector depth and a learner depth over finished seeds; `marks`: why they are not comparable."""
 
     collector_depth: int
     learner_depth: int
@@ -22,7 +22,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two learners on the same streams, seed by seed: time at goal at the end, and over the whole curve."""
+    """Two learners on the same streams, seed by seed: time at goal at the end, and over the whole curve (`area`)."""
 
     collector_depth: int
     deeper: int
@@ -33,7 +33,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Gain:
-    """What depth gains by `cause`, in time at goal; `meaning`: the difference that this is."""
+    """Gain of depth in time at goal, by `cause`; `meaning` says in words what is subtracted from what."""
 
     cause: str
     meaning: str
@@ -42,7 +42,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class CriticalStep:
-    """A step in depth along `axis`; `held`: the other axis' depth, none where there is none."""
+    """A step in depth along `axis`. `held`: the depth on the other axis; None for collector learners."""
 
     axis: str
     held: int | None
@@ -51,7 +51,7 @@ class CriticalStep:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A learner's curve over the seeds: by environment steps, and by wall clock. E: evaluations."""
+    """Learning curve over the seeds, by environment steps and by wall clock. E: evaluations."""
 
     collector_depth: int
     learner_depth: int
@@ -59,13 +59,13 @@ class Curve:
     seeds: tuple[int, ...]
     steps: Values  # [E]
     by_steps: Band
-    seconds: Values  # [E]; empty where the learner was fed: it waited for no collector
+    seconds: Values  # [E]; empty for a fed learner, which waited for no collector
     by_seconds: Band | None
 
 
 @dataclass(frozen=True, eq=False)
 class Explored:
-    """What collectors of one depth saw, over the seeds. P: points of a run."""
+    """Coverage by collectors of one depth, over the seeds. P: points of a run."""
 
     collector_depth: int
     seeds: tuple[int, ...]
@@ -78,24 +78,17 @@ class Explored:
 
 @dataclass(frozen=True)
 class Cost:
-    """A learner's size, and its speed beside the others of its runs."""
+    """Size of a learner, and its speed beside the other learners of its runs."""
 
     learner_depth: int
     parameters: int
     gradient_steps_per_second: Estimate
 
 
-@dataclass(frozen=True)
-class Fairness:
-    """How one learner of one run was treated. `mark`: what sets it apart; empty where nothing does."""
+@dataclass(frozen=True, eq=False)
+class Fairness(Treatment):
+    """A row of the fairness table. `mark`: how the learner's treatment differs; empty where it does not."""
 
-    run: str
-    learner_depth: int
-    active: bool
-    fed: bool
-    gradient_steps: int
-    samples_per_insert: float
-    sample_age: float
     mark: str
 
 
@@ -107,10 +100,8 @@ class EnvironmentReport:
     collector_depths: tuple[int, ...]
     learner_depths: tuple[int, ...]
     cells: tuple[Cell, ...]
-    active: tuple[Cell, ...]
-    """Collector learners: ordinary training, beside the matrix."""
-    differences: tuple[Comparison, ...]
-    """Each learner depth minus the shallowest one, on the same collector's streams."""
+    active: tuple[Cell, ...]  # collector learners: ordinary training, beside the matrix
+    differences: tuple[Comparison, ...]  # each learner depth minus the shallowest, on streams of the same collectors
     neighbours: tuple[Comparison, ...]
     gains: tuple[Gain, ...]
     critical: tuple[CriticalStep, ...]
@@ -128,6 +119,5 @@ class Report:
     done: int
     unfinished: tuple[Unfinished, ...]
     envs: tuple[EnvironmentReport, ...]
-    provenance: tuple[dict[str, Any], ...]
-    """Each different origin of the runs once: one entry means that one version made them all."""
+    provenance: tuple[dict[str, Any], ...]  # each different origin once: with one entry, one version made all runs
     matrix: dict[str, Any]

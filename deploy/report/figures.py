@@ -1,222 +1,93 @@
-"""The page's figures, drawn by plotly; `files.py` draws the same for print."""
+"""Figures of the page, drawn by plotly; `files.py` draws the same charts by matplotlib."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from deploy.report import text
-from deploy.report.contents import Cell, Comparison, Curve, EnvironmentReport
-from deploy.report.drawing import ACTIVE_COLOUR, INK, depth_colours, grid, panels
-from deploy.report.statistics import Band
+from deploy.report import charts, text
+from deploy.report.charts import INK, Heatmap, Line
+from deploy.report.contents import EnvironmentReport
 
-_GRID = "#e6e8ec"
-_MOST_WITH_INTERVALS = 4  # columns; of more, a phone's cell has room for the value alone
+_GRID, _BAR = "#e6e8ec", "#3b6ea8"
+_CELLS = {"texttemplate": "%{text}", "hoverinfo": "text", "xgap": 3, "ygap": 3}
+_COLOUR_BAR = {"title": {"text": "steps", "side": "right"}, "thickness": 12, "outlinewidth": 0}
+_BAND = {"mode": "lines", "fill": "toself", "opacity": 0.18, "line_width": 0, "hoverinfo": "skip", "showlegend": False}
+_MAX_COLUMNS_WITH_INTERVALS = 4  # with more, a cell on a phone has room for the value alone
 
 
 def figures(report: EnvironmentReport, seeds: int) -> dict[str, list[go.Figure]]:
-    """Every figure of one environment by the section it belongs to; sections without results are empty."""
+    """Returns the figures of one environment by section of the page; a section without results is empty."""
+    brief_matrix = len(report.learner_depths) > _MAX_COLUMNS_WITH_INTERVALS
+    brief_difference = len(report.learner_depths) - 1 > _MAX_COLUMNS_WITH_INTERVALS
+    coverage = charts.coverage(report)
     return {
-        "matrix": [_matrix(report, seeds)] if report.cells else [],
-        "difference": [_difference(report)] if report.differences else [],
+        "matrix": [_heatmap(charts.time_at_goal(report, seeds, brief_matrix))] if report.cells else [],
+        "difference": [_heatmap(charts.differences(report, brief_difference))] if report.differences else [],
         "by_steps": _curves(report, by_steps=True),
         "by_seconds": _curves(report, by_steps=False),
-        "coverage": [_coverage(report)] if report.explored else [],
+        "coverage": [_chart(coverage, "environment steps", "cells visited, %", 105, unit=" %")] if coverage else [],
         "cost": _costs(report) if report.costs else [],
     }
 
 
-def _matrix(report: EnvironmentReport, seeds: int) -> go.Figure:
-    brief = len(report.learner_depths) > _MOST_WITH_INTERVALS
-    cells = {(cell.collector_depth, cell.learner_depth): cell for cell in report.cells}
-    values = {place: cell.time_at_goal.value for place, cell in cells.items()}
-    return _heatmap(
-        report.collector_depths,
-        report.learner_depths,
-        values,
-        {place: text.cell_text(cell, seeds, brief) for place, cell in cells.items()},
-        {place: _describe(cell, report) for place, cell in cells.items()},
-        colorscale="Viridis",
-        zmin=0,
-        zmax=max(*values.values(), 1e-9),
-        colorbar_title="steps",
-    )
-
-
-def _describe(cell: Cell, report: EnvironmentReport) -> str:
-    lines = [
-        f"collector depth {cell.collector_depth}, learner depth {cell.learner_depth}",
-        f"time at goal {text.with_interval(cell.time_at_goal)} of {report.episode_length} steps",
-        f"success {text.with_interval(cell.success_rate)}",
-        f"mean over training {text.with_interval(cell.area)}",
-        f"seeds {', '.join(map(str, cell.seeds))}",
-        *cell.marks,
-    ]
-    return "<br>".join(lines)
-
-
-def _difference(report: EnvironmentReport) -> go.Figure:
-    deeper = report.learner_depths[1:]
-    brief = len(deeper) > _MOST_WITH_INTERVALS
-    cells = {(each.collector_depth, each.deeper): each for each in report.differences}
-    values = {place: each.time_at_goal.mean for place, each in cells.items()}
-    largest = max(max(abs(value) for value in values.values()), 1e-9)
-    return _heatmap(
-        report.collector_depths,
-        deeper,
-        values,
-        {place: text.difference_text(each, brief) for place, each in cells.items()},
-        {place: _describe_difference(each) for place, each in cells.items()},
-        colorscale="RdBu",
-        zmin=-largest,
-        zmax=largest,
-        colorbar_title="steps",
-    )
-
-
-def _describe_difference(each: Comparison) -> str:
-    return (
-        f"collector depth {each.collector_depth}: learner depth {each.deeper} minus {each.shallower}<br>"
-        f"at the end {text.difference(each.time_at_goal)}, higher in {text.wins(each.time_at_goal)}<br>"
-        f"mean over training {text.difference(each.area)}, higher in {text.wins(each.area)}"
-    )
-
-
-def _heatmap(
-    rows: Sequence[int],
-    columns: Sequence[int],
-    values: dict[tuple[int, int], float],
-    texts: dict[tuple[int, int], str],
-    hovers: dict[tuple[int, int], str],
-    **scale: Any,
-) -> go.Figure:
-    title = scale.pop("colorbar_title")
+def _heatmap(chart: Heatmap) -> go.Figure:
     figure = go.Figure(
         go.Heatmap(
-            x=[str(depth) for depth in columns],
-            y=[str(depth) for depth in rows],
-            z=grid(rows, columns, values),
-            text=[[texts.get((row, column), "") for column in columns] for row in rows],
-            texttemplate="%{text}",
-            hovertext=[[hovers.get((row, column), "missing") for column in columns] for row in rows],
-            hoverinfo="text",
-            xgap=3,
-            ygap=3,
-            colorbar={"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0},
-            **scale,
+            x=[str(depth) for depth in chart.columns],
+            y=[str(depth) for depth in chart.rows],
+            z=[[cell.value for cell in row] for row in chart.cells],
+            text=[[cell.text for cell in row] for row in chart.cells],
+            hovertext=[[cell.hover for cell in row] for row in chart.cells],
+            colorbar=_COLOUR_BAR,
+            colorscale=chart.colours,
+            zmin=chart.limits[0],
+            zmax=chart.limits[1],
+            **_CELLS,
         )
     )
-    _missing(figure, rows, columns, values)
-    _lay_out(figure, "learner depth", "collector depth", height=110 + 76 * len(rows))
+    _lay_out(figure, "learner depth", "collector depth", height=110 + 76 * len(chart.rows))
     figure.update_xaxes(type="category", showgrid=False, showline=False, ticks="")
     figure.update_yaxes(type="category", showgrid=False, showline=False, ticks="", rangemode="normal")
     return figure
 
 
-def _missing(
-    figure: go.Figure, rows: Sequence[int], columns: Sequence[int], values: dict[tuple[int, int], float]
-) -> None:
-    """Plotly writes nothing into a cell without a value; a reader must see that one is due."""
-    for row in rows:
-        for column in columns:
-            if (row, column) not in values:
-                figure.add_annotation(
-                    x=str(column), y=str(row), text="missing", showarrow=False, font={"color": ACTIVE_COLOUR}
-                )
-
-
 def _curves(report: EnvironmentReport, by_steps: bool) -> list[go.Figure]:
-    """One figure for each collector depth, and one of all collector learners; all of one height."""
-    shown = [curve for curve in report.curves if by_steps or curve.by_seconds is not None]
-    tops = [np.nanmax([band.centre, band.high]) for curve in shown if (band := _band(curve, by_steps))]
-    made = []
-    for title, curves, colours in panels(report, shown):
-        figure = go.Figure()
-        for curve in curves:
-            _add_band(figure, curve, by_steps, colours[curve])
-        x = "environment steps" if by_steps else "wall clock in minutes"
-        _lay_out(figure, x, "time at goal", height=340, title=title)
-        figure.update_yaxes(range=[0, 1.05 * max(*tops, 1e-9)])
-        made.append(figure)
-    return made
+    """Returns one figure for each chart, all with the same range of y."""
+    drawn = charts.learning_curves(report, by_steps)
+    tops = [np.nanmax([line.y, line.ends[1]]) for lines in drawn.values() for line in lines if line.ends]
+    top = 1.05 * max([1e-9, *tops])
+    x = "environment steps" if by_steps else "wall clock in minutes"
+    return [_chart(lines, x, "time at goal", top, title) for title, lines in drawn.items()]
 
 
-def _band(curve: Curve, by_steps: bool) -> Band | None:
-    return curve.by_steps if by_steps else curve.by_seconds
-
-
-def _add_band(figure: go.Figure, curve: Curve, by_steps: bool, colour: str) -> None:
-    band = _band(curve, by_steps)
-    assert band is not None
-    x = curve.steps if by_steps else curve.seconds / 60
-    name = text.curve_name(curve)
-    if not np.isnan(band.low).any():
-        figure.add_trace(
-            go.Scatter(
-                x=np.concatenate([x, x[::-1]]).tolist(),
-                y=np.concatenate([band.high, band.low[::-1]]).tolist(),
-                fill="toself",
-                fillcolor=colour,
-                opacity=0.18,
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=name,
-                mode="lines",
-            )
-        )
-    figure.add_trace(
-        go.Scatter(
-            x=x.tolist(),
-            y=band.centre.tolist(),
-            name=name,
-            legendgroup=name,
-            mode="lines+markers",
-            line={"color": colour, "width": 2, "dash": "dash" if curve.active else "solid"},
-            marker={"size": 5},
-            hovertemplate=f"{name}: %{{y:.1f}}<extra></extra>",
-        )
-    )
-
-
-def _coverage(report: EnvironmentReport) -> go.Figure:
+def _chart(lines: Sequence[Line], x_label: str, y_label: str, top: float, title: str = "", unit: str = "") -> go.Figure:
     figure = go.Figure()
-    colours = depth_colours(report.collector_depths)
-    for each in report.explored:
-        figure.add_trace(
-            go.Scatter(
-                x=each.steps.tolist(),
-                y=(100 * each.by_steps.centre).tolist(),
-                name=f"collector depth {each.collector_depth}",
-                mode="lines",
-                line={"color": colours[each.collector_depth], "width": 2},
-                hovertemplate="%{y:.0f} %<extra></extra>",
-            )
+    for line in lines:
+        if line.ends and not np.isnan(line.ends).any():
+            x, y = [*line.x, *line.x[::-1]], [*line.ends[1], *line.ends[0][::-1]]
+            figure.add_scatter(x=x, y=y, fillcolor=line.colour, legendgroup=line.name, **_BAND)
+        figure.add_scatter(
+            x=line.x.tolist(),
+            y=line.y.tolist(),
+            name=line.name,
+            legendgroup=line.name,
+            mode="lines+markers" if line.ends else "lines",
+            line={"color": line.colour, "width": 2, "dash": "dash" if line.dashed else "solid"},
+            marker={"size": 5},
+            hovertemplate=f"{line.name}: %{{y:.1f}}{unit}<extra></extra>",
         )
-    _lay_out(figure, "environment steps", "cells visited, %", height=340)
-    figure.update_yaxes(range=[0, 105])
+    _lay_out(figure, x_label, y_label, height=340, title=title)
+    figure.update_yaxes(range=[0, top])
     return figure
 
 
 def _costs(report: EnvironmentReport) -> list[go.Figure]:
     depths = [str(cost.learner_depth) for cost in report.costs]
-    shown: list[tuple[str, list[float]]] = [
-        ("parameters", [cost.parameters for cost in report.costs]),
-        ("gradient steps per second", [cost.gradient_steps_per_second.value for cost in report.costs]),
-    ]
     made = []
-    for title, values in shown:
-        figure = go.Figure(
-            go.Bar(
-                x=depths,
-                y=values,
-                text=[text.number(value) for value in values],
-                marker={"color": "#3b6ea8"},
-                hoverinfo="skip",
-                width=0.6,
-            )
-        )
+    for title, values in charts.costs(report).items():
+        labels = [text.number(value) for value in values]
+        figure = go.Figure(go.Bar(x=depths, y=values, text=labels, marker_color=_BAR, hoverinfo="skip", width=0.6))
         _lay_out(figure, "depth", title, height=300)
         figure.update_xaxes(type="category")
         figure.update_yaxes(rangemode="tozero")
@@ -224,7 +95,7 @@ def _costs(report: EnvironmentReport) -> list[go.Figure]:
     return made
 
 
-def _lay_out(figure: go.Figure, x: str, y: str, height: int, title: str = "") -> None:
+def _lay_out(figure: go.Figure, x_label: str, y_label: str, height: int, title: str = "") -> None:
     figure.update_layout(
         template="plotly_white",
         height=height,
@@ -236,5 +107,5 @@ def _lay_out(figure: go.Figure, x: str, y: str, height: int, title: str = "") ->
         paper_bgcolor="white",
         plot_bgcolor="white",
     )
-    figure.update_xaxes(title={"text": x, "standoff": 8}, gridcolor=_GRID, zeroline=False, automargin=True)
-    figure.update_yaxes(title={"text": y, "standoff": 8}, gridcolor=_GRID, zeroline=False, automargin=True)
+    for label, update in ((x_label, figure.update_xaxes), (y_label, figure.update_yaxes)):
+        update(title={"text": label, "standoff": 8}, gridcolor=_GRID, zeroline=False, automargin=True)

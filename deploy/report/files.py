@@ -1,21 +1,18 @@
-"""The report's files: PNG and SVG drawn by matplotlib, the tables as CSV, everything as JSON."""
+"""Files of the report: PNG and SVG drawn by matplotlib, the tables as CSV, the whole report as JSON."""
 
 import csv
-import json
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from pydantic_core import to_json
 
-from deploy.report import text
+from deploy.report import charts
+from deploy.report.charts import ACTIVE_COLOUR, INK, Heatmap, Line
 from deploy.report.contents import Curve, EnvironmentReport, Report
-from deploy.report.drawing import ACTIVE_COLOUR, INK, depth_colours, grid, panels
-from deploy.report.read import Values
-from deploy.report.statistics import Band
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -23,61 +20,43 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+_TABLES = ("cells", "active", "neighbours", "differences", "gains", "critical", "explored", "costs", "fairness")
+_FILE_NAMES = {"neighbours": "comparisons", "critical": "critical_depths", "explored": "coverage"}
+
 
 def write_files(report: Report, folder: Path) -> list[Path]:
-    """Everything under `folder`; returns what was written. Raises OSError when the disk is full."""
+    """Writes all files under `folder` and returns them. Raises OSError when the disk is full."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = [_write_json(report, folder / "report.json")]
-    written += _write_tables(report, folder)
+    path = folder / "report.json"
+    path.write_bytes(to_json(report, indent=1, inf_nan_mode="null", fallback=lambda array: array.tolist()) + b"\n")
+    written = [path, *_write_tables(report, folder)]
     for environment in report.envs:
         if environment.curves:
             written += _draw(environment, len(report.seeds), folder)
     return written
 
 
-def plain(value: Any) -> Any:
-    """`value` in JSON's own types; what is no finite number becomes null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_json(report: Report, path: Path) -> Path:
-    path.write_text(json.dumps(plain(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return path
-
-
 def _write_tables(report: Report, folder: Path) -> list[Path]:
-    tables: dict[str, list[tuple[str, Any]]] = {
-        "cells": [(each.env, cell) for each in report.envs for cell in each.cells],
-        "active": [(each.env, cell) for each in report.envs for cell in each.active],
-        "comparisons": [(each.env, row) for each in report.envs for row in each.neighbours],
-        "differences": [(each.env, row) for each in report.envs for row in each.differences],
-        "gains": [(each.env, row) for each in report.envs for row in each.gains],
-        "critical_depths": [(each.env, row) for each in report.envs for row in each.critical],
-        "coverage": [(each.env, row) for each in report.envs for row in each.explored],
-        "costs": [(each.env, row) for each in report.envs for row in each.costs],
-        "fairness": [(each.env, row) for each in report.envs for row in each.fairness],
+    tables = {
+        _FILE_NAMES.get(name, name): [
+            {"env": each.env, **_flatten(asdict(row))} for each in report.envs for row in getattr(each, name)
+        ]
+        for name in _TABLES
     }
-    flat = {name: [{"env": env, **_flatten(asdict(row))} for env, row in rows] for name, rows in tables.items()}
-    flat["curves"] = [row for each in report.envs for curve in each.curves for row in _points(each.env, curve)]
-    return [_write_table(folder / f"{name}.csv", rows) for name, rows in flat.items() if rows]
+    tables["curves"] = [row for each in report.envs for curve in each.curves for row in _points(each.env, curve)]
+    written = []
+    for name, rows in tables.items():
+        if rows:
+            written.append(folder / f"{name}.csv")
+            with open(written[-1], "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])
+    return written
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"area": {"value": 1, "interval": None}}` -> `{"area_value": 1, "area_low": None, "area_high": None}`.
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turns `{"area": {"value": 1, "interval": None}}` into `{"area_value": 1, "area_low": None, "area_high": None}`.
 
-    Series are left out; they have a table of their own.
+    Leaves out series: they have a table of their own.
     """
     flat: dict[str, Any] = {}
     for key, value in values.items():
@@ -85,7 +64,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             flat |= {f"{prefix}{end}": value[end] if value else None for end in ("low", "high")}
         elif isinstance(value, dict):
             flat |= _flatten(value, f"{prefix}{key}_")
-        elif isinstance(value, (list, tuple)):
+        elif isinstance(value, tuple):
             flat[f"{prefix}{key}"] = "; ".join(map(str, value))
         elif not isinstance(value, np.ndarray):
             flat[f"{prefix}{key}"] = value
@@ -108,16 +87,11 @@ def _points(env: str, curve: Curve) -> Iterable[dict[str, Any]]:
         }
 
 
-def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
 def _draw(report: EnvironmentReport, seeds: int, folder: Path) -> list[Path]:
-    drawn = {"curves": _curves(report), "exploration_and_cost": _bars(report)}
+    drawn = {"curves": _curves(report), "exploration_and_cost": _coverage_and_costs(report)}
+    for axis in (axis for figure in drawn.values() for axis in figure.axes):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
     if report.cells:
         drawn["matrix"] = _matrix(report, seeds)
     written = []
@@ -131,112 +105,73 @@ def _draw(report: EnvironmentReport, seeds: int, folder: Path) -> list[Path]:
 
 
 def _matrix(report: EnvironmentReport, seeds: int) -> Figure:
-    """Time at goal, and deep minus shallow."""
-    columns, deeper, rows = report.learner_depths, report.learner_depths[1:], report.collector_depths
-    widths = [len(columns), max(len(deeper), 1)][: 2 if deeper else 1]
-    figure, axes = pyplot.subplots(
-        1,
-        len(widths),
-        figsize=(2.2 + 1.5 * sum(widths), 1.6 + 0.9 * len(rows)),
-        width_ratios=widths,
-        squeeze=False,
-        layout="constrained",
-    )
-    cells = {(cell.collector_depth, cell.learner_depth): cell for cell in report.cells}
-    values = {place: cell.time_at_goal.value for place, cell in cells.items()}
-    texts = {place: text.cell_text(cell, seeds, brief=False) for place, cell in cells.items()}
-    _heatmap(axes[0, 0], rows, columns, values, texts, "viridis", (0, max(*values.values(), 1e-9)))
-    axes[0, 0].set_title("time at goal", fontsize=10)
-    if deeper:
-        compared = {(each.collector_depth, each.deeper): each for each in report.differences}
-        changes = {place: each.time_at_goal.mean for place, each in compared.items()}
-        largest = max([1e-9, *map(abs, changes.values())])
-        texts = {place: text.difference_text(each, brief=False) for place, each in compared.items()}
-        _heatmap(axes[0, 1], rows, deeper, changes, texts, "RdBu", (-largest, largest))
-        axes[0, 1].set_title(f"minus that of depth {columns[0]}", fontsize=10)
+    """Draws time at goal, and with several learner depths what depth adds to it."""
+    heatmaps = {"time at goal": charts.time_at_goal(report, seeds)}
+    if len(report.learner_depths) > 1:
+        heatmaps[f"minus that of depth {report.learner_depths[0]}"] = charts.differences(report)
+    widths = [len(chart.columns) for chart in heatmaps.values()]
+    size = 2.2 + 1.5 * sum(widths), 1.6 + 0.9 * len(report.collector_depths)
+    figure = pyplot.figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    for axis, (title, chart) in zip(axes, heatmaps.items(), strict=True):
+        _heatmap(axis, chart)
+        axis.set_title(title, fontsize=10)
     return figure
 
 
-def _heatmap(
-    axis: Axes,
-    rows: Sequence[int],
-    columns: Sequence[int],
-    values: dict[tuple[int, int], float],
-    texts: dict[tuple[int, int], str],
-    colours: str,
-    limits: tuple[float, float],
-) -> None:
-    table = np.array(grid(rows, columns, values), np.float64)
-    image = axis.imshow(table, cmap=colours, vmin=limits[0], vmax=limits[1], origin="lower", aspect="auto")
-    for y, row in enumerate(rows):
-        for x, column in enumerate(columns):
-            place = (row, column)
-            colour = _readable(image.to_rgba(table[y, x])) if place in values else ACTIVE_COLOUR
-            written = texts.get(place, "missing").replace("<br>", "\n")
-            axis.text(x, y, written, ha="center", va="center", fontsize=8, color=colour)
-    axis.set_xticks(range(len(columns)), [str(depth) for depth in columns])
-    axis.set_yticks(range(len(rows)), [str(depth) for depth in rows])
-    axis.set_xlabel("learner depth")
-    axis.set_ylabel("collector depth")
+def _heatmap(axis: Axes, chart: Heatmap) -> None:
+    low, high = chart.limits
+    values = np.array([[cell.value for cell in row] for row in chart.cells])
+    image = axis.imshow(values, cmap=chart.colours, vmin=low, vmax=high, origin="lower", aspect="auto")
+    for (y, x), value in np.ndenumerate(values):
+        lightness = np.dot(image.to_rgba(value)[:3], (0.299, 0.587, 0.114))  # as it is perceived
+        colour = ACTIVE_COLOUR if np.isnan(value) else INK if lightness > 0.5 else "white"
+        shown = chart.cells[y][x].text.replace("<br>", "\n")
+        axis.text(x, y, shown, ha="center", va="center", fontsize=8, color=colour)
+    axis.set_xticks(range(len(chart.columns)), map(str, chart.columns))
+    axis.set_yticks(range(len(chart.rows)), map(str, chart.rows))
+    axis.set(xlabel="learner depth", ylabel="collector depth")
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
 
 
-def _readable(background: Any) -> str:
-    """Ink or white, whichever stands out: perceived lightness of red, green and blue."""
-    red, green, blue, *_ = background
-    return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-
-
 def _curves(report: EnvironmentReport) -> Figure:
-    """By environment steps above, by wall clock below; a column for each panel."""
-    drawn = panels(report, report.curves)
-    figure, axes = pyplot.subplots(
-        2, len(drawn), figsize=(1 + 3.4 * len(drawn), 5.6), sharey=True, squeeze=False, layout="constrained"
-    )
-    for (above, below), (title, curves, colours) in zip(axes.T, drawn, strict=True):
-        for curve in curves:
-            _line(above, curve, curve.steps, curve.by_steps, colours[curve])
-            if curve.by_seconds is not None:
-                _line(below, curve, curve.seconds / 60, curve.by_seconds, colours[curve])
-        above.set(title=title, xlabel="environment steps")
-        above.xaxis.set_major_formatter(EngFormatter(sep=""))  # 150k: whole numbers run into each other
+    """Draws a column for each panel: by environment steps above, by wall clock below."""
+    by_steps, by_seconds = (charts.learning_curves(report, by_steps) for by_steps in (True, False))
+    size = 1 + 3.4 * len(by_steps), 5.6
+    figure, axes = pyplot.subplots(2, len(by_steps), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for (above, below), (title, lines) in zip(axes.T, by_steps.items(), strict=True):
+        _plot(above, lines)
+        _plot(below, by_seconds.get(title, []))
+        above.set_title(title, fontsize=10)
+        _label_steps(above)
         below.set(xlabel="wall clock in minutes")
-        above.title.set_fontsize(10)
-        above.legend(frameon=False, fontsize=8)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("time at goal")
-    for axis in axes.flat:
-        _tidy(axis)
+    pyplot.setp(axes[:, 0], ylabel="time at goal")
     return figure
 
 
-def _line(axis: Axes, curve: Curve, x: Values, band: Band, colour: str) -> None:
-    style = "--" if curve.active else "-"
-    axis.plot(x, band.centre, style, color=colour, label=text.curve_name(curve), marker="o", markersize=3)
-    axis.fill_between(x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
-
-
-def _bars(report: EnvironmentReport) -> Figure:
-    """Coverage by environment steps; parameters and speed by depth."""
+def _coverage_and_costs(report: EnvironmentReport) -> Figure:
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    colours = depth_colours(report.collector_depths)
-    for each in report.explored:
-        style = {"color": colours[each.collector_depth], "label": f"collector depth {each.collector_depth}"}
-        axes[0].plot(each.steps, 100 * each.by_steps.centre, **style)
-    axes[0].set(xlabel="environment steps", ylabel="cells visited, %", ylim=(0, 105))
-    axes[0].xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes[0].legend(frameon=False, fontsize=8)
+    _plot(axes[0], charts.coverage(report))
+    axes[0].set(ylabel="cells visited, %", ylim=(0, 105))
+    _label_steps(axes[0])
     depths = [str(cost.learner_depth) for cost in report.costs]
-    axes[1].bar(depths, [cost.parameters for cost in report.costs], width=0.6)
-    axes[1].set(xlabel="depth", ylabel="parameters")
-    axes[2].bar(depths, [cost.gradient_steps_per_second.value for cost in report.costs], width=0.6)
-    axes[2].set(xlabel="depth", ylabel="gradient steps per second")
-    for axis in axes:
-        _tidy(axis)
+    for axis, (title, values) in zip(axes[1:], charts.costs(report).items(), strict=True):
+        axis.bar(depths, values, width=0.6)
+        axis.set(xlabel="depth", ylabel=title)
     return figure
 
 
-def _tidy(axis: Axes) -> None:
-    axis.grid(alpha=0.3)
-    axis.spines[["top", "right"]].set_visible(False)
+def _plot(axis: Axes, lines: Iterable[Line]) -> None:
+    for line in lines:
+        style, marker = "--" if line.dashed else "-", "o" if line.ends else ""
+        axis.plot(line.x, line.y, style, color=line.colour, label=line.name, marker=marker, markersize=3)
+        if line.ends:
+            axis.fill_between(line.x, *line.ends, color=line.colour, alpha=0.18, linewidth=0)
+
+
+def _label_steps(axis: Axes) -> None:
+    """Labels x and the lines. Thousands are written as 150k: whole numbers would overlap."""
+    axis.set_xlabel("environment steps")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.legend(frameon=False, fontsize=8)

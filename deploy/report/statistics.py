@@ -1,41 +1,35 @@
-"""What a report says of several seeds: estimates, their intervals, and comparisons. Pure functions over numpy arrays.
+"""Estimates over seeds, their intervals, and comparisons. Pure functions over numpy arrays.
 
-S: seeds; E: evaluations of a run; R: resamples. Every interval is a 95 % percentile bootstrap over seeds, the
-seeds drawn by one fixed generator: a report comes out the same each time, and whatever is computed from
-the same seeds is resampled in the same way, so that comparisons stay paired.
+S: seeds; E: evaluations of a run; R: resamples. Every interval is a 95 % percentile bootstrap over seeds. One fixed
+generator draws the seeds: a report comes out the same each time, and all values of the same seeds are resampled in
+the same way, so that comparisons stay paired.
 
-Percentile, not BCa: BCa's correction leaves out one seed at a time, and with few seeds that changes the statistic
-itself (the interquartile mean of four seeds cuts two, of three none); where all are equal it is not defined at all.
-It is also what Agarwal et al. (2021) use. It is too narrow with few seeds. How often it holds the truth, measured on
-normal samples: with 2, 3, 5, 10 and 20 seeds 50, 73, 84, 91 and 93 % for the mean, 50, 73, 90, 95 and 95 % for the
-interquartile mean. BCa is no better there (mean, 5 and 10 seeds: 84 and 89 %).
+Percentiles are used, not BCa: its correction leaves out one seed at a time, and with few seeds that changes the
+statistic itself (the interquartile mean of four seeds cuts two, of three none). BCa is not defined where all values
+are equal. Agarwal et al. (2021) use percentiles, too. With few seeds an interval is too narrow: on normal samples of
+2, 3, 5, 10 and 20 seeds it holds the true value in 50, 73, 84, 91 and 93 % of cases for the mean, and in 50, 73, 90, 95
+and 95 % for the interquartile mean. BCa measured no better (mean, 5 and 10 seeds: 84 and 89 %).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Protocol, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Values = NDArray[np.float64]
+Statistic = Callable[..., Any]  # `[..., S] -> [...]` when called as `statistic(values, axis=-1)`
 
-# One more than a multiple of 40: both ends of an interval are resamples themselves, not points between two.
-RESAMPLES = 10_001
+RESAMPLES = 10_001  # one more than a multiple of 40: both ends of an interval are resamples themselves
 ENDS = (0.025, 0.975)
 BOOTSTRAP_SEED = 0
 
 
-class Statistic(Protocol):
-    """`[..., S] -> [...]` when called as `statistic(values, axis=-1)`, as `numpy.mean` is."""
-
-    def __call__(self, values: Values, /, *, axis: int) -> Any: ...
-
-
 @dataclass(frozen=True)
 class Interval:
-    """`low` to `high`. Without width where all seeds are equal: that says that they agree, not that more would."""
+    """95 % interval. Where all seeds are equal it has no width: the seeds agree, which does not say that more would."""
 
     low: float
     high: float
@@ -43,7 +37,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Interquartile mean over `seeds` runs; no `interval` with fewer than 2."""
+    """Interquartile mean over `seeds` runs; `interval` is None with fewer than 2."""
 
     value: float
     interval: Interval | None
@@ -52,7 +46,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """`mean` of ours minus theirs; in `wins` of `seeds` ours is the higher one, in `ties` both are equal."""
+    """Mean of ours minus theirs. Ours is higher in `wins` of `seeds`, both are equal in `ties`."""
 
     mean: float
     interval: Interval | None
@@ -63,11 +57,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class DepthRatio:
-    """Interquartile mean at depth `deeper` over that at `shallower`.
+    """Interquartile mean at depth `deeper` over the interquartile mean at depth `shallower`.
 
-    `ratio`: None where the shallower one is 0; `note` says so, and is empty otherwise. `interval`: None where
-    `ratio` is, and with fewer than 2 seeds; its `high` is infinite where more than 2.5 % of the resamples
-    divide by 0. `critical`: this step in depth stands clear of all the others.
+    `ratio` is None where the shallower mean is 0, and `note` then gives that reason; otherwise `note` is empty.
+    `interval` is None where `ratio` is, and with fewer than 2 seeds. Its `high` is infinite where more than 2.5 % of
+    the resamples divide by 0. `critical` is true where this step in depth stands clear of all others.
     """
 
     shallower: int
@@ -80,9 +74,9 @@ class DepthRatio:
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """A learning curve: interquartile mean `centre` `[E]`, interval `low` `[E]` to `high` `[E]` at each evaluation.
+    """Learning curve: interquartile mean `centre` `[E]`, and its interval from `low` `[E]` to `high` `[E]`.
 
-    With fewer than 2 seeds the ends are not numbers, of which matplotlib draws nothing.
+    With fewer than 2 seeds `low` and `high` are NaN, of which matplotlib draws nothing.
     """
 
     centre: Values
@@ -90,48 +84,39 @@ class Band:
     high: Values
 
 
-@overload
-def interquartile_mean(values: ArrayLike) -> float: ...
-@overload
-def interquartile_mean(values: ArrayLike, *, axis: int) -> Values: ...
-def interquartile_mean(values: ArrayLike, *, axis: int | None = None) -> float | Values:
-    """`values` `[S]` -> mean of the middle half; with an `axis`, over that axis.
+def interquartile_mean(values: ArrayLike, *, axis: int | None = None) -> Any:
+    """Returns the mean of the middle half of `values`: a float for `[S]`, or an array without the `axis` given.
 
-    Leaves out the lowest S // 4 and the highest S // 4: whole seeds, none of fewer than 4, where it is the
-    mean. Without an `axis`, raises ValueError on a wrong shape. Agarwal et al. (2021), where it is
-    `scipy.stats.trim_mean(values, 0.25)`.
+    Leaves out the lowest S // 4 and the highest S // 4 seeds, so with fewer than 4 seeds it is the mean. Equals
+    `scipy.stats.trim_mean(values, 0.25)`; Agarwal et al. (2021). Without `axis`, raises ValueError unless `values`
+    is `[S]`, finite and not empty.
     """
     if axis is None:
-        return float(interquartile_mean(_checked("values", values, axes=1), axis=0))
-    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=axis)
+        (values,) = _checked({"values": values})
+        axis = 0
+    ordered = np.sort(values, axis=axis)
     seeds = ordered.shape[axis]
-    middle = np.arange(seeds // 4, seeds - seeds // 4)
-    return np.asarray(ordered.take(middle, axis=axis).mean(axis=axis))
+    return ordered.take(range(seeds // 4, seeds - seeds // 4), axis=axis).mean(axis=axis)
 
 
 def interval(values: ArrayLike, statistic: Statistic) -> Interval | None:
-    """`values` `[S]` -> where `statistic` of them lies; None with fewer than 2. Raises ValueError on a wrong shape."""
-    values = _checked("values", values, axes=1)
-    if len(values) < 2:
-        return None
-    low, high = np.quantile(_resampled(values, statistic), ENDS)
-    return Interval(float(low), float(high))
+    """Returns the interval of `statistic` over `values` `[S]`; None where S < 2. Raises ValueError on a wrong shape."""
+    (values,) = _checked({"values": values})
+    return _interval(_resampled(values, statistic)) if len(values) > 1 else None
 
 
 def estimate(values: ArrayLike) -> Estimate:
-    """`values` `[S]` -> their interquartile mean and its interval. Raises ValueError on a wrong shape."""
-    values = _checked("values", values, axes=1)
-    return Estimate(interquartile_mean(values), interval(values, interquartile_mean), len(values))
+    """Returns the interquartile mean of `values` `[S]` with its interval. Raises ValueError on a wrong shape."""
+    return Estimate(interquartile_mean(values), interval(values, interquartile_mean), np.size(values))
 
 
 def area_under_curve(steps: ArrayLike, values: ArrayLike) -> float:
-    """`steps` `[E]` environment steps, `values` `[E]` at them -> the curve's mean height, in the units of `values`.
+    """Returns the mean height of a curve, in the units of `values`: trapezoids over all steps between its ends.
 
-    Trapezoids between evaluations, over all steps between the first and the last. Raises ValueError on wrong
-    shapes, on one evaluation only, and on steps that do not ascend.
+    `steps` `[E]`: environment steps, ascending. `values` `[E]`: the curve at these steps. Raises ValueError on wrong
+    shapes, on fewer than 2 evaluations, and on steps that do not ascend.
     """
-    steps, values = _checked("steps", steps, axes=1), _checked("values", values, axes=1)
-    _same_shape("steps", steps, "values", values)
+    steps, values = _checked({"steps": steps, "values": values})
     if len(steps) < 2:
         raise ValueError("steps: one evaluation has no area under it, at least 2 are needed")
     if np.any(np.diff(steps) <= 0):
@@ -140,13 +125,12 @@ def area_under_curve(steps: ArrayLike, values: ArrayLike) -> float:
 
 
 def paired_difference(ours: ArrayLike, theirs: ArrayLike) -> Difference:
-    """`ours` `[S]`, `theirs` `[S]`, the same seeds in the same order -> ours minus theirs, seed by seed.
+    """Returns `ours` `[S]` minus `theirs` `[S]`, seed by seed; both hold the same seeds in the same order.
 
-    For learners of one stream: they share its luck, which a difference within a seed takes out. The plain mean,
+    Learners of one stream share its luck, which a difference within a seed takes out. The mean is the plain one,
     since interquartile means of two samples may leave out different seeds. Raises ValueError on wrong shapes.
     """
-    ours, theirs = _checked("ours", ours, axes=1), _checked("theirs", theirs, axes=1)
-    _same_shape("ours", ours, "theirs", theirs)
+    ours, theirs = _checked({"ours": ours, "theirs": theirs})
     differences = ours - theirs
     return Difference(
         mean=float(differences.mean()),
@@ -158,15 +142,14 @@ def paired_difference(ours: ArrayLike, theirs: ArrayLike) -> Difference:
 
 
 def depth_ratios(values: Mapping[int, ArrayLike]) -> list[DepthRatio]:
-    """`values`: depth -> `[S]`, the same seeds in the same order at each -> one ratio a step in depth, ascending.
+    """Returns one ratio for each step in depth, ascending. A resample draws the same seeds at every depth.
 
-    A resample draws the same seeds at every depth. Raises ValueError on wrong shapes, and on values below 0, of
-    which a ratio says nothing.
+    `values`: depth -> `[S]`, the same seeds in the same order at each depth. Raises ValueError on wrong shapes, and on
+    values below 0, for which a ratio has no meaning.
     """
     depths = sorted(values)
-    series = {depth: _checked(f"depth {depth}", values[depth], axes=1) for depth in depths}
+    series = dict(zip(depths, _checked({f"depth {depth}": values[depth] for depth in depths}), strict=True))
     for depth in depths:
-        _same_shape(f"depth {depths[0]}", series[depths[0]], f"depth {depth}", series[depth])
         if np.any(series[depth] < 0):
             raise ValueError(f"depth {depth}: has values below 0, ratios need values from 0 up")
     ratios = [_ratio(series, *step) for step in pairwise(depths)]
@@ -175,52 +158,51 @@ def depth_ratios(values: Mapping[int, ArrayLike]) -> list[DepthRatio]:
 
 
 def curve_band(curves: ArrayLike) -> Band:
-    """`curves` `[S, E]`, evaluated at the same steps -> the curve of their interquartile mean, and its band.
+    """Returns the interquartile mean of `curves` `[S, E]`, all evaluated at the same steps, with its interval.
 
-    The band holds at each evaluation by itself, not for the curve as a whole. Raises ValueError on a wrong shape.
+    The interval holds at each evaluation by itself, not for the curve as a whole. Raises ValueError on a wrong shape.
     """
-    curves = _checked("curves", curves, axes=2)
+    (curves,) = _checked({"curves": curves}, axes=2)
     intervals = [interval(evaluation, interquartile_mean) for evaluation in curves.T]
-    ends = np.array([(each.low, each.high) if each else (np.nan, np.nan) for each in intervals])
-    return Band(centre=interquartile_mean(curves, axis=0), low=ends[:, 0], high=ends[:, 1])
+    low, high = np.array([(each.low, each.high) if each else (np.nan, np.nan) for each in intervals]).T
+    return Band(interquartile_mean(curves, axis=0), low, high)
 
 
 def _resampled(values: Values, statistic: Statistic) -> Values:
-    """`values` `[S]` -> `statistic` `[R]` of each resample. Equal S, equal draws: what keeps comparisons paired."""
+    """Returns `statistic` `[R]` of each resample of `values` `[S]`. Equal S, equal draws: comparisons stay paired."""
     seeds = len(values)
     draws = np.random.default_rng(BOOTSTRAP_SEED).integers(seeds, size=(RESAMPLES, seeds))
     return np.asarray(statistic(values[draws], axis=-1))
 
 
+def _interval(resampled: Values) -> Interval:
+    """Returns the interval of `resampled` `[R]`. NaN is 0 / 0, which may be any ratio: 0 below, infinite above."""
+    ends = (
+        # Nearest: no value lies between two resamples of which one is infinite.
+        float(np.quantile(np.where(np.isnan(resampled), unknown, resampled), end, method="nearest"))
+        for end, unknown in zip(ENDS, (0, np.inf), strict=True)
+    )
+    return Interval(*ends)
+
+
 def _ratio(series: Mapping[int, Values], shallower: int, deeper: int) -> DepthRatio:
-    denominator = interquartile_mean(series[shallower])
-    if denominator == 0:
+    ours, theirs = series[deeper], series[shallower]
+    if interquartile_mean(theirs) == 0:
         note = f"undefined: the interquartile mean at depth {shallower} is 0"
         return DepthRatio(shallower, deeper, ratio=None, interval=None, critical=False, note=note)
-    ratio = interquartile_mean(series[deeper]) / denominator
-    ends = _ratio_interval(series[shallower], series[deeper])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        resampled = _resampled(ours, interquartile_mean) / _resampled(theirs, interquartile_mean)
+    ends = _interval(resampled) if len(ours) > 1 else None
+    ratio = interquartile_mean(ours) / interquartile_mean(theirs)
     return DepthRatio(shallower, deeper, ratio, ends, critical=False, note="")
 
 
-def _ratio_interval(shallower: Values, deeper: Values) -> Interval | None:
-    """A resample that divides 0 by 0 may be any ratio: it counts as 0 at the low end, as infinite at the high one."""
-    if len(shallower) < 2:
-        return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = _resampled(deeper, interquartile_mean) / _resampled(shallower, interquartile_mean)
-    unknown = np.isnan(ratios)
-    # Nearest: nothing lies between two resamples of which one is infinite.
-    low = np.quantile(np.where(unknown, 0, ratios), ENDS[0], method="nearest")
-    high = np.quantile(np.where(unknown, np.inf, ratios), ENDS[1], method="nearest")
-    return Interval(float(low), float(high))
-
-
 def _critical(ratios: list[DepthRatio]) -> DepthRatio | None:
-    """The largest ratio, if its interval lies above all the others, and above 1: losing least is not critical.
+    """Returns the largest ratio, if its interval lies above all others, and above 1: losing least is not critical.
 
-    None without a second ratio, and while one has no interval: it might be the largest.
+    Returns None for fewer than 2 ratios, and while a ratio has no interval: it might be the largest.
     """
-    intervals = [each.interval for each in ratios if each.interval is not None]
+    intervals = [each.interval for each in ratios if each.interval]
     if len(ratios) < 2 or len(intervals) < len(ratios):
         return None
     largest = max(range(len(ratios)), key=lambda index: ratios[index].ratio or 0.0)
@@ -228,16 +210,16 @@ def _critical(ratios: list[DepthRatio]) -> DepthRatio | None:
     return ratios[largest] if intervals[largest].low > max(1.0, *others) else None
 
 
-def _checked(name: str, values: ArrayLike, axes: int) -> Values:
-    """`values` as an array of so many `axes`. Raises ValueError when they are not that, empty or not finite."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != axes or array.size == 0:
-        raise ValueError(f"{name}: shape {array.shape}, expected {axes} axes that are not empty")
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"{name}: not every value is a finite number")
-    return array
-
-
-def _same_shape(first: str, ours: Values, second: str, theirs: Values) -> None:
-    if ours.shape != theirs.shape:
-        raise ValueError(f"{second}: shape {theirs.shape}, expected {ours.shape} as of {first}")
+def _checked(named: Mapping[str, ArrayLike], axes: int = 1) -> list[Values]:
+    """Returns arrays with `axes` axes. Raises ValueError unless all are of one shape, finite and not empty."""
+    arrays: list[Values] = []
+    for name, values in named.items():
+        array = np.asarray(values, dtype=np.float64)
+        if array.ndim != axes or array.size == 0:
+            raise ValueError(f"{name}: shape {array.shape}, expected {axes} axes that are not empty")
+        if not np.all(np.isfinite(array)):
+            raise ValueError(f"{name}: not every value is a finite number")
+        if arrays and array.shape != arrays[0].shape:
+            raise ValueError(f"{name}: shape {array.shape}, expected {arrays[0].shape} as of {next(iter(named))}")
+        arrays.append(array)
+    return arrays

@@ -1,5 +1,6 @@
 """Provenance of a run: command, machine, library versions and git revision, written into its config.yaml."""
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -7,7 +8,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -19,23 +19,11 @@ _VERSIONED = ("fathom-rl", *_LIBRARIES)
 
 def write_config(run_dir: Path, experiment: Experiment) -> None:
     """Writes config.yaml: the experiment with every default filled in, and its provenance. `fathom run` accepts it."""
-    resolved = {"provenance": _provenance(), **experiment.model_dump(mode="json")}
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
-
-
-def git(*arguments: str) -> str | None:
-    """Returns the answer of git about the checkout that holds this file; none outside of a checkout."""
-    return _answer("git", "-C", str(Path(__file__).parent), *arguments)
-
-
-def _provenance() -> dict[str, Any]:
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(_VERSIONED)
     for package in _VERSIONED:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
+    provenance = {
         "command": ["fathom", *sys.argv[1:]],
         "machine": _machine(),
         "python": platform.python_version(),
@@ -43,15 +31,20 @@ def _provenance() -> dict[str, Any]:
         "git_revision": git("rev-parse", "HEAD"),
         "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
     }
+    resolved = {"provenance": provenance, **experiment.model_dump(mode="json")}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+
+
+def git(*arguments: str) -> str | None:
+    """Returns git's answer about the checkout that holds this file; none outside of a checkout."""
+    return _answer("git", "-C", str(Path(__file__).parent), *arguments)
 
 
 def _machine() -> str:
-    """Cores and GPUs of the driver's machine; other nodes of a cluster may differ."""
-    gpus = _answer("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or ""
-    counts = Counter(gpus.splitlines())
-    return ", ".join(
-        [f"{os.cpu_count()} cores {platform.machine()}", *(f"{count} {name}" for name, count in counts.items())]
-    )
+    """Returns the cores and GPUs of the driver's machine; other nodes of a cluster may differ."""
+    gpus = Counter((_answer("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or "").splitlines())
+    cores = f"{os.cpu_count()} cores {platform.machine()}"
+    return ", ".join([cores, *(f"{count} {name}" for name, count in gpus.items())])
 
 
 def _answer(*command: str) -> str | None:

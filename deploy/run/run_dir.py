@@ -1,4 +1,4 @@
-"""The run directory before a run starts: who may look into it, who owns it, and whether the disk has room for it."""
+"""The run directory before a run starts: its mode, the right to run in it, and the disk space that the run needs."""
 
 import json
 import shutil
@@ -25,15 +25,9 @@ METRICS_BYTES = 64 * 2**20
 
 
 def prepare_run_dir(run_dir: Path, overwrite: bool, mode: int = OWNER_ONLY) -> Path:
-    """Creates an empty run directory and returns its absolute path.
+    """Creates an empty run directory and returns its absolute path. `overwrite` removes the run that it holds.
 
-    Args:
-        run_dir: the folder; it may exist if it is empty, or if it holds a run and `overwrite` is set.
-        overwrite: removes the run that the folder holds.
-        mode: the mode of a new folder.
-
-    Raises:
-        ConfigError: the folder holds something that may not be replaced, or cannot be created.
+    Raises ConfigError if the folder holds something that may not be removed, or cannot be created.
     """
     run_dir = Path(run_dir).absolute()
     if run_dir.exists() and any(run_dir.iterdir() if run_dir.is_dir() else [run_dir]):
@@ -78,12 +72,9 @@ def read_status(run_dir: Path) -> dict[str, Any]:
 
 
 def check_space(run_dir: Path, experiment: Experiment, plan: Plan, spec: EnvSpec) -> None:
-    """Checks that the disk of `run_dir` can hold all that the run writes and still keep its reserve free.
+    """Raises ConfigError unless the disk of `run_dir` can hold all that the run writes and keep its reserve free.
 
-    Files that an earlier process of the run left there count as part of it.
-
-    Raises:
-        ConfigError: the disk is too small.
+    Files that an earlier process of the run left there count as part of the run.
     """
     reserve = experiment.supervision.disk_reserve_gb * GB
     needed = _state_bytes(experiment, spec) + _stream_bytes(experiment, plan, spec) + METRICS_BYTES
@@ -98,8 +89,7 @@ def check_space(run_dir: Path, experiment: Experiment, plan: Plan, spec: EnvSpec
 
 def _state_bytes(experiment: Experiment, spec: EnvSpec) -> float:
     """Size of all learners' checkpoints, newest states and snapshots; one snapshot more than kept is being written."""
-    networks = (make_networks(config, spec) for config in experiment.all_learners.values())
-    parameters = sum(network_size(each, spec) for each in networks)
+    parameters = sum(network_size(make_networks(config, spec), spec) for config in experiment.all_learners.values())
     snapshots = experiment.snapshots.keep + 1 if experiment.snapshots.count else 0
     return 4 * COPIES_IN_CHECKPOINT * parameters * (1 + KEPT + snapshots)
 

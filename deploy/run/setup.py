@@ -13,8 +13,7 @@ from shared.plan import Plan, make_plan
 def prepare_jax(cpu_only: bool) -> None:
     """Turns on JAX's persistent compilation cache, for this process and those that it starts.
 
-    Args:
-        cpu_only: keeps this process off the GPUs, which belong to the roles. Must come before JAX computes.
+    `cpu_only` keeps this process off the GPUs, which belong to the roles. The call must precede any computation of JAX.
     """
     import jax
 
@@ -26,7 +25,7 @@ def prepare_jax(cpu_only: bool) -> None:
 
 
 def make_envs_and_plan(experiment: Experiment) -> tuple[Envs, Plan]:
-    """Raises ConfigError where the experiment's environments do not exist or its numbers do not fit together."""
+    """Raises ConfigError if the experiment's environments do not exist or its numbers do not fit together."""
     envs = make_envs(experiment)
     return envs, make_plan(experiment, envs.training.spec)
 

@@ -1,5 +1,6 @@
-"""The end of a run: summary.json, the learning-curve picture, and the table on the console."""
+"""Summary of a finished run: summary.json, the picture of the learning curves, and the table on the console."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ COLOURS = ("#4c566a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#5
 
 
 def summarise(record: RunRecord, spec: EnvSpec) -> dict[str, Any]:
-    """summary.json of a finished run: its plan, and measured figures.
+    """Returns the content of summary.json: the run's plan, and measured figures.
 
-    `untrained_time_at_goal`: mean over the learners' untrained policies; `time_at_goal` in environment
-    steps of an episode; `sample_age` in environment steps and `policy_lag` in updates, means over the run;
-    `gradient_steps_per_second`: while it trains, waits left out.
+    `untrained_time_at_goal` is a mean over the learners' untrained policies. `time_at_goal` is in environment steps of
+    an episode. `sample_age`, in environment steps, and `policy_lag`, in updates, are means over the run.
+    `gradient_steps_per_second` leaves out all waits.
     """
     learners = {name: _learner_summary(record, spec, name) for name in record.experiment.all_learners}
     untrained = [record.evaluations(name)[0]["time_at_goal"] for name in learners]
@@ -41,6 +42,7 @@ def _learner_summary(record: RunRecord, spec: EnvSpec, name: str) -> dict[str, A
     rows = read_metrics(record.run_dir, learner_role(name))
     newest = record.evaluations(name)[-1]
     eligible = record.windows - plan.prefill_windows
+    timed = rows[1:] or rows  # the first update, which compiles, counts only if there is no other
     return {
         "role": "active" if name == ACTIVE else "passive",
         "depth": config.depth,
@@ -51,28 +53,18 @@ def _learner_summary(record: RunRecord, spec: EnvSpec, name: str) -> dict[str, A
         "samples_per_insert": rows[-1]["updates"] * plan.windows_per_update / eligible,
         "utd": rows[-1]["gradient_steps"] / record.env_steps,
         "sample_age": _mean(rows, "sample_age"),
-        "gradient_steps_per_second": _speed(rows, plan.minibatches_per_update),
+        "gradient_steps_per_second": plan.minibatches_per_update / _mean(timed, "update_seconds"),
     }
 
 
-def _speed(rows: list[Row], minibatches: int) -> float:
-    """Gradient steps per second; the first update, which compiles, counts only where there is no other."""
-    timed = rows[1:] or rows
-    return minibatches / _mean(timed, "update_seconds")
-
-
 def _source_summary(record: RunRecord) -> dict[str, float]:
-    """Of the collectors, or of the stream in their place, which has no policy lag."""
+    """Returns figures of the collectors, or of the feeders in their place, which have no policy lag."""
     roles = source_roles(record.experiment)
     rows = [row for role in roles for row in read_metrics(record.run_dir, role)]
     seconds = max(row["time"] for row in rows) - min(row["time"] - row["seconds"] for row in rows)
     visits = np.sum([position.visits for role in roles if (position := record.position(role))], axis=0)
     lag = {} if record.experiment.stream else {"policy_lag": _mean(rows, "policy_lag")}
-    return {
-        **lag,
-        **coverage(visits),
-        "env_steps_per_second": record.env_steps / seconds,
-    }
+    return {**lag, **coverage(visits), "env_steps_per_second": record.env_steps / seconds}
 
 
 def _mean(rows: list[Row], name: str) -> float:
@@ -80,10 +72,9 @@ def _mean(rows: list[Row], name: str) -> float:
 
 
 def table(summary: dict[str, Any]) -> Table:
-    """The summary for a person."""
-    result = Table(title=f"{summary['env']}, {summary['env_steps']:,} environment steps", title_justify="left")
-    for heading in ("learner", "role"):
-        result.add_column(heading)
+    """Returns the summary as a table on the console."""
+    title = f"{summary['env']}, {summary['env_steps']:,} environment steps"
+    result = Table("learner", "role", title=title, title_justify="left")
     for heading in ("depth", "gradient steps", "time at goal", "success", "samples/insert", "UTD", "sample age"):
         result.add_column(heading, justify="right")
     result.add_row("untrained", "", "", "0", f"{summary['untrained_time_at_goal']:.1f}", "", "", "", "", style="dim")
@@ -103,14 +94,14 @@ def table(summary: dict[str, Any]) -> Table:
 
 
 def plot(record: RunRecord, path: Path) -> None:
-    """Learning curves of every learner by environment steps: time at goal, success rate."""
+    """Draws time at goal and success rate of every learner over environment steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for colour, (name, config) in zip(_colours(record), record.experiment.all_learners.items(), strict=True):
+    for colour, (name, config) in zip(cycle(COLOURS), record.experiment.all_learners.items(), strict=False):
         evaluations = record.evaluations(name)
         steps = [row["env_steps"] for row in evaluations]
         role = "active" if name == ACTIVE else "passive"
@@ -130,7 +121,3 @@ def plot(record: RunRecord, path: Path) -> None:
     figure.suptitle(f"{record.experiment.env}: collector depth {record.experiment.collector.depth}")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
-
-
-def _colours(record: RunRecord) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(len(record.experiment.all_learners))]

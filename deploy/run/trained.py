@@ -15,7 +15,7 @@ from shared.types import Params
 
 
 class Trained(NamedTuple):
-    """One learner of a run that has ended, read from its checkpoint, with the run's experiment."""
+    """A learner of a run that has ended, read from its checkpoint, with the run's experiment."""
 
     experiment: Experiment
     plan: Plan
@@ -25,7 +25,7 @@ class Trained(NamedTuple):
 
 
 def load_trained(run_dir: Path, learner: str) -> Trained:
-    """Raises ConfigError if the run, the learner or its checkpoint does not exist."""
+    """Loads a learner's checkpoint. Raises ConfigError if the run, the learner or its checkpoint does not exist."""
     if not (run_dir / "config.yaml").exists():
         raise ConfigError(f"{run_dir}: holds no run (no config.yaml); name a run directory")
     experiment = load_experiment(run_dir / "config.yaml")

@@ -1,4 +1,4 @@
-"""Where processes run and how they end: the Ray cluster, shares of GPUs, reserved resources, killed processes.
+"""Processes and their resources: the Ray cluster, shares of GPUs, reservations, and the end of processes.
 
-It imports nothing else from `deploy`. Begin with `placement.py`, pure functions that decide which role gets what.
+The package imports nothing else from `deploy`. Begin with `placement.py`, which assigns resources to roles.
 """

@@ -1,9 +1,10 @@
-"""Which role gets what of a Ray cluster, decided from what its nodes have, before anything is started.
+"""Placement: the resources of each role on a Ray cluster, derived from the cluster's nodes before anything starts.
 
-A role lies on one node, and a share of a GPU on one GPU: 0.6 + 0.6 + 0.6 do not fit on two.
+A role needs one node, and a share of a GPU needs one GPU: 0.6 + 0.6 + 0.6 do not fit on two.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,8 +13,8 @@ from shared.errors import RunFailed
 from shared.roles import EVALUATOR, SERVICES, Kind, Role, learner_role, source_roles
 
 NOTHING = Resources(gpus=0)
-LEAST_SHARE = 0.05  # of a GPU; with less of it free, nobody is put there unasked
-EVALUATOR_WEIGHT = 0.25  # it works now and then, the others all the time
+LEAST_SHARE = 0.05  # of a GPU; a GPU with less of it free is not assigned unasked
+EVALUATOR_WEIGHT = 0.25  # the evaluator works now and then, the other roles all the time
 _KINDS = {"gpus": "GPUs", "cpus": "CPUs", "memory_gb": "GB of memory"}
 _RAY_NAMES = {"gpus": "GPU", "cpus": "CPU", "memory_gb": "memory"}
 GB = 10**9
@@ -21,10 +22,12 @@ _ROUNDING = 1e-6
 
 Roles = Mapping[Role, Resources]
 Key = TypeVar("Key", bound=Hashable)
+Seat = tuple[str, tuple[int, ...]]
+"""Node of a role, and the role's GPUs there, counted from 0."""
 
 
 class Node(NamedTuple):
-    """What one node of a cluster has in all, whoever uses it now."""
+    """Total resources of one node of a cluster, in use or not."""
 
     id: str
     cpus: float = 0.0
@@ -33,15 +36,8 @@ class Node(NamedTuple):
     labels: Mapping[str, str] = {}
 
 
-class Seat(NamedTuple):
-    """A node, and those of its GPUs, counted from 0, that a role is on."""
-
-    node: str
-    gpus: tuple[int, ...]
-
-
 class Bundle(NamedTuple):
-    """What Ray is to set aside on one node for `roles`: amounts by Ray's names, and which nodes will do."""
+    """Resources that Ray reserves for `roles` on one node: amounts by Ray's names, and labels that select the node."""
 
     roles: tuple[Role, ...]
     amounts: dict[str, float]
@@ -49,7 +45,7 @@ class Bundle(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Every role's resources, nothing left open; `notes`: what a person may want to know."""
+    """Complete resources of every role, their bundles, and `notes` for the user."""
 
     roles: dict[Role, Resources]
     bundles: list[Bundle]
@@ -57,50 +53,38 @@ class Placement(NamedTuple):
 
 
 def read_nodes(entries: Iterable[Mapping[str, Any]]) -> list[Node]:
-    """The living ones of what `ray.nodes()` lists."""
-    return [
-        Node(
-            entry["NodeID"],
-            entry["Resources"].get("CPU", 0.0),
-            entry["Resources"].get("GPU", 0.0),
-            entry["Resources"].get("memory", 0.0) / GB,
-            entry["Labels"],
-        )
-        for entry in entries
-        if entry["Alive"]
-    ]
+    """Returns the living nodes among the entries of `ray.nodes()`."""
+    nodes = []
+    for entry in entries:
+        if entry["Alive"]:
+            amount = defaultdict(float, entry["Resources"])
+            nodes.append(Node(entry["NodeID"], amount["CPU"], amount["GPU"], amount["memory"] / GB, entry["Labels"]))
+    return nodes
 
 
 def place(experiment: Experiment, nodes: Sequence[Node]) -> Placement:
-    """Where the roles of a run go. Raises RunFailed, with the numbers, where they do not fit on `nodes`."""
+    """Places the roles of a run on `nodes`. Raises RunFailed, with the numbers, if they do not fit."""
     roles = assign_resources(experiment, nodes)
     if shortage := find_shortage(roles, nodes):
         raise RunFailed(f"resources: {shortage}; ask for less, or name a larger cluster by RAY_ADDRESS")
-    notes = []
-    given = {role for role, wanted in roles_of(experiment).items() if wanted.gpus is None and roles[role].gpus}
-    if given:
-        shares = ", ".join(f"{role} {roles[role].gpus:g}" for role in roles if role in given)
-        notes.append(f"GPUs were shared out: {shares}")
+    asked = roles_of(experiment)
+    shares = [f"{role} {given.gpus:g}" for role, given in roles.items() if given.gpus and asked[role].gpus is None]
+    notes = [f"GPUs were shared out: {', '.join(shares)}"] if shares else []
     if experiment.placement == "pack":
         return Placement(roles, _bundles(roles, nodes), notes)
     sides = split_nodes(roles, nodes)
     if sides is None:
-        notes.append("placement: spread found no nodes for those that act beside those for learners; all go together")
+        notes.append("placement: spread found no nodes for collectors and evaluator beside those for learners; packed")
         return Placement(roles, _bundles(roles, nodes), notes)
-    acting, learning = _sides(roles)
-    return Placement(
-        roles,
-        [
-            bundle._replace(selector=bundle.selector | {"ray.io/node-id": f"in({','.join(node.id for node in side)})"})
-            for members, side in zip((acting, learning), sides, strict=True)
-            for bundle in _bundles({role: roles[role] for role in members}, side)
-        ],
-        notes,
-    )
+    bundles = []
+    for members, side in zip(_sides(roles), sides, strict=True):
+        on_side = {"ray.io/node-id": f"in({','.join(node.id for node in side)})"}
+        bundles += [bundle._replace(selector=bundle.selector | on_side) for bundle in _bundles(members, side)]
+    return Placement(roles, bundles, notes)
 
 
 def roles_of(experiment: Experiment) -> dict[Role, Resources]:
-    """What each role of a run asks for; who feeds from a stream, and the services, ask for nothing."""
+    """Returns the resources that each role of a run asks for; feeders and services ask for nothing."""
     source = NOTHING if experiment.stream else experiment.collector.collector_resources
     return {
         **dict.fromkeys(source_roles(experiment), source),
@@ -111,39 +95,34 @@ def roles_of(experiment: Experiment) -> dict[Role, Resources]:
 
 
 def asks_nothing(roles: Roles) -> bool:
-    return not any(wanted.cpus or wanted.gpus or wanted.memory_gb for wanted in roles.values())
+    return not any(any(_size(wanted)) for wanted in roles.values())
 
 
 def assign_resources(experiment: Experiment, nodes: Sequence[Node]) -> dict[Role, Resources]:
-    """Every role's resources: where `gpus` was left open, a share of the GPUs that the others leave, or 0.
+    """Returns every role's resources: `gpus` that was left open becomes a share of the GPUs that are left, or 0.
 
-    On one GPU all share it. On more, those that act and those that learn have GPUs apart, one for each role as far
-    as they go.
+    All roles share a single GPU. Of more GPUs, collectors and evaluator get some and learners get the others, one for
+    each role as far as possible.
     """
     roles = roles_of(experiment)
-    said = {role: wanted for role, wanted in roles.items() if wanted.gpus is not None}
-    free = _free_gpus(said, nodes)
-    shares = _share_out([role for role in roles if role not in said], free, experiment.placement == "spread")
-    return {
-        role: wanted if role in said else wanted.model_copy(update={"gpus": shares.get(role, 0.0)})
-        for role, wanted in roles.items()
+    open_roles = {role: wanted for role, wanted in roles.items() if wanted.gpus is None}
+    free = _free_gpus({role: wanted for role, wanted in roles.items() if role not in open_roles}, nodes)
+    shares = _share_out(open_roles, free, experiment.placement == "spread")
+    return roles | {
+        role: wanted.model_copy(update={"gpus": shares.get(role, 0.0)}) for role, wanted in open_roles.items()
     }
 
 
 def _free_gpus(roles: Roles, nodes: Sequence[Node]) -> list[tuple[str, float]]:
-    """What `roles` leave of each GPU worth having, with its node's id; nothing where not even they fit."""
-    seats = pack(roles, nodes)
-    if seats is None:
+    """Node and free share of each GPU that has a useful share left beside `roles`; nothing if `roles` do not fit."""
+    spaces = _empty(nodes)
+    if _seat(roles, spaces) is None:
         return []
-    left = {(node.id, gpu): 1.0 for node in sorted(nodes, key=_size) for gpu in range(int(node.gpus))}
-    for role, seat in seats.items():
-        for gpu in seat.gpus:
-            left[seat.node, gpu] -= min(roles[role].gpus or 0.0, 1.0)
-    return [(node, share) for (node, _), share in left.items() if share >= LEAST_SHARE]
+    return [(space.node.id, left) for space in spaces for left in space.gpus if left >= LEAST_SHARE]
 
 
-def _share_out(roles: Sequence[Role], free: Sequence[tuple[str, float]], spread: bool) -> dict[Role, float]:
-    """A share of the `free` GPUs for each of `roles`; nobody gets one where there are none."""
+def _share_out(roles: Roles, free: Sequence[tuple[str, float]], spread: bool) -> dict[Role, float]:
+    """Returns a share of the `free` GPUs for each of `roles`; nothing if there are none."""
     if not free:
         return {}
     acting, learning = _sides(roles)
@@ -152,33 +131,33 @@ def _share_out(roles: Sequence[Role], free: Sequence[tuple[str, float]], spread:
     if len(free) == 1 or not collectors or not learning:
         return _deal([*collectors, *learning, *evaluator], free)
     working = len(collectors) + len(learning)
-    if len(free) >= working:
-        cut = len(collectors) + (len(free) > working)  # the evaluator's own, if one is to spare
+    if len(free) > working:
+        cut = len(collectors) + 1  # one for the evaluator alone
     else:
         cut = min(max(round(len(free) * len(collectors) / working), 1), len(free) - 1)
     between_nodes = [index for index in range(1, len(free)) if free[index][0] != free[index - 1][0]]
     if spread and between_nodes:
         cut = min(between_nodes, key=lambda index: abs(index - cut))
-    return _deal([*collectors, *evaluator], free[:cut]) | _deal(learning, free[cut:])
+    return _deal([*collectors, *evaluator], free[:cut]) | _deal([*learning], free[cut:])
 
 
 def _deal(roles: Sequence[Role], free: Sequence[tuple[str, float]]) -> dict[Role, float]:
-    """`roles` dealt to the GPUs in turn; those on one GPU share it equally, but for the evaluator."""
+    """Deals `roles` to the GPUs in turn. Roles on one GPU share it equally, but the evaluator gets less."""
     shares = {}
-    for index, room in enumerate(sorted((share for _, share in free), reverse=True)):
+    for index, left in enumerate(sorted((share for _, share in free), reverse=True)):
         weights = {role: EVALUATOR_WEIGHT if role == EVALUATOR else 1.0 for role in roles[index :: len(free)]}
         for role, weight in weights.items():
-            shares[role] = math.floor(1000 * room * weight / sum(weights.values())) / 1000
+            shares[role] = math.floor(1000 * left * weight / sum(weights.values())) / 1000
     return shares
 
 
 def find_shortage(roles: Roles, nodes: Sequence[Node]) -> str:
-    """What the nodes have too little of, in one line with the numbers; empty where all `roles` fit."""
+    """Returns one line with the numbers on the resource that `nodes` lack; empty if all `roles` fit."""
     for role, wanted in roles.items():
         labelled = " and ".join(f"{key}={value}" for key, value in wanted.labels.items())
         fitting = [node for node in nodes if _matches(node, wanted)]
         if not fitting:
-            return f"{role} needs a node labelled {labelled}, none of {len(nodes)} is"
+            return f"{role} needs a node labelled {labelled}, the cluster has {len(nodes)} without"
         for kind in _KINDS:
             most = max(getattr(node, kind) for node in fitting)
             if _amount(wanted, kind) > most + _ROUNDING:
@@ -192,14 +171,14 @@ def find_shortage(roles: Roles, nodes: Sequence[Node]) -> str:
         needs = " and ".join(_needs(roles, kind) for kind in _KINDS if _total(roles, kind))
         sizes = " + ".join(f"{_say(node.gpus, 'gpus')}, {_say(node.cpus, 'cpus')}" for node in nodes)
         return (
-            f"{needs} do not fit on the nodes ({sizes}): a role lies on one node, a share of a GPU on one GPU, "
-            "so that what is left over may be in pieces too small"
+            f"{needs} do not fit on the nodes ({sizes}): a role needs one node and a share of a GPU one GPU, "
+            "so the resources that are left over may be in pieces too small"
         )
     return ""
 
 
 def describe_wait(roles: Roles, free: Mapping[str, float], nodes: Sequence[Node]) -> str:
-    """What a run needs and what is `free` of it, by Ray's names, while other jobs hold the rest."""
+    """Returns one line on the resources that a run needs, and how much of them is `free`, by Ray's names."""
     parts = []
     for kind in (kind for kind in _KINDS if _total(roles, kind)):
         has = sum(getattr(node, kind) for node in nodes)
@@ -209,20 +188,13 @@ def describe_wait(roles: Roles, free: Mapping[str, float], nodes: Sequence[Node]
 
 
 def pack(roles: Mapping[Key, Resources], nodes: Sequence[Node]) -> dict[Key, Seat] | None:
-    """A seat for each role on empty nodes, the largest first and each where it fits first; none if one does not."""
-    spaces = [_Space(node) for node in sorted(nodes, key=_size)]
-    seats = {}
-    for role in sorted(roles, key=lambda role: (bool(roles[role].labels), *_size(roles[role])), reverse=True):
-        seat = next((seat for space in spaces if (seat := space.take(roles[role]))), None)
-        if seat is None:
-            return None
-        seats[role] = seat
-    return seats
+    """Seats `roles` on empty `nodes`, the largest role first, each where it fits first; none if one does not fit."""
+    return _seat(roles, _empty(nodes))
 
 
 def split_nodes(roles: Roles, nodes: Sequence[Node]) -> tuple[list[Node], list[Node]] | None:
-    """Nodes for those that act and nodes for those that learn, as even in number as will do; none if none do."""
-    acting, learning = ({role: roles[role] for role in side} for side in _sides(roles))
+    """Splits `nodes`, as evenly as fits, for collectors and evaluator and for learners; none if no split fits."""
+    acting, learning = _sides(roles)
     ordered = sorted(nodes, key=_size)
     for cut in sorted(range(1, len(nodes)), key=lambda cut: abs(2 * cut - len(nodes))):
         small, large = ordered[:cut], ordered[cut:]
@@ -233,20 +205,20 @@ def split_nodes(roles: Roles, nodes: Sequence[Node]) -> tuple[list[Node], list[N
 
 
 class _Space:
-    """What is left of a node while roles are put on it."""
+    """Resources that are left of a node while roles are seated on it."""
 
     def __init__(self, node: Node) -> None:
-        self._node = node
+        self.node = node
+        self.gpus = [1.0] * int(node.gpus)
         self._cpus, self._memory_gb = node.cpus, node.memory_gb
-        self._gpus = [1.0] * int(node.gpus)
 
     def take(self, wanted: Resources) -> Seat | None:
-        """The seat of a role that is put here, if there is room."""
+        """Seats a role here if it fits."""
         gpus = wanted.gpus or 0.0
         share = min(gpus, 1.0)
-        chosen = [gpu for gpu, left in enumerate(self._gpus) if left + _ROUNDING >= share][: math.ceil(gpus)]
+        chosen = [gpu for gpu, left in enumerate(self.gpus) if left + _ROUNDING >= share][: math.ceil(gpus)]
         if (
-            not _matches(self._node, wanted)
+            not _matches(self.node, wanted)
             or len(chosen) < math.ceil(gpus)
             or wanted.cpus > self._cpus + _ROUNDING
             or wanted.memory_gb > self._memory_gb + _ROUNDING
@@ -255,33 +227,45 @@ class _Space:
         self._cpus -= wanted.cpus
         self._memory_gb -= wanted.memory_gb
         for gpu in chosen:
-            self._gpus[gpu] -= share
-        return Seat(self._node.id, tuple(chosen))
+            self.gpus[gpu] -= share
+        return self.node.id, tuple(chosen)
+
+
+def _empty(nodes: Sequence[Node]) -> list[_Space]:
+    return [_Space(node) for node in sorted(nodes, key=_size)]
+
+
+def _seat(roles: Mapping[Key, Resources], spaces: Sequence[_Space]) -> dict[Key, Seat] | None:
+    seats = {}
+    for role in sorted(roles, key=lambda role: (bool(roles[role].labels), *_size(roles[role])), reverse=True):
+        seat = next((seat for space in spaces if (seat := space.take(roles[role]))), None)
+        if seat is None:
+            return None
+        seats[role] = seat
+    return seats
 
 
 def _bundles(roles: Roles, nodes: Sequence[Node]) -> list[Bundle]:
-    """One for each role, but one for all that share a GPU: Ray, which puts bundles where it likes, keeps them there."""
+    """A bundle for each role, but only one for roles that share a GPU, because Ray places each bundle by itself."""
     seats = pack(roles, nodes)
     assert seats is not None
-    together: dict[Hashable, list[Role]] = {}
+    together: dict[Hashable, dict[Role, Resources]] = {}
     for role, wanted in roles.items():
         shares_gpu = 0 < (wanted.gpus or 0.0) < 1
-        together.setdefault(seats[role] if shares_gpu else role, []).append(role)
-    return [_bundle({role: roles[role] for role in members}) for members in together.values()]
+        together.setdefault(seats[role] if shares_gpu else role, {})[role] = wanted
+    bundles = []
+    for members in together.values():
+        amounts = {_RAY_NAMES[kind]: round(_total(members, kind), 4) for kind in ("gpus", "cpus")}
+        amounts["memory"] = max(int(GB * _total(members, "memory_gb")), 1)  # Ray has no empty bundle: one byte
+        selector = {key: value for wanted in members.values() for key, value in wanted.labels.items()}
+        bundles.append(Bundle(tuple(members), {name: amount for name, amount in amounts.items() if amount}, selector))
+    return bundles
 
 
-def _bundle(roles: Roles) -> Bundle:
-    amounts = {_RAY_NAMES[kind]: round(_total(roles, kind), 4) for kind in ("gpus", "cpus")}
-    amounts["memory"] = max(int(GB * _total(roles, "memory_gb")), 1)  # Ray has no bundle of nothing: one byte
-    selector = {key: value for wanted in roles.values() for key, value in wanted.labels.items()}
-    return Bundle(tuple(roles), {name: amount for name, amount in amounts.items() if amount}, selector)
-
-
-def _sides(roles: Iterable[Role]) -> tuple[list[Role], list[Role]]:
-    """Those that act and those that learn."""
-    roles = list(roles)
-    learning = [role for role in roles if role.kind in (Kind.SERVICES, Kind.LEARNER)]
-    return [role for role in roles if role not in learning], learning
+def _sides(roles: Roles) -> tuple[Roles, Roles]:
+    """Splits roles into collectors, feeders and the evaluator, and learners and services."""
+    learning = {role: wanted for role, wanted in roles.items() if role.kind in (Kind.SERVICES, Kind.LEARNER)}
+    return {role: wanted for role, wanted in roles.items() if role not in learning}, learning
 
 
 def _size(of: Node | Resources) -> tuple[float, float, float]:
@@ -301,7 +285,7 @@ def _total(roles: Roles, kind: str) -> float:
 
 
 def _needs(roles: Roles, kind: str) -> str:
-    """`3 GPUs (collector-0 1, learner-active 2)`"""
+    """Returns a text such as `3 GPUs (collector-0 1, learner-active 2)`."""
     each = ", ".join(f"{role} {_amount(wanted, kind):g}" for role, wanted in roles.items() if _amount(wanted, kind))
     return f"{_say(_total(roles, kind), kind)} ({each})"
 

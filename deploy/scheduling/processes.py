@@ -1,4 +1,4 @@
-"""Ending Ray's processes for good, a stopped or stuck one too, wherever in the cluster it runs."""
+"""Termination of Ray's processes, also of stopped or stuck ones, on any node of the cluster."""
 
 import contextlib
 import os
@@ -13,33 +13,33 @@ STACKS_S = 1.0  # for the stacks to be written
 
 
 class Process:
-    """What every actor says of its process."""
+    """Base of all actors."""
 
     def where(self) -> tuple[int, str]:
-        """Its number, and the node that it runs on."""
+        """Returns the number of the actor's process and the id of its node."""
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
 
 def end_actor(actor: Any, pid: int | None = None, node: str = "", dump: bool = False) -> None:
-    """Kills `actor`, for good; see `end_at`."""
+    """Kills `actor`, so that Ray does not restart it. Kills its process by `end_at` if `pid` is known."""
     if pid is not None:
         end_at(pid, node, dump)
     ray.kill(actor)
 
 
 def end_at(pid: int, node: str, dump: bool) -> None:
-    """Kills a process by its number: Ray asks processes to end, and a stopped one does not hear it.
+    """Kills process `pid` of any `node`, also a stopped one, which Ray could only ask to end.
 
-    `dump`: it writes its stacks first.
+    `dump`: the process writes its stacks first.
     """
     if node == ray.get_runtime_context().get_node_id():
-        end_process(pid, dump)
-        return
-    there = NodeAffinitySchedulingStrategy(node, soft=False)
-    ray.remote(end_process).options(num_cpus=0, scheduling_strategy=there).remote(pid, dump)
+        _end_process(pid, dump)
+    else:
+        on_node = NodeAffinitySchedulingStrategy(node, soft=False)
+        ray.remote(_end_process).options(num_cpus=0, scheduling_strategy=on_node).remote(pid, dump)
 
 
-def end_process(pid: int, dump: bool) -> None:
+def _end_process(pid: int, dump: bool) -> None:
     with contextlib.suppress(ProcessLookupError):
         if dump:
             os.kill(pid, signal.SIGUSR1)

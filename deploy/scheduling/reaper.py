@@ -1,8 +1,7 @@
-"""Leaves no process behind, even when the driver is killed: a small process that outlives it by seconds.
+"""Reaper: a small process that outlives the driver by seconds and leaves none of its descendants behind.
 
-Ray ends its own processes with the driver, but some of them take a minute, and a stopped one never ends.
-The reaper remembers who descends from the driver; when its pipe from the driver closes, those who are left
-are given a moment and then killed.
+Ray ends its own processes with the driver, but some of them take a minute, and a stopped one never ends. The reaper
+records the descendants of the driver. When its pipe from the driver closes, it kills those that do not end soon.
 """
 
 import contextlib
@@ -22,8 +21,8 @@ _POLL_S = 0.2
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
-    """After the block, or after our death inside it, no process that we started in it is left."""
-    earlier = [str(child.pid) for child in psutil.Process().children()]  # not ours to end
+    """Ends all processes that were started in the block, after the block or after the death of this process in it."""
+    earlier = [str(child.pid) for child in psutil.Process().children()]  # not started in the block
     reaper = subprocess.Popen(
         [sys.executable, "-m", "deploy.scheduling.reaper", str(os.getpid()), *earlier],
         stdin=subprocess.PIPE,
@@ -33,13 +32,23 @@ def guarded() -> Iterator[None]:
     try:
         yield
     finally:
-        assert reaper.stdin is not None
-        reaper.stdin.close()
-        reaper.wait(GRACE_S * 3)
+        end_child(reaper, GRACE_S * 3)
+
+
+def end_child(child: subprocess.Popen, grace_s: float) -> None:
+    """Closes the standard input of a child that ends with it; kills the child if it takes longer than `grace_s`."""
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # the child has ended already
+        child.stdin.close()
+    try:
+        child.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait(grace_s)
 
 
 def descendants(driver: int, earlier: set[int], known: set[psutil.Process]) -> set[psutil.Process]:
-    """Those of `known` that still run, and everyone who descends from them or from `driver`, but for `earlier`."""
+    """Returns the `known` processes that still run, and all descendants of them and of `driver` except `earlier`."""
     found = {process for process in known if process.is_running()}
     with contextlib.suppress(psutil.NoSuchProcess):
         found |= {child for child in psutil.Process(driver).children() if child.pid not in earlier}
@@ -51,9 +60,10 @@ def descendants(driver: int, earlier: set[int], known: set[psutil.Process]) -> s
 
 def main(driver: int, earlier: set[int]) -> None:
     known: set[psutil.Process] = set()
-    while not select.select([sys.stdin], [], [], LOOK_S)[0]:  # nothing is ever written: readable means closed
+    closed = False
+    while not closed:
+        closed = bool(select.select([sys.stdin], [], [], LOOK_S)[0])  # nothing is ever written: readable means closed
         known = descendants(driver, earlier, known)
-    known = descendants(driver, earlier, known)
     deadline = time.monotonic() + GRACE_S
     while any(map(_alive, known)) and time.monotonic() < deadline:
         time.sleep(_POLL_S)

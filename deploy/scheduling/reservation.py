@@ -1,4 +1,4 @@
-"""A run's part of a Ray cluster, set aside before the first role starts: all of it or nothing."""
+"""Reservation of a run's share of a Ray cluster, before its first role starts: the whole share or nothing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ from shared.config import Experiment, Resources
 from shared.errors import RunFailed
 from shared.roles import Role
 
-SOON_S = 3.0  # an idle cluster takes milliseconds; what another run has just left is back within a second or two
+SOON_S = 3.0  # an idle cluster takes milliseconds, the release of another run's resources a second or two
 
 
 class Reserved(NamedTuple):
-    """What a role may take, and the scheduling strategy by which its actors get there."""
+    """Resources of a role, and the scheduling strategy that starts its actors in their place."""
 
     resources: Resources
     strategy: Any
@@ -25,10 +25,10 @@ class Reserved(NamedTuple):
 
 @contextmanager
 def reserved(experiment: Experiment, say: Callable[[str], None]) -> Iterator[dict[Role, Reserved]]:
-    """A place for each role of a run on the cluster that this process is connected to.
+    """Reserves a place for each role of a run on the connected cluster. At the end, Ray kills all that runs there.
 
-    Raises RunFailed with the numbers: at once where the cluster is too small, and after `supervision.start_seconds`
-    where other jobs hold what the run needs. Whatever still runs in its place at the end is killed by Ray.
+    Raises RunFailed with the numbers: at once if the cluster is too small, or after `supervision.start_seconds`
+    if other jobs still hold resources that the run needs.
     """
     nodes = read_nodes(ray.nodes())
     placement = place(experiment, nodes)
@@ -45,7 +45,7 @@ def reserved(experiment: Experiment, say: Callable[[str], None]) -> Iterator[dic
             say(f"waiting: {describe_wait(placement.roles, ray.available_resources(), nodes)}")
             if not group.wait(max(wait_s - SOON_S, 0)):
                 needed = describe_wait(placement.roles, ray.available_resources(), nodes)
-                raise RunFailed(f"resources: {needed}; other jobs have given up no more in {wait_s:g} s")
+                raise RunFailed(f"resources: {needed}; other jobs released nothing more within {wait_s:g} s")
         yield {
             role: Reserved(placement.roles[role], PlacementGroupSchedulingStrategy(group, index))
             for index, bundle in enumerate(placement.bundles)

@@ -1,7 +1,7 @@
-"""A run's metrics at Weights & Biases: a process of its own follows the metrics files and logs what they say.
+"""Mirror of a run's metrics at Weights & Biases: a process of its own follows the metrics files and logs their rows.
 
 wandb hooks into the interpreter that imports it, may ask for a key, and waits without end for a network or a service
-that does not answer. None of that reaches a run from another process, which reads what the run has written anyway.
+that does not answer. None of this reaches the run, because the run only writes its metrics files as always.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from shared.config import Experiment
 from shared.errors import ConfigError
 from shared.metrics import Row, curves, parse_rows, scalars
 
-START_S = 60.0  # longest wait for the place where the run can be seen
+START_S = 60.0  # longest wait for the address of the run's page
 FINISH_S = 30.0  # longest upload after the run's end
 MARGIN_S = 10.0
 POLL_S = 1.0
-DEFAULTS = {  # of wandb's own settings; what the user's environment says wins
+DEFAULTS = {  # wandb's settings; the user's environment takes precedence
     "WANDB_INIT_TIMEOUT": "20",  # seconds; then offline
     "WANDB_QUIET": "true",
     "WANDB_CONSOLE": "off",
@@ -42,19 +43,19 @@ DEFAULTS = {  # of wandb's own settings; what the user's environment says wins
 
 
 def check_installed(experiment: Experiment) -> None:
-    """Raises ConfigError where wandb is asked for and cannot be imported."""
+    """Raises ConfigError if the experiment needs wandb and wandb cannot be imported."""
     if experiment.wandb.project is None:
         return
     found = importlib.util.find_spec("wandb")
-    if found is None or found.origin is None:  # a folder called wandb, which wandb makes, is no package
+    if found is None or found.origin is None:  # wandb itself makes folders called wandb, which are no packages
         raise ConfigError("wandb.project: wandb is not installed; pip install 'fathom-rl[wandb]', or leave it out")
 
 
 class Mirror:
-    """The driver's side of the process that mirrors a run. A failure is one line for the user; the run goes on."""
+    """The mirroring process, as the driver sees it. A failure is one line for the user and does not stop the run."""
 
     def __init__(self, run_dir: Path, say: Callable[[str], None], complain: Callable[[str], None]) -> None:
-        """Starts the process. `say` gets the address of the run's page, `complain` a failure."""
+        """Starts the process. `say` receives the address of the run's page, `complain` a failure."""
         self._run_dir, self._complain = run_dir, complain
         self._log = run_dir / "logs" / "wandb.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -65,15 +66,15 @@ class Mirror:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=DEFAULTS | os.environ,
-                start_new_session=True,  # Ctrl-C is for the driver, which ends us in order
+                start_new_session=True,  # Ctrl-C reaches the driver, which ends this process in order
             )
         assert self._process.stdout is not None
-        answered, _, _ = select.select([self._process.stdout], [], [], START_S)
-        where = self._process.stdout.readline().decode().strip() if answered else ""
-        say(f"wandb: {where or f'no answer; see {self._log}'}")
+        answered = select.select([self._process.stdout], [], [], START_S)[0]
+        place = self._process.stdout.readline().decode().strip() if answered else ""
+        say(f"wandb: {place or f'no answer; see {self._log}'}")
 
     def close(self) -> None:
-        """Waits until everything is sent, a bounded time, and leaves no process behind."""
+        """Waits a bounded time until everything is sent, and leaves no process behind."""
         mirror = psutil.Process(self._process.pid)
         family = [mirror, *mirror.children(recursive=True)]
         assert self._process.stdin is not None
@@ -89,17 +90,17 @@ class Mirror:
             self._process.wait()
         if status != 0:
             sync = f"`wandb sync {self._run_dir}/wandb/*run-*`"
-            self._complain(f"wandb did not get everything; {sync} sends what it kept (details: {self._log})")
+            self._complain(f"not all metrics reached wandb; {sync} sends the rest (details: {self._log})")
 
 
 def main(run_dir: Path) -> None:
-    """Logs what is and will be in `run_dir`, until our standard input closes: the driver has ended, in order or not."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # wandb's web page may send one; runs are stopped where they run
+    """Logs all rows of `run_dir`, also those to come, until standard input closes because the driver has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # wandb's web page may send one, which must not stop the run
     ended = threading.Event()
     threading.Thread(target=_await_end, args=(ended,), daemon=True).start()
     with contextlib.redirect_stdout(sys.stderr):
-        run, where = _start(run_dir)
-    print(where, flush=True)
+        run, place = _start(run_dir)
+    print(place, flush=True)
     started: set[str] = set()
     for role, row in followed(run_dir / "metrics", ended):
         name = curves(role, row)
@@ -115,45 +116,44 @@ def main(run_dir: Path) -> None:
 
 
 def _await_end(ended: threading.Event) -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: an answer means closed
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: the read ends at the close
     faulthandler.dump_traceback_later(FINISH_S + MARGIN_S, exit=True)
     ended.set()
 
 
 def _start(run_dir: Path) -> tuple[Any, str]:
-    """wandb's run, and a line that says where it is: online where that works, else offline."""
+    """Starts wandb's run, offline if wandb cannot be reached. Returns the run and a line on its place."""
     import wandb
 
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    arguments = {
-        "project": config["wandb"]["project"],
-        "entity": config["wandb"]["entity"],
-        "name": run_dir.name,
-        "dir": str(run_dir),
-        "tags": [config["env"]],
-        "config": config,
-        "settings": wandb.Settings(finish_timeout=FINISH_S, finish_timeout_raises=True),
-    }
-    why = ""
+    init = partial(
+        wandb.init,
+        project=config["wandb"]["project"],
+        entity=config["wandb"]["entity"],
+        name=run_dir.name,
+        dir=str(run_dir),
+        tags=[config["env"]],
+        config=config,
+        settings=wandb.Settings(finish_timeout=FINISH_S, finish_timeout_raises=True),
+    )
     try:
-        run = wandb.init(**arguments)
+        run, reason = init(), ""
     except wandb.Error as error:  # no key, a bad one, or no network
-        run = wandb.init(**arguments, mode="offline")
-        why = f" ({str(error).splitlines()[0]})"
+        run, reason = init(mode="offline"), f" ({str(error).splitlines()[0]})"
     if not run.offline:
         return run, run.url or "disabled"
-    return run, f"offline{why}; `wandb sync {Path(run.dir).parent}` sends it later"
+    return run, f"offline{reason}; `wandb sync {Path(run.dir).parent}` sends it later"
 
 
 def followed(metrics: Path, ended: threading.Event) -> Iterator[tuple[str, Row]]:
-    """Yields the rows of every role's file, also those to come, until `ended`.
+    """Yields each role's name with each row of its file, also rows to come, until `ended`.
 
-    Rows that a resumed run has rewound are all in the first part that is read, and are left out there.
+    Rows that a resumed run has rewound are left out: all of them are in the first part that is read.
     """
     read: dict[Path, int] = defaultdict(int)
     last = False
     while not last:
-        last = ended.wait(POLL_S)  # before the files are read: nothing is written after it
+        last = ended.wait(POLL_S)  # the files are read afterwards, when they are complete
         for path in sorted(metrics.glob("*.jsonl")):
             with open(path, "rb") as file:
                 file.seek(read[path])

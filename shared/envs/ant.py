@@ -1,25 +1,20 @@
 """Brax's ant on an open plane and in mazes, with a ball, and with a block to push aside."""
 
-import re
-from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import mujoco
-import numpy as np
 
 from shared.config import EnvOptions
-from shared.envs.base import EnvSpec
-from shared.envs.brax_env import BraxEnv, Timing, brax_model, initial_positions, outside
-from shared.envs.space import GRIDS, Maze, Ring, Space, make_maze
+from shared.envs.brax_env import BraxEnv, Timing, brax_model, outside
+from shared.envs.space import GRIDS, HOPS, Maze, Ring
 from shared.envs.walls import add_walls
 from shared.types import Array
 
-CELL = 4.0  # metres, of a maze
+CELL = 4.0  # metres, side of a maze's cell
 _Q, _QD = 15, 14  # the ant's own positions (free joint and 8 hinges) and velocities
-_NOISE = 0.1  # of the start: positions uniform, velocities normal
+_NOISE = 0.1  # of the start: bound of the positions' uniform noise, standard deviation of the velocities
 _HEALTHY = (0.2, 1.0)  # height of the torso in metres
 _TIMINGS = {"spring": Timing(0.005, 10), "generalized": Timing(0.01, 5), "mjx": Timing(0.01, 5)}
 _PUSH_TIMINGS = {"mjx": Timing(0.01, 5, iterations=4, line_search_iterations=8)}
@@ -27,32 +22,26 @@ _HIPS = ("aux_1_geom", "aux_2_geom", "aux_3_geom", "aux_4_geom")
 _FEET = ("left_foot_geom", "right_foot_geom", "third_foot_geom", "fourth_foot_geom")
 _BALL_DISTANCE = 5.0
 _BLOCK = (8.0, 8.0, 2.0)
-_COLOUR = (0.8, 0.3, 0.2, 1)  # of what an ant can move
-_HOPS = re.compile(r"ant_(u|u2|u3|u4|u5)_maze_gen_((?:[1-9][0-9]?f)+)")
+_COLOUR = (0.8, 0.3, 0.2, 1)  # of bodies that an ant can move
 
 
 class Ant(BraxEnv):
-    """State: torso position (3) and quaternion (4), 8 joint angles, velocities (14). Goal: torso x, y in metres."""
+    """Brax's ant. Goal: torso x, y in metres.
 
-    timings: Mapping[str, Timing] = _TIMINGS
-    extra_size = 0  # what a task adds to positions and to velocities
+    State: torso position (3) and quaternion (4), 8 joint angles, velocities (14).
+    """
+
+    timings = _TIMINGS
+    state_size, action_size = _Q + _QD, 8
     goal_indices: tuple[int, ...] = (0, 1)
-    touching: tuple[str, ...] = ("torso_geom", *_HIPS, *_FEET)  # what touches more than the floor, if there is more
+    goal_radius, easy_radius = 0.5, 2.0
+    space: Ring | Maze
+    touching: tuple[str, ...] = ("torso_geom", *_HIPS, *_FEET)
+    """Geoms of the ant that touch walls and balls; all others touch the floor at most."""
 
-    def __init__(self, options: EnvOptions, space: Space) -> None:
+    def __init__(self, options: EnvOptions, space: Ring | Maze) -> None:
         super().__init__(options)
         self.space = space
-        self.spec = EnvSpec(
-            state_size=_Q + _QD + self.extra_size,
-            goal_size=2,
-            action_size=8,
-            goal_indices=self.goal_indices,
-            episode_length=options.episode_length or 1000,
-            goal_radius=0.5,
-            easy_radius=2.0,
-            num_cells=space.num_cells,
-            backend=self.backend,
-        )
 
     def model_spec(self) -> mujoco.MjSpec:
         spec = brax_model("ant")
@@ -68,15 +57,11 @@ class Ant(BraxEnv):
     def start(self, key: Array) -> tuple[Array, Array, Array]:
         space_key, q_key, qd_key = jax.random.split(key, 3)
         place, goal = self.space.draw(space_key)
-        rest = jnp.asarray(self._rest, jnp.float32).at[:2].set(place)
+        rest = jnp.array(brax_model("ant").numeric("init_qpos").data, jnp.float32).at[:2].set(place)
         q = rest + jax.random.uniform(q_key, (_Q,), minval=-_NOISE, maxval=_NOISE)
-        if isinstance(self.space, Maze) and self.space.hops:  # whose starts are exact
+        if isinstance(self.space, Maze) and self.space.hops:  # short hops start exactly at a cell's centre
             q = q.at[:2].set(place)
         return q, _NOISE * jax.random.normal(qd_key, (_QD,)), goal
-
-    @cached_property
-    def _rest(self) -> np.ndarray:
-        return initial_positions(brax_model("ant"))
 
     def observe(self, physics: Any, control: Array, goal: Array) -> Array:
         return jnp.concatenate([physics.q[:_Q], physics.qd[:_QD]])
@@ -84,17 +69,14 @@ class Ant(BraxEnv):
     def fell(self, physics: Any) -> Array:
         return outside(physics.q[2], *_HEALTHY)
 
-    def cell(self, goal: Array) -> Array:
-        return self.space.cell(goal)
-
     def goal_points(self, goal: Array) -> Array:
-        return jnp.concatenate([goal, jnp.full(1, 0.5)])[None]
+        return jnp.append(goal, 0.5)[None]
 
 
 class AntBall(Ant):
-    """The ant and a ball that slides: the ball's x, y end the state and are the goal's space."""
+    """Ant with a ball that slides. The ball's x, y end the state and are the goal's space."""
 
-    extra_size = 2
+    state_size = _Q + _QD + 2
     goal_indices = (_Q + _QD, _Q + _QD + 1)
     touching = ("torso_geom", *_FEET)
 
@@ -102,16 +84,15 @@ class AntBall(Ant):
         spec = super().model_spec()
         self.let_touch(spec)
         ball = spec.worldbody.add_body(name="ball", pos=(0, 0, 0.5))
-        for name, axis in (("ball_x", (1, 0, 0)), ("ball_y", (0, 1, 0))):
-            _add_slide(ball, name, axis, limit=10.3)
-        # Two in one place, as in the reference: together they weigh 0.576 kg.
+        _add_slides(ball, "xy", limited=1, range=(-10.3, 10.3))
+        # Two spheres in one place, as in the reference: together they weigh 0.576 kg.
         sphere = {"type": mujoco.mjtGeom.mjGEOM_SPHERE, "size": (0.5, 0, 0), "rgba": _COLOUR}
         ball.add_geom(name="ball_ghost", density=1, **sphere)
         ball.add_geom(name="ball", density=0.1, contype=1, **sphere)
         return spec
 
     def start(self, key: Array) -> tuple[Array, Array, Array]:
-        """The ball lies near the ant, a fifth of the way to the goal and up to a metre aside."""
+        """Places the ball near the ant: a fifth of the way to the goal and up to a metre aside."""
         ball_key, key = jax.random.split(key)
         q, qd, goal = super().start(key)
         angle = 2 * jnp.pi * jax.random.uniform(ball_key)
@@ -124,10 +105,10 @@ class AntBall(Ant):
 
 
 class AntPush(Ant):
-    """A heavy ant that must push a block out of its way; the block's x, y end the state."""
+    """Heavy ant that must push a block out of its way. The block's x, y end the state."""
 
     timings = _PUSH_TIMINGS
-    extra_size = 2
+    state_size = _Q + _QD + 2
     touching = ()
 
     def model_spec(self) -> mujoco.MjSpec:
@@ -137,8 +118,7 @@ class AntPush(Ant):
             geom.solimp[:3] = (0.995, 0.995, 0.01)
         spec.geom("torso_geom").contype = 1
         block = spec.worldbody.add_body(name="block", pos=_BLOCK)
-        for name, axis in (("block_x", (1, 0, 0)), ("block_y", (0, 1, 0)), ("block_z", (0, 0, 1))):
-            _add_slide(block, name, axis, limit=None)
+        _add_slides(block, "xyz", limited=0)
         block.add_geom(
             name="block",
             type=mujoco.mjtGeom.mjGEOM_BOX,
@@ -152,10 +132,10 @@ class AntPush(Ant):
         return spec
 
     def start(self, key: Array) -> tuple[Array, Array, Array]:
-        """The goal is in one of two cells, up to two metres from its centre on each axis."""
+        """Draws the goal in one of two cells, up to two metres from its centre on each axis."""
         goal_key, key = jax.random.split(key)
         q, qd, goal = super().start(key)
-        q = q + 0.2 * (jnp.arange(_Q) == 2)  # it starts higher: 0.75 m
+        q = q + 0.2 * (jnp.arange(_Q) == 2)  # the heavy ant starts higher: at 0.75 m
         goal = goal + jax.random.uniform(goal_key, (2,), maxval=2.0)
         return jnp.concatenate([q, jnp.zeros(3)]), jnp.concatenate([qd, jnp.zeros(3)]), goal
 
@@ -165,31 +145,23 @@ class AntPush(Ant):
 
 
 def build(env_id: str, options: EnvOptions) -> Ant:
-    """The ant's environment named `env_id`. Raises ValueError for options that it does not have."""
+    """Returns the ant's environment named `env_id`. Raises ValueError for options that it does not have."""
     options.refuse("reference_state")
     if env_id == "ant":
         return Ant(options.refuse("separate_walls"), Ring(10.0, 10.0))
     if env_id == "ant_ball":
         return AntBall(options.refuse("separate_walls"), Ring(_BALL_DISTANCE, _BALL_DISTANCE))
     if env_id == "ant_push":
-        return AntPush(options, make_maze("push", scale=8.0, origin=(-8.0, -8.0)))
-    hops = _HOPS.fullmatch(env_id)
-    if hops:
+        return AntPush(options, Maze(GRIDS["push"], scale=8.0, origin=(-8.0, -8.0)))
+    if hops := HOPS.fullmatch(env_id):
         steps = tuple(int(step) for step in hops[2].split("f") if step)
-        return Ant(options, make_maze(f"{hops[1]}_maze", CELL, hops=steps))
-    name = env_id.removeprefix("ant_")
-    if name not in GRIDS:
-        raise ValueError(f"no grid for {env_id!r}")
-    return Ant(options, make_maze(name, CELL))
+        return Ant(options, Maze(GRIDS[f"{hops[1]}_maze"], CELL, hops=steps))
+    return Ant(options, Maze(GRIDS[env_id.removeprefix("ant_")], CELL))
 
 
-def _add_slide(body: Any, name: str, axis: tuple[int, int, int], limit: float | None) -> None:
-    """A frictionless slide, free or up to `limit` metres either way."""
-    body.add_joint(
-        name=name,
-        type=mujoco.mjtJoint.mjJNT_SLIDE,
-        axis=axis,
-        damping=0,
-        limited=int(limit is not None),
-        range=(-limit, limit) if limit else (0, 0),
-    )
+def _add_slides(body: Any, axes: str, **limits: Any) -> None:
+    """Adds a frictionless slide along each of `axes`."""
+    for axis in axes:
+        along = tuple(int(axis == other) for other in "xyz")
+        slide = mujoco.mjtJoint.mjJNT_SLIDE
+        body.add_joint(name=f"{body.name}_{axis}", type=slide, axis=along, damping=0, **limits)

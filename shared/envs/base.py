@@ -1,4 +1,4 @@
-"""The one interface of every environment, and the distance that most of them share."""
+"""Interface of every environment, and the distance that most environments share."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -10,26 +10,26 @@ from shared.types import Array
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """Facts that travel with an environment; sizes are numbers of floats, lengths environment steps."""
+    """Facts that travel with an environment. Sizes count floats, lengths count environment steps."""
 
     state_size: int
     goal_size: int
     action_size: int
-    goal_indices: tuple[int, ...]  # where the state holds what a goal names
+    goal_indices: tuple[int, ...]  # entries of the state that a goal names
     episode_length: int
-    goal_radius: float  # in the units of `GoalEnv.distance`, as are the other two
-    num_cells: int  # cells of goal space that a policy can reach: state coverage counts these
-    easy_radius: float | None = None  # wider, for tasks whose authors report it too
-    hard_radius: float | None = None  # narrower
+    goal_radius: float  # all radii are in the units of `GoalEnv.distance`
+    num_cells: int  # cells of goal space that a policy can reach, counted by state coverage
+    easy_radius: float | None = None  # wider radius, for tasks whose authors report it too
+    hard_radius: float | None = None  # narrower radius, likewise
     backend: str = "jax"  # the physics: plain JAX, or one of brax's pipelines
 
 
 class EnvState(NamedTuple):
-    """One environment between two steps. Batches carry a leading `[N]`.
+    """State of one environment between two steps. Batches carry a leading `[N]`.
 
-    `physics`: whatever the environment needs to go on. `state` `[S]`: what the policy sees; never holds the
-    commanded goal. `goal` `[G]`. `terminated` `[]` bool: the episode ended by itself (truncation at
-    `episode_length` is the rollout's business).
+    `physics`: any pytree that the next step needs. `state` `[S]`: the policy's view; it never holds the commanded
+    goal. `goal` `[G]`. `terminated` `[]` bool: the episode ended by itself; the rollout truncates episodes at
+    `episode_length`.
     """
 
     physics: Any
@@ -40,27 +40,27 @@ class EnvState(NamedTuple):
 
 @runtime_checkable
 class GoalEnv(Protocol):
-    """A goal-conditioned environment as pure functions of one environment; callers `vmap` them."""
+    """Goal-conditioned environment: pure functions of one environment, which callers `vmap`."""
 
     spec: EnvSpec
 
     def reset(self, key: Array) -> EnvState:
-        """A new start and a new goal, both drawn from `key`."""
+        """Draws a new start and a new goal from `key`."""
         ...
 
     def step(self, env_state: EnvState, action: Array) -> EnvState:
-        """`action` `[A]` in [-1, 1]. The goal stays, unless it is tied to something that moves."""
+        """Applies `action` `[A]` in [-1, 1]. The goal stays, unless it is tied to something that moves."""
         ...
 
     def cell(self, goal: Array) -> Array:
-        """The cell `[...]` int32 in 0..num_cells-1 of points of goal space `[..., G]`."""
+        """Returns the cells `[...]` int32 in 0..num_cells-1 of points of goal space `[..., G]`."""
         ...
 
     def distance(self, state: Array, goal: Array) -> Array:
-        """How far `[...]` `state` `[..., S]` is from `goal` `[..., G]`; success is less than a radius of the spec."""
+        """Returns the distance `[...]` of `state` `[..., S]` to `goal` `[..., G]`; below a radius counts as success."""
         return goal_distance(self.spec, state, goal)
 
 
 def goal_distance(spec: EnvSpec, state: Array, goal: Array) -> Array:
-    """Euclidean distance `[...]` between `state` `[..., S]` and `goal` `[..., G]`, in the goal's units."""
+    """Returns the Euclidean distance `[...]` of `state` `[..., S]` to `goal` `[..., G]`, in the goal's units."""
     return jnp.linalg.norm(jnp.asarray(state)[..., jnp.array(spec.goal_indices)] - goal, axis=-1)

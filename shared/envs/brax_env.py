@@ -1,4 +1,4 @@
-"""Environments whose physics is one of brax's pipelines over a model of MuJoCo."""
+"""Environments whose physics is one of brax's pipelines over a MuJoCo model."""
 
 import contextlib
 import io
@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import mujoco
-import numpy as np
 
 from shared.config import EnvOptions
-from shared.envs.base import EnvState, GoalEnv
+from shared.envs.base import EnvSpec, EnvState, GoalEnv
+from shared.envs.space import Histogram, Maze
 from shared.types import Array
 
 with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that it has no Warp
@@ -26,26 +26,26 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that it has no War
     from brax.mjx import pipeline as mjx
     from brax.spring import pipeline as spring
 
-    from shared.envs.mjx_cpu import keep_links_apart
+    from shared.envs.mjx_cpu import install_barriers
 
-keep_links_apart()
+install_barriers()
 _PIPELINES = {"spring": spring, "generalized": generalized, "mjx": mjx}
 
 
 @dataclass(frozen=True)
 class Timing:
-    """How an environment is simulated by one backend."""
+    """Simulation settings of an environment with one backend."""
 
     physics_dt: float  # seconds
     frames: int  # physics steps in one environment step
-    gear: tuple[float, ...] | float | None = None  # of the actuators; none: the model's
-    iterations: int = 1  # of MJX's solver, as brax sets it for ants and humanoids; so the next two
+    gear: tuple[float, ...] | float | None = None  # gear of the actuators; None: the model's own
+    iterations: int = 1  # settings of MJX's solver; the defaults are brax's for ants and humanoids
     line_search_iterations: int = 4
     euler_damping: bool = False
 
 
 class Physics:
-    """A pipeline of brax and the model that it steps."""
+    """Pipeline of brax and the model that it steps."""
 
     def __init__(self, model: mujoco.MjModel, backend: str, timing: Timing) -> None:
         model.opt.timestep = timing.physics_dt
@@ -58,18 +58,19 @@ class Physics:
             if not timing.euler_damping:
                 model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_EULERDAMP)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Brax System", UserWarning)  # known, and why it stays behind GoalEnv
+            # Brax warns that its pipelines are no longer maintained, which is why `GoalEnv` hides them.
+            warnings.filterwarnings("ignore", "Brax System", UserWarning)
             self.system = mjcf.load_model(model)
         self._pipeline = _PIPELINES[backend]
         self._frames = timing.frames
         self.seconds_per_step = timing.physics_dt * timing.frames
 
     def init(self, q: Array, qd: Array) -> Any:
-        """The state with positions `q` `[Q]` and velocities `qd` `[QD]`."""
+        """Returns the state with positions `q` `[Q]` and velocities `qd` `[QD]`."""
         return self._pipeline.init(self.system, q, qd)
 
     def step(self, state: Any, control: Array) -> Any:
-        """One environment step of `frames` physics steps with `control` `[actuators]` held."""
+        """Runs one environment step of `frames` physics steps with constant `control` `[actuators]`."""
 
         def frame(state: Any, _: None) -> tuple[Any, None]:
             return self._pipeline.step(self.system, state, control), None
@@ -78,52 +79,83 @@ class Physics:
 
 
 class BraxEnv(GoalEnv):
-    """What all environments on brax share. Subclasses say what the body is, where it starts, and what is seen."""
+    """Base of all environments on brax. Subclasses define the body, the start and the observation.
+
+    A subclass that overrides `spec` needs no sizes, indices and radii. If it overrides `cell`, too,
+    it needs no `space`.
+    """
 
     timings: Mapping[str, Timing]
-    """By backend; the first is the default."""
+    """Settings by backend; the first backend is the default."""
+    state_size: int
+    action_size: int
+    goal_indices: tuple[int, ...]
+    goal_radius: float
+    easy_radius: float | None = None
+    hard_radius: float | None = None
+    space: Histogram | Maze
+    """Part of goal space whose cells state coverage counts."""
 
     def __init__(self, options: EnvOptions) -> None:
+        """Raises ValueError if `options` name a backend that `timings` lack."""
         if options.backend is not None and options.backend not in self.timings:
             has = " and ".join(self.timings)
             raise ValueError(f"env_options.backend: this environment has no {options.backend!r}; it has {has}")
         self.options = options
         self.backend: str = options.backend or next(iter(self.timings))
 
+    @cached_property
+    def spec(self) -> EnvSpec:  # type: ignore[override]
+        return EnvSpec(
+            state_size=self.state_size,
+            goal_size=len(self.goal_indices),
+            action_size=self.action_size,
+            goal_indices=self.goal_indices,
+            episode_length=self.options.episode_length or 1000,
+            goal_radius=self.goal_radius,
+            easy_radius=self.easy_radius,
+            hard_radius=self.hard_radius,
+            num_cells=self.space.num_cells,
+            backend=self.backend,
+        )
+
     @abstractmethod
     def model_spec(self) -> mujoco.MjSpec:
-        """The body and all around it, without the goal; made anew at every call."""
+        """Returns a new model of the body and its surroundings, without the goal."""
 
     @abstractmethod
     def start(self, key: Array) -> tuple[Array, Array, Array]:
-        """Positions `[Q]`, velocities `[QD]` and a goal `[G]`. `key` is consumed."""
+        """Returns positions `[Q]`, velocities `[QD]` and a goal `[G]`. `key` is consumed."""
 
     @abstractmethod
     def observe(self, physics: Any, control: Array, goal: Array) -> Array:
-        """What the policy sees `[S]`; only a parity option lets it depend on `goal`."""
+        """Returns the policy's view `[S]`, which depends on `goal` only with the option `reference_state`."""
 
-    @abstractmethod
     def goal_points(self, goal: Array) -> Array:
-        """Where to draw `goal` `[G]`: points `[k, 3]` in metres."""
+        """Returns points `[k, 3]` in metres that mark `goal` `[G]` in pictures; by default the goal itself."""
+        return goal[None]
 
     def control(self, physics: Any, action: Array) -> Array:
-        """What the actuators get `[actuators]` for an `action` `[A]` in [-1, 1]."""
+        """Returns the actuators' controls `[actuators]` for an `action` `[A]` in [-1, 1]."""
         return action
 
     def fell(self, physics: Any) -> Array:
-        """`[]` bool: the episode ends here."""
+        """Returns `[]` bool: the episode ends here."""
         return jnp.zeros((), bool)
 
     def follow(self, physics: Any, goal: Array) -> Array:
-        """The goal `[G]` after a step; the same, unless it is tied to something that moves."""
+        """Returns the goal `[G]` after a step: the same, unless it is tied to something that moves."""
         return goal
+
+    def cell(self, goal: Array) -> Array:
+        return self.space.cell(goal)
 
     @cached_property
     def physics(self) -> Physics:
         timing = self.timings[self.backend]
         if self.options.physics_dt is not None:
             timing = replace(timing, physics_dt=self.options.physics_dt)
-        with jax.ensure_compile_time_eval():  # first used while something is traced, kept for longer
+        with jax.ensure_compile_time_eval():  # the first use may be inside a trace, which this value outlives
             return Physics(compile_model(self.model_spec()), self.backend, timing)
 
     def reset(self, key: Array) -> EnvState:
@@ -133,7 +165,7 @@ class BraxEnv(GoalEnv):
         return EnvState(physics, self.observe(physics, rest, goal), goal, jnp.zeros((), bool))
 
     def step(self, env_state: EnvState, action: Array) -> EnvState:
-        """`action` `[A]` in [-1, 1]. Where the physics diverges, the episode ends with the last finite state."""
+        """Applies `action` `[A]` in [-1, 1]. If the physics diverges, the episode ends with the last finite state."""
         control = self.control(env_state.physics, action)
         physics = self.physics.step(env_state.physics, control)
         goal = self.follow(physics, env_state.goal)
@@ -145,24 +177,19 @@ class BraxEnv(GoalEnv):
 
 
 def brax_model(name: str) -> mujoco.MjSpec:
-    """One of the models that come with brax, to be edited."""
+    """Returns a model that comes with brax, for editing."""
     return mujoco.MjSpec.from_file(str(Path(brax.__file__).parent / "envs" / "assets" / f"{name}.xml"))
 
 
 def compile_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
-    """The model, with bodies that cannot move against each other made one, as brax needs it."""
+    """Compiles `spec` as brax needs it: bodies that cannot move against each other become one."""
     spec.compiler.fusestatic = True
     start = spec.numeric("init_qpos")
-    if start is not None:  # starts are ours; brax would refuse the model for what was added to it
+    if start is not None:  # its length no longer fits an edited model, and brax would refuse that
         spec.delete(start)
     return spec.compile()
 
 
-def initial_positions(spec: mujoco.MjSpec) -> np.ndarray:
-    """`[Q]`: where brax's own model starts."""
-    return np.array(spec.numeric("init_qpos").data)
-
-
 def outside(height: Array, lowest: float, highest: float) -> Array:
-    """`[]` bool: `height` is not between the two; neither is what is not a number."""
+    """Returns `[]` bool: true unless `lowest` <= `height` <= `highest`, so also true for NaN."""
     return ~((height >= lowest) & (height <= highest))

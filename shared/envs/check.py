@@ -1,4 +1,4 @@
-"""Whether an environment of one's own does what `GoalEnv` asks for; nothing is compiled."""
+"""Check that a user's environment does what `GoalEnv` asks for. The check traces functions and compiles nothing."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from shared.envs.base import EnvSpec, EnvState, GoalEnv
 
 
 def check_env(env_id: str, env: Any) -> None:
-    """Raises ValueError, one line that names what is missing or has the wrong shape."""
+    """Raises ValueError with one line that names what is missing or has the wrong shape."""
     if not isinstance(env, GoalEnv):
         missing = [name for name in ("spec", "reset", "step", "cell", "distance") if not hasattr(env, name)]
         raise ValueError(f"{env_id}: not a GoalEnv, it has no {', '.join(missing)}; see docs/own_environment.md")
@@ -24,27 +24,27 @@ def check_env(env_id: str, env: Any) -> None:
     after = jax.eval_shape(env.step, fresh, action)
     _check_state(f"{env_id}.step", after, spec)
     if jax.tree.map(_shape, after) != jax.tree.map(_shape, fresh):
-        raise ValueError(f"{env_id}.step: its EnvState differs in structure, shapes or types from reset's")
-    cell = jax.eval_shape(env.cell, fresh.goal)
-    if _shape(cell) != ((), "int32"):
-        raise ValueError(f"{env_id}.cell: must give one int32 for a goal, not {_shape(cell)}")
-    distance = jax.eval_shape(env.distance, fresh.state, fresh.goal)
-    if _shape(distance) != ((), "float32"):
-        raise ValueError(f"{env_id}.distance: must give one float32, not {_shape(distance)}")
+        raise ValueError(f"{env_id}.step: its EnvState differs in structure, shapes or types from that of reset")
+    cell = _shape(jax.eval_shape(env.cell, fresh.goal))
+    if cell != ((), "int32"):
+        raise ValueError(f"{env_id}.cell: must return one int32 for a goal, not {cell}")
+    distance = _shape(jax.eval_shape(env.distance, fresh.state, fresh.goal))
+    if distance != ((), "float32"):
+        raise ValueError(f"{env_id}.distance: must return one float32, not {distance}")
 
 
 def _check_state(where: str, env_state: Any, spec: EnvSpec) -> None:
     if not isinstance(env_state, EnvState):
-        raise ValueError(f"{where}: must give an EnvState, not {type(env_state).__name__}")
+        raise ValueError(f"{where}: must return an EnvState, not {type(env_state).__name__}")
     expected = {
         "state": ((spec.state_size,), "float32"),
         "goal": ((spec.goal_size,), "float32"),
         "terminated": ((), "bool"),
     }
-    for name, wanted in expected.items():
-        got = _shape(getattr(env_state, name))
-        if got != wanted:
-            raise ValueError(f"{where}: {name} is {got[1]}{list(got[0])}, spec says {wanted[1]}{list(wanted[0])}")
+    for name, (shape, dtype) in expected.items():
+        got_shape, got_dtype = _shape(getattr(env_state, name))
+        if (got_shape, got_dtype) != (shape, dtype):
+            raise ValueError(f"{where}: {name} is {got_dtype}{list(got_shape)}, spec says {dtype}{list(shape)}")
 
 
 def _shape(array: Any) -> tuple[tuple[int, ...], str]:

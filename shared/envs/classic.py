@@ -1,6 +1,5 @@
-"""Brax's reacher, pusher and half-cheetah with goals."""
+"""Brax's reacher, pusher and half-cheetah with goals. No episode ends by itself."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +8,6 @@ import mujoco
 import numpy as np
 
 from shared.config import EnvOptions
-from shared.envs.base import EnvSpec
 from shared.envs.brax_env import BraxEnv, Timing, brax_model
 from shared.envs.space import Histogram
 from shared.types import Array
@@ -20,13 +18,13 @@ _PUSHER_TIMINGS = {"generalized": Timing(0.01, 5), "spring": Timing(0.001, 50, g
 _CHEETAH_TIMINGS = {"mjx": Timing(0.01, 5, iterations=4, line_search_iterations=50, euler_damping=True)}
 _TIP = (0.11, 0.0, 0.0)  # of the reacher, on its second link
 _ARM = 7  # joints of the pusher
-_OBJECT = (0.45, -0.05, -0.275)  # where the pusher's object is when its slides are at 0
-_APART = 0.17  # of an object from its goal, at least
+_OBJECT = (0.45, -0.05, -0.275)  # place of the pusher's object when its slides are at 0
+_APART = 0.17  # smallest distance of an object from its goal
 _BODY = 9  # positions of the cheetah
 _AHEAD = 5.0
 
 Box = tuple[tuple[float, float], tuple[float, float]]
-"""The lowest and the highest x, y in metres, from `_OBJECT`."""
+"""Lowest and highest x, y in metres, relative to `_OBJECT`."""
 _OBJECTS: Box = ((-0.2, -0.3), (0.2, 0.0))
 _GOALS: dict[str, Box] = {
     "pusher_easy": ((-0.2, -0.55), (0.2, -0.25)),
@@ -34,51 +32,29 @@ _GOALS: dict[str, Box] = {
 }
 
 
-class BoxedEnv(BraxEnv):
-    """What these share: coverage counts the cells of a box, and no episode ends by itself."""
-
-    cells: Histogram
-
-    def cell(self, goal: Array) -> Array:
-        return self.cells.cell(goal[..., : len(self.cells.bins)])
-
-    def goal_points(self, goal: Array) -> Array:
-        return goal[None]
-
-
-class Reacher(BoxedEnv):
-    """A planar arm of two links. Goal: where its tip is to be, in metres.
+class Reacher(BraxEnv):
+    """Planar arm of two links. Goal: position of its tip in metres.
 
     State: cosine (2) and sine (2) of its angles, the tip's position (3) and velocity (3).
     """
 
-    timings: Mapping[str, Timing] = _REACHER_TIMINGS
-    cells = Histogram((-0.22, -0.22), (0.22, 0.22), (11, 11))
-
-    def __init__(self, options: EnvOptions) -> None:
-        super().__init__(options)
-        self.spec = EnvSpec(
-            state_size=10,
-            goal_size=3,
-            action_size=2,
-            goal_indices=(4, 5, 6),
-            episode_length=options.episode_length or 1000,
-            goal_radius=0.05,
-            num_cells=self.cells.num_cells,
-            backend=self.backend,
-        )
+    timings = _REACHER_TIMINGS
+    state_size, action_size = 10, 2
+    goal_indices = (4, 5, 6)
+    goal_radius = 0.05
+    space = Histogram((-0.22, -0.22), (0.22, 0.22), (11, 11))
 
     def model_spec(self) -> mujoco.MjSpec:
         spec = brax_model("reacher")
         spec.delete(spec.body("target"))
-        for name in ("constraint_stiffness", "constraint_vel_damping"):  # hold a number for each body
+        for name in ("constraint_stiffness", "constraint_vel_damping"):  # these hold one number for each body
             numbers = spec.numeric(name)
             numbers.data = np.array(numbers.data)[:2]
             numbers.size = 2
         return spec
 
     def start(self, key: Array) -> tuple[Array, Array, Array]:
-        """The goal's angle and its distance are uniform, so that goals are denser in the middle."""
+        """Draws the goal's angle and distance uniformly, so goals are denser in the middle."""
         q_key, qd_key, goal_key = jax.random.split(key, 3)
         q = jax.random.uniform(q_key, (2,), minval=-0.1, maxval=0.1)
         qd = jax.random.uniform(qd_key, (2,), minval=-0.005, maxval=0.005)
@@ -88,34 +64,26 @@ class Reacher(BoxedEnv):
     def observe(self, physics: Any, control: Array, goal: Array) -> Array:
         link, motion = physics.x.take(1), physics.xd.take(1)
         tip = link.do(link.replace(pos=jnp.array(_TIP))).pos
-        # Brax's own takes the tip's place on the link for its offset in the world, and so gets other velocities.
+        # Brax's reacher confuses the tip's place on the link with its offset in the world, so its velocities differ.
         velocity = motion.vel + jnp.cross(motion.ang, tip - link.pos)
         return jnp.concatenate([jnp.cos(physics.q), jnp.sin(physics.q), tip, velocity])
 
 
-class Pusher(BoxedEnv):
-    """An arm of 7 joints pushes an object over a table. Goal: where the object is to be, in metres.
+class Pusher(BraxEnv):
+    """Arm of 7 joints that pushes an object over a table. Goal: the object's position in metres.
 
     State: the arm's angles (7), its wrist's position (3), the object's (3), the arm's angular velocities (7).
     """
 
-    timings: Mapping[str, Timing] = _PUSHER_TIMINGS
-    cells = Histogram((-0.2, -0.8), (1.0, 0.4), (12, 12))
+    timings = _PUSHER_TIMINGS
+    state_size, action_size = 20, _ARM
+    goal_indices = (10, 11, 12)
+    goal_radius, hard_radius = 0.1, 0.05
+    space = Histogram((-0.2, -0.8), (1.0, 0.4), (12, 12))
 
     def __init__(self, options: EnvOptions, goals: Box) -> None:
         super().__init__(options)
         self.goals = goals
-        self.spec = EnvSpec(
-            state_size=20,
-            goal_size=3,
-            action_size=_ARM,
-            goal_indices=(10, 11, 12),
-            episode_length=options.episode_length or 1000,
-            goal_radius=0.1,
-            hard_radius=0.05,
-            num_cells=self.cells.num_cells,
-            backend=self.backend,
-        )
 
     def model_spec(self) -> mujoco.MjSpec:
         spec = brax_model("pusher")
@@ -123,12 +91,12 @@ class Pusher(BoxedEnv):
         return spec
 
     def start(self, key: Array) -> tuple[Array, Array, Array]:
-        """The arm is stretched out; an object that is too near to its goal is moved straight away from it."""
+        """Stretches the arm out. An object too near to its goal is moved straight away from it."""
         place_key, goal_key, qd_key = jax.random.split(key, 3)
         place, goal = _draw(place_key, _OBJECTS), _draw(goal_key, self.goals)
         away = place - goal
         place = goal + away * jnp.maximum(1.0, _APART / jnp.maximum(jnp.linalg.norm(away), 1e-6))
-        q = jnp.concatenate([jnp.zeros(_ARM), place[::-1]])  # brax slides it along y, then along x
+        q = jnp.concatenate([jnp.zeros(_ARM), place[::-1]])  # the object's slides are y, then x
         qd = jax.random.uniform(qd_key, (_ARM,), minval=-0.005, maxval=0.005)
         # The reference puts goals 5 cm lower, where the object never gets.
         return q, jnp.append(qd, jnp.zeros(2)), jnp.array(_OBJECT) + jnp.append(goal, 0.0)
@@ -139,29 +107,19 @@ class Pusher(BoxedEnv):
         return jnp.concatenate([physics.q[:_ARM], wrist, thing, physics.qd[:_ARM]])
 
 
-class Cheetah(BoxedEnv):
+class Cheetah(BraxEnv):
     """Brax's half-cheetah. State: x, z, pitch and 6 joint angles, and their velocities. Goal: x in metres."""
 
-    timings: Mapping[str, Timing] = _CHEETAH_TIMINGS
-    cells = Histogram((-10.0,), (10.0,), (40,))
-
-    def __init__(self, options: EnvOptions) -> None:
-        super().__init__(options)
-        self.spec = EnvSpec(
-            state_size=2 * _BODY,
-            goal_size=1,
-            action_size=6,
-            goal_indices=(0,),
-            episode_length=options.episode_length or 1000,
-            goal_radius=0.5,
-            easy_radius=2.0,
-            num_cells=self.cells.num_cells,
-            backend=self.backend,
-        )
+    timings = _CHEETAH_TIMINGS
+    state_size, action_size = 2 * _BODY, 6
+    goal_indices = (0,)
+    goal_radius, easy_radius = 0.5, 2.0
+    space = Histogram((-10.0,), (10.0,), (40,))
 
     def model_spec(self) -> mujoco.MjSpec:
         spec = brax_model("half_cheetah")
-        total, spec.compiler.settotalmass = spec.compiler.settotalmass, -1  # which MuJoCo is about to give up
+        # Scaled densities replace `settotalmass`, which MuJoCo is about to give up.
+        total, spec.compiler.settotalmass = spec.compiler.settotalmass, -1
         share = total / spec.copy().compile().body_mass.sum()
         for geom in spec.geoms:
             geom.density *= share
@@ -179,8 +137,8 @@ class Cheetah(BoxedEnv):
         return jnp.append(goal, jnp.array([0.0, 0.6]))[None]
 
 
-def build(env_id: str, options: EnvOptions) -> BoxedEnv:
-    """The environment named `env_id`. Raises ValueError for options that it does not have."""
+def build(env_id: str, options: EnvOptions) -> BraxEnv:
+    """Returns the environment named `env_id`. Raises ValueError for options that it does not have."""
     options.refuse("reference_state", "separate_walls")
     if env_id == "reacher":
         return Reacher(options)
@@ -190,5 +148,5 @@ def build(env_id: str, options: EnvOptions) -> BoxedEnv:
 
 
 def _draw(key: Array, box: Box) -> Array:
-    """`[2]`: x, y, uniform in `box`. `key` is consumed."""
+    """Returns x, y `[2]`, uniform in `box`. `key` is consumed."""
     return jax.random.uniform(key, (2,), minval=jnp.array(box[0]), maxval=jnp.array(box[1]))

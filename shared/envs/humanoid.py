@@ -1,6 +1,5 @@
 """Brax's humanoid on an open plane and in mazes."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,59 +7,54 @@ import jax.numpy as jnp
 import mujoco
 
 from shared.config import EnvOptions
-from shared.envs.base import EnvSpec
 from shared.envs.brax_env import BraxEnv, Timing, brax_model, outside
-from shared.envs.space import GRIDS, Maze, Ring, Space, make_maze
+from shared.envs.space import GRIDS, Maze, Ring
 from shared.envs.walls import add_walls
 from shared.types import Array
 
-CELL = 2.0  # metres, of a maze
+CELL = 2.0  # metres, side of a maze's cell
 _JOINTS, _LINKS = 17, 11
 _Q, _QD = 7 + _JOINTS, 6 + _JOINTS
 _STATE = _Q + 2 * _QD + 16 * _LINKS
-_REFERENCE_STATE = _STATE + 3 * 2 + 16  # two slides and a link more
-_START_HEIGHT = 1.4  # of the torso in metres, as are the next two
+_REFERENCE_STATE = _STATE + 3 * 2 + 16  # two slides and one link more
+_START_HEIGHT = 1.4  # heights are the torso's, in metres
 _GOAL_HEIGHT = 1.25
 _HEALTHY = (1.0, 2.0)
-_GEAR = (350.0,) * 11 + (100.0,) * 6  # under spring; the last are the arms'
+_GEAR = (350.0,) * 11 + (100.0,) * 6  # under spring; the last six are the arms'
 # The paper's code asks for 0.0015 s on the plane, too, in a way that its version of brax ignores.
 _TIMINGS = {"spring": Timing(0.003, 10, _GEAR), "generalized": Timing(0.003, 5), "mjx": Timing(0.003, 5)}
 _MAZE_TIMINGS = {**_TIMINGS, "spring": Timing(0.0015, 10, _GEAR)}
 
 
 class Humanoid(BraxEnv):
-    """Goal: torso x, y, z in metres. State, in this order:
+    """Brax's humanoid. Goal: torso x, y, z in metres. State, in this order:
 
     torso position (3) and quaternion (4), 17 joint angles; velocities of the same (23); for each of 11 links its
     inertia about the common centre of mass (9) and its mass; for each link its share of that centre's velocity (3)
-    and its angular velocity (3); what the motors exert on each velocity (23).
+    and its angular velocity (3); the motors' force or torque on each velocity (23).
     """
 
-    timings: Mapping[str, Timing] = _TIMINGS
+    action_size = _JOINTS
+    goal_indices = (0, 1, 2)
+    goal_radius, easy_radius = 0.5, 2.0
+    space: Ring | Maze
 
-    def __init__(self, options: EnvOptions, space: Space) -> None:
+    def __init__(self, options: EnvOptions, space: Ring | Maze) -> None:
+        self.timings = _MAZE_TIMINGS if isinstance(space, Maze) else _TIMINGS
         super().__init__(options)
         self.space = space
-        self.spec = EnvSpec(
-            state_size=_REFERENCE_STATE if options.reference_state else _STATE,
-            goal_size=3,
-            action_size=_JOINTS,
-            goal_indices=(0, 1, 2),
-            episode_length=options.episode_length or 1000,
-            goal_radius=0.5,
-            easy_radius=2.0,
-            num_cells=space.num_cells,
-            backend=self.backend,
-        )
+        self.state_size = _REFERENCE_STATE if options.reference_state else _STATE
 
     def model_spec(self) -> mujoco.MjSpec:
         spec = brax_model("humanoid")
         for geom in spec.geoms:
-            geom.contype = 1  # all of the body touches floor and walls, in brax's own only the feet do
+            geom.contype = 1  # the whole body touches floor and walls; in brax's own model only the feet do
+        if isinstance(self.space, Maze):
+            add_walls(spec, self.space, self.options.separate_walls)
         return spec
 
     def start(self, key: Array) -> tuple[Array, Array, Array]:
-        """Upright and at rest, without noise."""
+        """Places the humanoid upright and at rest, without noise."""
         place, goal = self.space.draw(key)
         upright = jnp.array([_START_HEIGHT, 1, 0, 0, 0])
         q = jnp.concatenate([place, upright, jnp.zeros(_JOINTS)])
@@ -85,41 +79,18 @@ class Humanoid(BraxEnv):
     def fell(self, physics: Any) -> Array:
         return outside(physics.q[2], *_HEALTHY)
 
-    def cell(self, goal: Array) -> Array:
-        return self.space.cell(goal[..., :2])
-
-    def goal_points(self, goal: Array) -> Array:
-        return goal[None]
-
-
-class HumanoidMaze(Humanoid):
-    """The humanoid between walls."""
-
-    timings = _MAZE_TIMINGS
-
-    def __init__(self, options: EnvOptions, maze: Maze) -> None:
-        super().__init__(options, maze)
-        self.maze = maze
-
-    def model_spec(self) -> mujoco.MjSpec:
-        spec = super().model_spec()
-        add_walls(spec, self.maze, self.options.separate_walls)
-        return spec
-
 
 def build(env_id: str, options: EnvOptions) -> Humanoid:
-    """The humanoid's environment named `env_id`. Raises ValueError for options that it does not have."""
+    """Returns the humanoid's environment named `env_id`. Raises ValueError for options that it does not have."""
     if env_id == "humanoid":
         return Humanoid(options.refuse("separate_walls"), Ring(1.0, 5.0))
     name = env_id.removeprefix("humanoid_")
-    grid = "big_maze_eval_10" if name == "big_maze_eval" else name  # not the ant's
-    if grid not in GRIDS:
-        raise ValueError(f"no grid for {env_id!r}")
-    return HumanoidMaze(options, make_maze(grid, CELL))
+    grid = "big_maze_eval_10" if name == "big_maze_eval" else name  # the ant's grid has one goal less
+    return Humanoid(options, Maze(GRIDS[grid], CELL))
 
 
 def _mass_terms(pose: Any, velocity: Any, inertia: Any) -> Array:
-    """`[16 * links]`: see `Humanoid`. Arguments are brax's, for each link."""
+    """Returns the links' terms of the state `[16 * links]`, see `Humanoid`. Arguments are brax's, for each link."""
     centre = pose.vmap().do(inertia.transform)
     total = inertia.mass.sum()
     common = inertia.mass @ centre.pos / total
@@ -131,15 +102,15 @@ def _mass_terms(pose: Any, velocity: Any, inertia: Any) -> Array:
 
 
 def _softened(inertia: Any, mass_scale: Array, inertia_scale: Array) -> Any:
-    """The inertia that spring computes with: for stability, nearer to one."""
+    """Returns the inertia that spring computes with: nearer to 1, for stability."""
     diagonal = jnp.diagonal(inertia.i, axis1=1, axis2=2) ** (1 - inertia_scale)
     return inertia.replace(i=jax.vmap(jnp.diag)(diagonal), mass=inertia.mass ** (1 - mass_scale))
 
 
 def _with_target(numbers: tuple[Array, ...], links: tuple[Any, ...], goal: Array) -> tuple[Any, Any]:
-    """`numbers` (q, qd, torques) and `links` (pose, velocity, inertia) with the reference's goal among them.
+    """Adds the reference's goal to `numbers` (q, qd, torques) and `links` (pose, velocity, inertia).
 
-    There it is a link of its own: a ball of 1 kg and 0.5 m radius at rest, on two slides.
+    The reference's goal is a link of its own: a ball of 1 kg and 0.5 m radius at rest, on two slides.
     """
     q, qd, torque = numbers
     pose, velocity, inertia = links

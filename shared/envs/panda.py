@@ -1,8 +1,8 @@
-"""A Franka Panda built from primitives, and the table that it stands on.
+"""Franka Panda built from primitives, and the table that it stands on.
 
-Its kinematic and inertial numbers, and those of its servos, come from MuJoCo Menagerie's model of the Franka
-Emika Panda (Apache-2.0), as the reference environments changed them: the arm's joints have neither armature
-nor damping, four of them turn without end, the hand has no mass, and the servos' gains are not unity.
+The arm's kinematic and inertial numbers, and those of its servos, come from MuJoCo Menagerie's model of the Franka
+Emika Panda (Apache-2.0), with the changes of the reference environments: the arm's joints have neither armature nor
+damping, four of them turn without end, the hand has no mass, and the servos' gains are not unity.
 """
 
 from typing import NamedTuple
@@ -12,8 +12,8 @@ import mujoco
 JOINTS = 7
 START = (1.571, 0.742, 0.0, -1.571, 0.0, 3.054, 1.449)  # of the joints, in radians
 FINGER_START = 0.04  # metres from closed
-OPEN, CLOSED = 255.0, 0.0  # what a finger's servo takes
-TABLE, HAND, FINGERS = "table", "hand", ("left_finger", "right_finger")  # geoms that may touch something
+OPEN, CLOSED = 255.0, 0.0  # controls of a finger's servo
+TABLE, HAND, FINGERS = "table", "hand", ("left_finger", "right_finger")  # geoms with contacts
 TIP = (0.0, 0.005, 0.07)  # in a finger's frame, metres
 
 _HAND_POS, _HAND_QUAT = (0.0, 0.0, 0.107), (0.92388, 0.0, 0.0, -0.38268)  # in link 7's frame
@@ -23,22 +23,21 @@ _MATERIALS = {
     _DARK: {"rgba": (0.2, 0.22, 0.26, 1), "specular": 0.3, "shininess": 0.4},
 }
 
+Vector = tuple[float, float, float]
+Quaternion = tuple[float, float, float, float]
 
-class Link(NamedTuple):
-    """One link and the hinge about z that carries it. Lengths in metres; `pos` and `quat` in the parent's frame."""
 
-    pos: tuple[float, float, float]
-    quat: tuple[float, float, float, float]
-    mass: float
-    com: tuple[float, float, float]
+class Inertial(NamedTuple):
+    """Mass and inertia of a link about its centre of mass, in the link's frame."""
+
+    mass: float  # kg
+    com: Vector  # metres
     inertia: tuple[float, float, float, float, float, float]  # xx, yy, zz, xy, xz, yz
-    limits: tuple[float, float] | None = None
 
 
 class Servo(NamedTuple):
-    """force = `gain` * control - `stiffness` * position - `damping` * velocity, within +-`force`."""
+    """Servo with force = `gain` * control - `stiffness` * position - `damping` * velocity, within +-`force`."""
 
-    joint: str
     gain: float
     stiffness: float
     damping: float
@@ -46,85 +45,50 @@ class Servo(NamedTuple):
     controls: tuple[float, float]
 
 
+class Hinge(NamedTuple):
+    """Hinge about z that carries a link: the link's frame in its parent's, in metres, and the hinge's servo."""
+
+    pos: Vector
+    quat: Quaternion
+    servo: Servo
+    limited: bool = False  # if so, the hinge's range is that of the servo's controls
+
+
 class Shape(NamedTuple):
-    """What is seen of a link: a capsule or a cylinder from `start` to `end` in its frame. Touches nothing."""
+    """Visible part of a link, without contacts: a capsule or a cylinder from `start` to `end` in the link's frame."""
 
     link: int  # 0: the base
     material: str
     radius: float
-    start: tuple[float, float, float]
-    end: tuple[float, float, float]
+    start: Vector
+    end: Vector
 
 
-LINKS = (
-    Link(
-        (0, 0, 0.333),
-        (1, 0, 0, 0),
-        4.970684,
-        (0.003875, 0.002081, -0.04762),
-        (0.70337, 0.70661, 0.009117, -0.000139, 0.006772, 0.019169),
+_INERTIALS = (
+    Inertial(4.970684, (0.003875, 0.002081, -0.04762), (0.70337, 0.70661, 0.009117, -0.000139, 0.006772, 0.019169)),
+    Inertial(0.646926, (-0.003141, -0.02872, 0.003495), (0.007962, 0.02811, 0.025995, -0.003925, 0.010254, 0.000704)),
+    Inertial(3.228604, (0.027518, 0.039252, -0.066502), (0.037242, 0.036155, 0.01083, -0.004761, -0.011396, -0.012805)),
+    Inertial(3.587895, (-0.05317, 0.104419, 0.027454), (0.025853, 0.019552, 0.028323, 0.007796, -0.001332, 0.008641)),
+    Inertial(
+        1.225946, (-0.011953, 0.041065, -0.038437), (0.035549, 0.029474, 0.008627, -0.002117, -0.004037, 0.000229)
     ),
-    Link(
-        (0, 0, 0),
-        (1, -1, 0, 0),
-        0.646926,
-        (-0.003141, -0.02872, 0.003495),
-        (0.007962, 0.02811, 0.025995, -0.003925, 0.010254, 0.000704),
-        (-1.7628, 1.7628),
-    ),
-    Link(
-        (0, -0.316, 0),
-        (1, 1, 0, 0),
-        3.228604,
-        (0.027518, 0.039252, -0.066502),
-        (0.037242, 0.036155, 0.01083, -0.004761, -0.011396, -0.012805),
-    ),
-    Link(
-        (0.0825, 0, 0),
-        (1, 1, 0, 0),
-        3.587895,
-        (-0.05317, 0.104419, 0.027454),
-        (0.025853, 0.019552, 0.028323, 0.007796, -0.001332, 0.008641),
-        (-3.0718, -0.0698),
-    ),
-    Link(
-        (-0.0825, 0.384, 0),
-        (1, -1, 0, 0),
-        1.225946,
-        (-0.011953, 0.041065, -0.038437),
-        (0.035549, 0.029474, 0.008627, -0.002117, -0.004037, 0.000229),
-    ),
-    Link(
-        (0, 0, 0),
-        (1, 1, 0, 0),
-        1.666555,
-        (0.060149, -0.014117, -0.010517),
-        (0.001964, 0.004354, 0.005433, 0.000109, -0.001158, 0.000341),
-        (-0.0175, 3.7525),
-    ),
-    Link(
-        (0.088, 0, 0),
-        (1, 1, 0, 0),
-        0.735522,
-        (0.010517, -0.004252, 0.061597),
-        (0.012516, 0.010027, 0.004815, -0.000428, -0.001196, -0.000741),
+    Inertial(1.666555, (0.060149, -0.014117, -0.010517), (0.001964, 0.004354, 0.005433, 0.000109, -0.001158, 0.000341)),
+    Inertial(
+        0.735522, (0.010517, -0.004252, 0.061597), (0.012516, 0.010027, 0.004815, -0.000428, -0.001196, -0.000741)
     ),
 )
-FINGER = Link((0, 0, 0.0584), (1, 0, 0, 0), 0.015, (0, 0, 0), (2.375e-6, 2.375e-6, 7.5e-7, 0, 0, 0), (0, 0.08))
-
-SERVOS = (
-    Servo("joint1", 4500, 4500, 450, 87, (-2.8973, 2.8973)),
-    Servo("joint2", 4500, 4500, 450, 87, (-1.7628, 1.7628)),
-    Servo("joint3", 2000, 3500, 350, 87, (-2.8973, 2.8973)),
-    Servo("joint4", 2000, 3500, 350, 87, (-3.0718, -0.0698)),
-    Servo("joint5", 1000, 2000, 200, 12, (-2.8973, 2.8973)),
-    Servo("joint6", 1000, 2000, 200, 12, (-0.0175, 3.7525)),
-    Servo("joint7", 1000, 2000, 200, 12, (-2.8973, 2.8973)),
+_HINGES = (
+    Hinge((0, 0, 0.333), (1, 0, 0, 0), Servo(4500, 4500, 450, 87, (-2.8973, 2.8973))),
+    Hinge((0, 0, 0), (1, -1, 0, 0), Servo(4500, 4500, 450, 87, (-1.7628, 1.7628)), limited=True),
+    Hinge((0, -0.316, 0), (1, 1, 0, 0), Servo(2000, 3500, 350, 87, (-2.8973, 2.8973))),
+    Hinge((0.0825, 0, 0), (1, 1, 0, 0), Servo(2000, 3500, 350, 87, (-3.0718, -0.0698)), limited=True),
+    Hinge((-0.0825, 0.384, 0), (1, -1, 0, 0), Servo(1000, 2000, 200, 12, (-2.8973, 2.8973))),
+    Hinge((0, 0, 0), (1, 1, 0, 0), Servo(1000, 2000, 200, 12, (-0.0175, 3.7525)), limited=True),
+    Hinge((0.088, 0, 0), (1, 1, 0, 0), Servo(1000, 2000, 200, 12, (-2.8973, 2.8973))),
 )
-FINGER_SERVOS = (
-    Servo("left_finger", 0.15686, 500, 50, 500, (CLOSED, OPEN)),
-    Servo("right_finger", 0.15686, 500, 50, 500, (CLOSED, OPEN)),
-)
+_FINGER_POS, _FINGER_QUATS = (0.0, 0.0, 0.0584), ((1, 0, 0, 0), (0, 0, 0, 1))  # in the hand's frame
+_FINGER = Inertial(0.015, (0, 0, 0), (2.375e-6, 2.375e-6, 7.5e-7, 0, 0, 0))
+_FINGER_SERVO = Servo(0.15686, 500, 50, 500, (CLOSED, OPEN))
 
 _SHAPES = (
     Shape(0, _DARK, 0.105, (0, 0, 0), (0, 0, 0.03)),
@@ -150,19 +114,29 @@ _SHAPES = (
 
 
 def add_panda(spec: mujoco.MjSpec, fingers: bool) -> None:
-    """Adds the arm to the world of `spec`, its base at the origin; it touches nothing without contact pairs."""
+    """Adds the arm to the world of `spec`, its base at the origin. The arm has no contacts except by contact pairs."""
     for name, material in _MATERIALS.items():
         spec.add_material(name=name, **material)
     bodies = [spec.worldbody]
-    for number, link in enumerate(LINKS, 1):
-        bodies.append(_add_link(bodies[-1], f"link{number}", link))
-        bodies[-1].add_joint(name=f"joint{number}", axis=(0, 0, 1), range=link.limits or (0, 0))
+    for number, (hinge, inertial) in enumerate(zip(_HINGES, _INERTIALS, strict=True), 1):
+        bodies.append(_add_link(bodies[-1], f"link{number}", hinge.pos, hinge.quat, inertial))
+        limits = hinge.servo.controls if hinge.limited else (0, 0)
+        bodies[-1].add_joint(name=f"joint{number}", axis=(0, 0, 1), range=limits)
     for shape in _SHAPES:
-        _add_shape(bodies[shape.link], shape)
+        bodies[shape.link].add_geom(
+            type=mujoco.mjtGeom.mjGEOM_CYLINDER if shape.material == _DARK else mujoco.mjtGeom.mjGEOM_CAPSULE,
+            fromto=(*shape.start, *shape.end),
+            size=(shape.radius, 0, 0),
+            material=shape.material,
+            mass=0,
+            group=1,
+        )
     _add_hand(bodies[-1], fingers)
-    for servo in SERVOS + FINGER_SERVOS * fingers:
-        _add_servo(spec, servo)
+    for number, hinge in enumerate(_HINGES, 1):
+        _add_servo(spec, f"joint{number}", hinge.servo)
     if fingers:
+        for name in FINGERS:
+            _add_servo(spec, name, _FINGER_SERVO)
         spec.add_equality(
             name="fingers",
             type=mujoco.mjtEq.mjEQ_JOINT,
@@ -174,7 +148,7 @@ def add_panda(spec: mujoco.MjSpec, fingers: bool) -> None:
 
 
 def add_table(spec: mujoco.MjSpec) -> None:
-    """Adds the plane that the arm stands on, with light and sky; it ends only for the eye."""
+    """Adds the plane that the arm stands on, with light and sky. Its edges are seen, but contacts have no edges."""
     spec.add_texture(
         name="sky",
         type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
@@ -201,32 +175,15 @@ def add_table(spec: mujoco.MjSpec) -> None:
     spec.worldbody.add_geom(name=TABLE, type=plane, pos=(0, 0.4, 0), size=(0.9, 0.8, 0.1), material=TABLE)
 
 
-def _add_link(parent: mujoco.MjsBody, name: str, link: Link) -> mujoco.MjsBody:
+def _add_link(parent: mujoco.MjsBody, name: str, pos: Vector, quat: Quaternion, inertial: Inertial) -> mujoco.MjsBody:
+    mass, com, inertia = inertial
     return parent.add_body(
-        name=name,
-        pos=link.pos,
-        quat=link.quat,
-        mass=link.mass,
-        ipos=link.com,
-        fullinertia=link.inertia,
-        explicitinertial=True,
-    )
-
-
-def _add_shape(body: mujoco.MjsBody, shape: Shape) -> None:
-    ring = shape.material == _DARK
-    body.add_geom(
-        type=mujoco.mjtGeom.mjGEOM_CYLINDER if ring else mujoco.mjtGeom.mjGEOM_CAPSULE,
-        fromto=(*shape.start, *shape.end),
-        size=(shape.radius, 0, 0),
-        material=shape.material,
-        mass=0,
-        group=1,
+        name=name, pos=pos, quat=quat, mass=mass, ipos=com, fullinertia=inertia, explicitinertial=True
     )
 
 
 def _add_hand(link: mujoco.MjsBody, fingers: bool) -> None:
-    """Only a frame of the last link: a body of its own would add its mass when it is made one with the link."""
+    """Adds the hand as a frame of the last `link`. A body of its own would add its mass to the link's when fused."""
     hand = link.add_frame(pos=_HAND_POS, quat=_HAND_QUAT)
     palm = link.add_geom(
         name=HAND,
@@ -238,17 +195,11 @@ def _add_hand(link: mujoco.MjsBody, fingers: bool) -> None:
         mass=0,
     )
     palm.set_frame(hand)
-    for name, quat in zip(FINGERS, ((1, 0, 0, 0), (0, 0, 0, 1)), strict=True) if fingers else ():
-        finger = _add_link(link, name, FINGER._replace(quat=quat))
+    for name, quat in zip(FINGERS, _FINGER_QUATS, strict=True) if fingers else ():
+        finger = _add_link(link, name, _FINGER_POS, quat, _FINGER)
         finger.set_frame(hand)
-        finger.add_joint(
-            name=name,
-            type=mujoco.mjtJoint.mjJNT_SLIDE,
-            axis=(0, 1, 0),
-            range=FINGER.limits,
-            armature=0.1,
-            damping=5,
-        )
+        slide = mujoco.mjtJoint.mjJNT_SLIDE
+        finger.add_joint(name=name, type=slide, axis=(0, 1, 0), range=(0, 0.08), armature=0.1, damping=5)
         finger.add_geom(
             name=name,
             type=mujoco.mjtGeom.mjGEOM_BOX,
@@ -259,10 +210,10 @@ def _add_hand(link: mujoco.MjsBody, fingers: bool) -> None:
         )
 
 
-def _add_servo(spec: mujoco.MjSpec, servo: Servo) -> None:
+def _add_servo(spec: mujoco.MjSpec, joint: str, servo: Servo) -> None:
     actuator = spec.add_actuator(
-        name=servo.joint,
-        target=servo.joint,
+        name=joint,
+        target=joint,
         trntype=mujoco.mjtTrn.mjTRN_JOINT,
         gaintype=mujoco.mjtGain.mjGAIN_FIXED,
         biastype=mujoco.mjtBias.mjBIAS_AFFINE,

@@ -1,7 +1,7 @@
-"""Every environment by its id, and how to bring one's own.
+"""Registry of all environments by id, including users' own.
 
-An id of one's own is a Python entry point of the group `fathom.envs`, or the dotted path
-`package.module:Class`; either names something that takes `EnvOptions` and gives a `GoalEnv`.
+A user's environment has as id a Python entry point of the group `fathom.envs`, or the dotted path
+`package.module:Class`. Either names a callable that takes `EnvOptions` and returns a `GoalEnv`.
 """
 
 import difflib
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from shared.config import EnvOptions, Experiment
 from shared.envs.base import GoalEnv
+from shared.envs.space import HOPS
 from shared.errors import ConfigError
 
 ENTRY_POINTS = "fathom.envs"
@@ -34,10 +35,10 @@ PAPER_TASKS = frozenset(
         "humanoid_u_maze",
     }
 )
-"""The ten tasks of the paper (arXiv 2503.14858)."""
+"""Ten tasks of the paper (arXiv 2503.14858)."""
 
 _ANT_MAZES = {
-    "ant_u_maze": "a U of 7 cells, 4 m each; goals in all of them but the start",
+    "ant_u_maze": "a U of 7 cells, 4 m each; goals in all cells but the start's",
     "ant_u_maze_eval": "the U; goals at its far side only",
     "ant_u_maze_single_eval": "the U; its end is the only goal",
     "ant_u_maze_eval_1f2f3f4f5f": "the U; goals 1 to 5 cells away",
@@ -58,17 +59,17 @@ _ANT_MAZES = {
     "ant_u6_maze_eval": "the C of 15 cells; goals at its far side only",
     "ant_u7_maze": "a C of 13 cells",
     "ant_u7_maze_eval": "the C of 13 cells; goals at its far side only",
-    "ant_big_maze": "26 cells with loops",
+    "ant_big_maze": "a maze of 26 cells with loops",
     "ant_big_maze_eval": "the big maze; 9 goals away from the start",
-    "ant_hardest_maze": "46 cells with loops and dead ends",
+    "ant_hardest_maze": "a maze of 46 cells with loops and dead ends",
 }
 _SHORT_HOPS = {
     f"ant_{maze}_maze_gen_{hops}": f"short hops in ant_{maze}_maze: goals {words} from the start, which may be any cell"
     for maze in ("u", "u2", "u3", "u4", "u5")
     for hops, words in (("1f", "1 cell"), ("1f2f", "1 or 2 cells"), ("1f2f3f", "1 to 3 cells"))
 }
-# A module holds a family: `build(env_id, options)` makes each of its ids. It is imported on first use, so that
-# nobody waits for the physics of a family that they do not run.
+# A module holds a family: its `build(env_id, options)` makes each of the ids. The first use of a family imports its
+# module, so that no command waits for physics that it does not run.
 _FAMILIES: dict[str, dict[str, str]] = {
     "shared.envs.point_maze": {
         "point_u_maze": "a point with velocity in a U-shaped corridor of 7 cells; starts and goals anywhere",
@@ -76,15 +77,15 @@ _FAMILIES: dict[str, dict[str, str]] = {
         "point_spiral_maze": "a point with velocity in a spiral of 31 cells; goals are 21 to 30 cells away",
     },
     "shared.envs.classic": {
-        "reacher": "a planar arm of two links; its tip at a point",
-        "pusher_easy": "a planar arm of 7 joints pushes a puck; goals near where it starts",
-        "pusher_hard": "the same; goals all over the table",
-        "cheetah": "brax's half-cheetah; 5 m ahead",
+        "reacher": "a planar arm of two links moves its tip to a point",
+        "pusher_easy": "a planar arm of 7 joints pushes a puck; goals near the puck's start",
+        "pusher_hard": "a planar arm of 7 joints pushes a puck; goals all over the table",
+        "cheetah": "brax's half-cheetah; the goal is 5 m ahead",
     },
     "shared.envs.ant": {
         "ant": "brax's ant on a plane; goals 10 m away in any direction",
         "ant_ball": "the ant moves a ball; goals 5 m away",
-        "ant_push": "the ant moves a block out of its way to get to the goal behind it",
+        "ant_push": "the ant pushes a block aside to get to the goal behind the block",
         **_ANT_MAZES,
         **_SHORT_HOPS,
     },
@@ -92,26 +93,25 @@ _FAMILIES: dict[str, dict[str, str]] = {
         "humanoid": "brax's humanoid on a plane; goals 1 to 5 m away",
         "humanoid_u_maze": "a U of 7 cells, 2 m each",
         "humanoid_u_maze_eval": "the U; goals at its far side only",
-        "humanoid_big_maze": "26 cells with loops",
+        "humanoid_big_maze": "a maze of 26 cells with loops",
         "humanoid_big_maze_eval": "the big maze; 10 goals away from the start",
-        "humanoid_hardest_maze": "46 cells with loops and dead ends",
+        "humanoid_hardest_maze": "a maze of 46 cells with loops and dead ends",
     },
     "shared.envs.arm": {
-        "arm_reach": "a Franka Panda; its end effector at a point",
+        "arm_reach": "a Franka Panda moves its end effector to a point",
         "arm_grasp": "the arm closes its fingers around a cube",
-        "arm_push_easy": "the arm moves a cube to where it can push it",
-        "arm_push_hard": "the same, from farther away and to farther away",
-        "arm_binpick_easy": "the arm moves a cube from one bin to the next",
-        "arm_binpick_hard": "the same with larger bins, farther apart",
+        "arm_push_easy": "the arm moves a cube on the table from a square of 20 cm into the square beside it",
+        "arm_push_hard": "the arm moves a cube on the table from a square of 50 cm into the square beside it",
+        "arm_binpick_easy": "the arm moves a cube from a bin of 27 cm into another, centres 34 cm apart",
+        "arm_binpick_hard": "the arm moves a cube from a bin of 37 cm into another, centres 60 cm apart",
     },
 }
 _MODULES = {env_id: module for module, family in _FAMILIES.items() for env_id in family}
-_HOPS = re.compile(r"ant_(u|u2|u3|u4|u5)_maze_gen_(?:[1-9][0-9]?f)+")
 _DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class EnvEntry(NamedTuple):
-    """What `fathom envs` knows of an environment before it is made. `module`: which file makes it."""
+    """Facts about an environment that is not made yet. `module` makes it; `paper` marks the paper's tasks."""
 
     env_id: str
     module: str
@@ -120,7 +120,7 @@ class EnvEntry(NamedTuple):
 
 
 def env_entries() -> tuple[EnvEntry, ...]:
-    """Every environment, in the order in which `fathom envs` lists them; entry points come last."""
+    """Returns all environments in the order of `fathom envs`; entry points come last."""
     ours = [
         EnvEntry(env_id, module, description, env_id in PAPER_TASKS)
         for module, family in _FAMILIES.items()
@@ -131,32 +131,33 @@ def env_entries() -> tuple[EnvEntry, ...]:
 
 
 def make_env(env_id: str, options: EnvOptions = EnvOptions()) -> GoalEnv:  # noqa: B008 - frozen
-    """The environment named `env_id`, changed by `options`.
+    """Returns the environment named `env_id`, changed by `options`.
 
-    Raises ValueError for an unknown id, for options that this environment does not have, and for an
-    environment of one's own that does not do what `GoalEnv` asks for.
+    Raises:
+        ValueError: The id is unknown, the environment does not have one of the options, or a user's own environment
+            does not do what `GoalEnv` asks for.
     """
-    module = _MODULES.get(env_id) or ("shared.envs.ant" if _HOPS.fullmatch(env_id) else None)
+    module = _MODULES.get(env_id) or ("shared.envs.ant" if HOPS.fullmatch(env_id) else None)
     if module:
         return importlib.import_module(module).build(env_id, options)
     if _DOTTED.fullmatch(env_id):
-        return _own(env_id, lambda: _import(env_id), options)
+        return _make_own(env_id, lambda: _import(env_id), options)
     installed = _installed()
     if env_id in installed:
-        return _own(env_id, installed[env_id].load, options)
+        return _make_own(env_id, installed[env_id].load, options)
     nearest = difflib.get_close_matches(env_id, [*_MODULES, *installed], n=1, cutoff=0.0)[0]
     raise ValueError(f"unknown environment {env_id!r}; did you mean {nearest!r}? `fathom envs` lists all of them")
 
 
 class Envs(NamedTuple):
-    """The environments of a run; both are the same unless the experiment says otherwise."""
+    """Environments of a run, both the same object unless the experiment names one for evaluation."""
 
     training: GoalEnv
     evaluation: GoalEnv
 
 
 def make_envs(experiment: Experiment) -> Envs:
-    """An experiment's environments. Raises ConfigError that names the key."""
+    """Returns an experiment's environments. Raises ConfigError that names the key."""
     training = _make(experiment.env, experiment.env_options, "env")
     if experiment.evaluation.env is None:
         return Envs(training, training)
@@ -185,7 +186,7 @@ def _installed() -> dict[str, EntryPoint]:
 
 def _import(path: str) -> Callable[[EnvOptions], Any]:
     module, name = path.split(":")
-    if os.getcwd() not in sys.path:  # a command's own folder is in there, the user's is not
+    if os.getcwd() not in sys.path:  # Python puts a command's own folder there, not the user's
         sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), name)
@@ -193,30 +194,20 @@ def _import(path: str) -> Callable[[EnvOptions], Any]:
         raise ValueError(f"{path}: cannot be imported ({error}); name it as package.module:Class") from error
 
 
-def _own(env_id: str, load: Callable[[], Callable[[EnvOptions], Any]], options: EnvOptions) -> GoalEnv:
+def _make_own(env_id: str, load: Callable[[], Callable[[EnvOptions], Any]], options: EnvOptions) -> GoalEnv:
     from shared.envs.check import check_env
 
     try:
         make = load()
-        env = _made(env_id, make, options)
+        try:
+            env = make(options)
+        except TypeError as error:
+            raise ValueError(f"{env_id}: it must take one argument, EnvOptions ({error})") from error
         check_env(env_id, env)
     except ValueError:
         raise
     except (Exception, SystemExit) as error:
-        raise ValueError(
-            f"{env_id}: {type(error).__name__}: {' '.join(str(error).split())} ({_where(error)})"
-        ) from error
+        place = traceback.extract_tb(error.__traceback__)[-1]  # the innermost
+        text = " ".join(str(error).split())
+        raise ValueError(f"{env_id}: {type(error).__name__}: {text} ({place.filename}, line {place.lineno})") from error
     return env
-
-
-def _made(env_id: str, make: Callable[[EnvOptions], Any], options: EnvOptions) -> Any:
-    try:
-        return make(options)
-    except TypeError as error:
-        raise ValueError(f"{env_id}: it must take one argument, EnvOptions ({error})") from error
-
-
-def _where(error: BaseException) -> str:
-    """The innermost line that raised it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{place.filename}, line {place.lineno}"

@@ -1,4 +1,4 @@
-"""What the replay server said that it holds, and whether that is what the stream says: nothing lost, nothing twice."""
+"""Audit of replay: keys that the servers confirmed against the windows of the stream; none lost, none twice."""
 
 import os
 from collections import defaultdict
@@ -13,34 +13,34 @@ from shared.replay.windows import no_windows
 from shared.types import Array
 
 Confirmed = dict[int, set[int]]
-"""Item keys by the server's life."""
+"""Item keys by the server's incarnation."""
 
 
 class AuditLog:
-    """Keys as they are confirmed, appended to a file. What was written outlives its writer."""
+    """File to which confirmed keys are appended; what was written survives its writer."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
-    def write(self, life: int, keys: Sequence[int]) -> None:
+    def write(self, incarnation: int, keys: Sequence[int]) -> None:
         pairs = np.empty((len(keys), 2), np.uint64)
-        pairs[:, 0], pairs[:, 1] = life, keys
+        pairs[:, 0], pairs[:, 1] = incarnation, keys
         os.write(self._file, pairs.tobytes())
 
 
 def read_audit(folder: Path) -> Confirmed:
-    """Of all sources; a last entry cut short is left out."""
+    """Returns the confirmed keys of all sources, without a last entry that was cut short."""
     confirmed: Confirmed = defaultdict(set)
-    for path in sorted(folder.glob("*.keys")):
+    for path in folder.glob("*.keys"):
         data = path.read_bytes()
-        for life, key in np.frombuffer(data[: len(data) // 16 * 16], np.uint64).reshape(-1, 2).tolist():
-            confirmed[life].add(key)
+        for incarnation, key in np.frombuffer(data[: len(data) // 16 * 16], np.uint64).reshape(-1, 2).tolist():
+            confirmed[incarnation].add(key)
     return dict(confirmed)
 
 
 class Account(NamedTuple):
-    """`windows`: of the stream, by table. `lost`: those that a table never held. `twice`: held twice at a time."""
+    """Windows of the stream, their items that no server ever confirmed, and items that one server held twice."""
 
     windows: int
     lost: int
@@ -55,11 +55,10 @@ def account(
     confirmed: Confirmed,
     counted: Mapping[int, int],
 ) -> Account:
-    """`unrolls`: of every source `(number, ints [N, T, 3])` in order, as its stream holds them. `counted`: what the
-    servers counted as inserted, over all tables, by life.
+    """Compares the windows of `unrolls`, `(number, ints [N, T, 3])` of every source in order, with the servers' items.
 
-    A window has one key in a table, under which a server holds it once; so a server that counted more than
-    it confirmed keys holds one twice.
+    `counted`: items that each incarnation of the server counted as inserted, over all tables. A server holds a key
+    once; so one that counted more items than confirmed keys holds some twice.
     """
     expected: set[int] = set()
     for source, shard in enumerate(unrolls):
@@ -69,5 +68,5 @@ def account(
             complete = windows.complete(chunks_per_window)
             expected.update(keys.of(number)[complete, 1:].ravel().tolist())
     ever: set[int] = set().union(*confirmed.values())
-    twice = sum(max(count - len(confirmed.get(life, ())), 0) for life, count in counted.items())
+    twice = sum(max(count - len(confirmed.get(each, ())), 0) for each, count in counted.items())
     return Account(len(expected) // tables, len(expected - ever), twice)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from shared.types import Array, Rows
 
@@ -12,7 +13,7 @@ INT_COLUMNS = 3  # episode, step, policy version
 class Columns(NamedTuple):
     """`floats` `[..., S + A]` float32 (state and action side by side), `ints` `[..., 3]` int32.
 
-    Two columns, not five: a replay item costs one slice per chunk and column.
+    Two columns instead of five: a replay item costs one slice per chunk and column.
     """
 
     floats: Array
@@ -20,7 +21,7 @@ class Columns(NamedTuple):
 
 
 def pack(rows: Rows) -> Columns:
-    """`Rows` of leading shape `[...]` as `Columns` of the same leading shape."""
+    """Returns `rows` of leading shape `[...]` as columns of the same leading shape."""
     return Columns(
         floats=jnp.concatenate([rows.state, rows.action], axis=-1, dtype=jnp.float32),
         ints=jnp.stack([rows.episode, rows.step, rows.version], axis=-1).astype(jnp.int32),
@@ -28,7 +29,24 @@ def pack(rows: Rows) -> Columns:
 
 
 def unpack(columns: Columns, state_size: int) -> Rows:
-    """The inverse of `pack`, equal to the bit for float32 states and actions."""
+    """Inverse of `pack`, equal to the bit for float32 states and actions."""
     episode, step, version = jnp.moveaxis(columns.ints, -1, 0)
     state, action = jnp.split(columns.floats, [state_size], axis=-1)
     return Rows(state, action, episode, step, version)
+
+
+def on_host(
+    columns: Columns, environments: int, steps: int | str = "T", num_floats: int | str = "F"
+) -> list[np.ndarray]:
+    """Returns an unroll's columns as contiguous numpy arrays. A letter in place of a size allows any.
+
+    Raises ValueError unless `floats` is float32 `[environments, steps, num_floats]` and `ints` int32 beside it.
+    """
+    floats, ints = (np.ascontiguousarray(column) for column in columns)
+    if steps == "T" and floats.ndim == 3 and floats.size:
+        steps, num_floats = floats.shape[1:]
+    for name, array, dtype, size in (("floats", floats, "float32", num_floats), ("ints", ints, "int32", INT_COLUMNS)):
+        if array.dtype != dtype or array.shape != (environments, steps, size):
+            wanted = f"{dtype} [{environments}, {steps}, {size}]"
+            raise ValueError(f"{name}: {wanted} is needed, not {array.dtype} {list(array.shape)}")
+    return [floats, ints]

@@ -1,8 +1,8 @@
-"""What can go wrong between a client and the replay server. Every one ends the call that met it."""
+"""Errors of the replay path. Each one ends the call that met it."""
 
 
 class ReplayError(RuntimeError):
-    """The replay path failed; the subclasses say how."""
+    """A failure of the replay path; subclasses name the cause."""
 
 
 class ReplayUnavailable(ReplayError):
@@ -10,16 +10,16 @@ class ReplayUnavailable(ReplayError):
 
 
 class ReplayTimeout(ReplayError):
-    """The server is there, but nothing was confirmed or nothing arrived for as long as the caller allows."""
+    """The server is there, but no confirmation or window arrived within the caller's time-out."""
 
 
 class ReplayMismatch(ReplayError):
-    """Another server answers on this address: its tables are not this run's, or it was restarted."""
+    """Another server answers at this address: it lacks this run's tables, or it was restarted."""
 
 
 class ReplayStopped(ReplayError):
-    """The caller asked to stop while waiting."""
+    """The caller asked to stop during a wait."""
 
 
 class ReplayExhausted(ReplayError):
-    """Every window of `max_windows` was handed out."""
+    """The sampler has returned all of its `max_windows` windows."""

@@ -1,4 +1,4 @@
-"""What a replay server says about its tables: sizes, limiters, who waits for whom; and whether it lives."""
+"""Tables of a replay server as it reports them: sizes, rate limiters and waits; and a monitor of its liveness."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,19 +6,18 @@ from dataclasses import dataclass
 import grpc
 
 from shared.replay import reverb_pb2 as pb
-from shared.replay.channel import SERVER_INFO, naming_errors, open_channel
+from shared.replay.channel import SERVER_INFO, named_error, open_channel
 from shared.replay.errors import ReplayMismatch, ReplayUnavailable
 
-NAMES_SHOWN = 8
-MISSES_ALLOWED = 1  # one slow answer happens on a busy machine; the second in a row does not
+NAMES_SHOWN = 8  # table names in an error
+MISSES_ALLOWED = 1  # polls in a row without an answer; a busy machine causes one, not two
 
 
 @dataclass(frozen=True)
 class TableInfo:
-    """One table. `inserted` and `sampled` count windows since the server started, in windows.
+    """State of a table; sizes and counts are in windows, `inserted` and `sampled` since the server started.
 
-    `samples_per_insert`, `min_size_to_sample`, `min_diff`, `max_diff`: the rate limiter, which keeps
-    `inserted * samples_per_insert - sampled` within [`min_diff`, `max_diff`].
+    The rate limiter keeps `inserted * samples_per_insert - sampled` within [`min_diff`, `max_diff`].
     `waiting_for_inserts_ms` grows while samplers are blocked, `waiting_for_sampling_ms` while inserts are.
     """
 
@@ -37,21 +36,16 @@ class TableInfo:
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """All tables by name. `tables_state_id` changes whenever the server's tables are made anew."""
+    """Tables of a server by name. Each incarnation of a server has another `tables_state_id`."""
 
     tables_state_id: tuple[int, int]
     tables: dict[str, TableInfo]
 
 
-def server_info(server: str | grpc.Channel, timeout_s: float = 2.0) -> ServerInfo:
-    """Asks the server at an address `host:port` or behind an open channel.
-
-    Raises `ReplayUnavailable` when nothing answers within `timeout_s` seconds.
-    """
-    if isinstance(server, str):
-        with open_channel(server) as channel:
-            return _ask(channel, server, timeout_s)
-    return _ask(server, "its address", timeout_s)
+def server_info(address: str, timeout_s: float = 2.0) -> ServerInfo:
+    """Asks the server at `address` `host:port`. Raises `ReplayUnavailable` without an answer within `timeout_s`."""
+    with open_channel(address) as channel:
+        return _ask(channel, address, timeout_s)
 
 
 def check_tables(info: ServerInfo, tables: Iterable[str], address: str) -> None:
@@ -59,33 +53,31 @@ def check_tables(info: ServerInfo, tables: Iterable[str], address: str) -> None:
     missing = sorted(set(tables) - info.tables.keys())
     if missing:
         names = sorted(info.tables)
-        some = " ".join(", ".join(names[:NAMES_SHOWN]).split())  # a foreign server's names may hold anything
+        shown = " ".join(", ".join(names[:NAMES_SHOWN]).split())  # another server's names may hold anything
         rest = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
         raise ReplayMismatch(
             f"the replay server at {address} is not this run's: it lacks {', '.join(missing)}"
-            f" and has {some or 'no tables'}{rest}"
+            f" and has {shown or 'no tables'}{rest}"
         )
 
 
 class ReplayMonitor:
-    """Watches that one server stays alive and stays the same; call `poll` every two seconds or so.
+    """Checks that one server stays alive and the same incarnation; call `poll` every two seconds or so.
 
-    Has a connection of its own, no thread, and never blocks longer than `timeout_s` seconds.
+    Has its own connection, no thread, and never blocks longer than `timeout_s` seconds.
     """
 
     def __init__(self, address: str, tables: Iterable[str], timeout_s: float = 2.0) -> None:
-        self._address = address
-        self._tables = tuple(tables)
-        self._timeout_s = timeout_s
+        self._address, self._tables, self._timeout_s = address, tuple(tables), timeout_s
         self._channel = open_channel(address)
         self._state_id: tuple[int, int] | None = None
         self._misses = 0
 
     def poll(self, timeout_s: float | None = None) -> ServerInfo | None:
-        """The server's state, or None when it missed this poll for the first time. `timeout_s`: of this poll alone.
+        """Returns the server's state; none at the first miss. `timeout_s` replaces the monitor's for this poll.
 
-        Raises `ReplayUnavailable` at the second miss in a row, `ReplayMismatch` when a table is missing or
-        the tables were made anew since the first poll.
+        Raises `ReplayUnavailable` at the second miss in a row, and `ReplayMismatch` if a table is missing or the
+        server is another incarnation than at the first poll.
         """
         try:
             info = _ask(self._channel, self._address, timeout_s or self._timeout_s)
@@ -98,8 +90,7 @@ class ReplayMonitor:
             ) from error
         self._misses = 0
         check_tables(info, self._tables, self._address)
-        if self._state_id is None:
-            self._state_id = info.tables_state_id
+        self._state_id = self._state_id or info.tables_state_id
         if info.tables_state_id != self._state_id:
             raise ReplayMismatch(
                 f"the replay server at {self._address} was restarted or replaced: its tables were made anew"
@@ -112,8 +103,10 @@ class ReplayMonitor:
 
 def _ask(channel: grpc.Channel, address: str, timeout_s: float) -> ServerInfo:
     call = channel.unary_unary(SERVER_INFO, pb.ServerInfoRequest.SerializeToString, pb.ServerInfoResponse.FromString)
-    with naming_errors(address, "asking for its tables"):
+    try:
         response = call(pb.ServerInfoRequest(), timeout=timeout_s)
+    except grpc.RpcError as error:
+        raise named_error(error, address, "asking for its tables") from error
     state = response.tables_state_id
     return ServerInfo((state.high, state.low), {t.name: _table_info(t) for t in response.table_info})
 

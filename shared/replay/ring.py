@@ -1,4 +1,4 @@
-"""The replay of in-process runs: rings of chunks on the device, sampled as the Reverb tables are. Needs no server."""
+"""Replay of in-process runs: rings of chunks on the device, sampled like Reverb's tables, without a server."""
 
 from functools import partial
 
@@ -13,29 +13,24 @@ from shared.types import Array
 
 
 class WindowRing:
-    """The newest unrolls of every source; windows are K consecutive chunks of one environment.
+    """Newest unrolls of every source; a window is K consecutive chunks of one environment.
 
-    Holds as many windows as a Reverb table of the same plan, drops the oldest first, and draws uniformly
-    with replacement. Its arrays are allocated once; which windows are whole is known on the host.
+    Holds as many windows as a Reverb table of the same plan, drops the oldest first, and draws uniformly with
+    replacement. The device's arrays are allocated once; the host knows which windows are complete.
     """
 
     def __init__(self, plan: Plan, sources: int, row_size: int) -> None:
-        """`sources`: collectors, or shards of a stream, of equally many environments each. `row_size`: S + A."""
+        """`sources`: number of collectors or shards, with equally many environments each; `row_size`: S + A."""
         environments, unrolls = plan.environments // sources, plan.stored_unrolls
         held = (sources, unrolls, environments, plan.unroll_length)
         self._columns = Columns(jnp.zeros((*held, row_size)), jnp.zeros((*held, INT_COLUMNS), jnp.int32))
         self._chunks_per_window = plan.chunks_per_window
         self._counts = [no_windows(environments) for _ in range(sources)]
-        self._inserted = np.zeros(sources, np.int64)  # unrolls; the next one's place is this, modulo those held
+        self._inserted = np.zeros(sources, np.int64)  # unrolls; modulo the unrolls held, the place of the next one
         self._complete = np.zeros((sources, unrolls, environments), bool)  # a chunk ends a window; oldest unroll first
 
-    @property
-    def nbytes(self) -> int:
-        """On the device: `stored_unrolls` of every source, however many were inserted."""
-        return sum(column.nbytes for column in self._columns)
-
     def insert(self, source: int, number: int, columns: Columns) -> None:
-        """Unroll `number` of `source`'s environments: `[N, T, ...]`, on the host or, better, on the device.
+        """Inserts unroll `number` of `source`: `[N, T, ...]`, on the host or, which costs no copy, on the device.
 
         Raises ValueError unless numbers count upwards.
         """
@@ -48,9 +43,9 @@ class WindowRing:
         complete[-1] = count.complete(self._chunks_per_window)
 
     def sample(self, windows: int, rng: np.random.Generator) -> Columns:
-        """`[windows, K * T, ...]` on the device. Raises ValueError before the first window is full."""
+        """Returns `[windows, K * T, ...]` on the device. Raises ValueError before the first window is complete."""
         chunks, held = self._chunks_per_window, self._complete.shape[1]
-        complete = self._complete[:, chunks - 1 :]  # those before end windows whose first chunk is gone
+        complete = self._complete[:, chunks - 1 :]  # those before them end windows whose first chunk is gone
         there = np.flatnonzero(complete)
         if not there.size:
             stored = min(max(self._inserted), held)
@@ -63,16 +58,13 @@ class WindowRing:
 
 @partial(jax.jit, donate_argnums=0)
 def _insert(held: Columns, unroll: Columns, source: Array, place: Array) -> Columns:
-    """`held` `[sources, unrolls, N, T, ...]` with `unroll` `[N, T, ...]` in its place."""
-    return jax.tree.map(
-        lambda all_of, new: jax.lax.dynamic_update_slice(all_of, new[None, None], (source, place, 0, 0, 0)),
-        held,
-        unroll,
-    )
+    """Returns `held` `[sources, unrolls, N, T, ...]` with `unroll` `[N, T, ...]` in its place."""
+    start = (source, place, 0, 0, 0)
+    return jax.tree.map(lambda ring, new: jax.lax.dynamic_update_slice(ring, new[None, None], start), held, unroll)
 
 
 @jax.jit
 def _gather(held: Columns, source: Array, places: Array, environment: Array) -> Columns:
-    """Windows `[B, K * T, ...]` of `held` `[sources, unrolls, N, T, ...]`; `places` `[B, K]`, the others `[B]`."""
+    """Returns windows `[B, K * T, ...]` of `held` `[sources, unrolls, N, T, ...]`; `places` `[B, K]`, others `[B]`."""
     chunks = jax.tree.map(lambda column: column[source[:, None], places, environment[:, None]], held)
     return jax.tree.map(lambda column: column.reshape(len(column), -1, column.shape[-1]), chunks)

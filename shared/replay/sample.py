@@ -1,9 +1,10 @@
-"""The sample client: a thread that keeps batches of windows coming."""
+"""Sample client: a thread that keeps batches of windows ready."""
 
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import grpc
@@ -14,37 +15,36 @@ from shared.replay import wire
 from shared.replay.channel import (
     CONNECT_TIMEOUT_S,
     SAMPLE_STREAM,
-    WAIT_SLICE_S,
+    BackgroundClient,
     ShouldStop,
     named_error,
     open_channel,
-    stop_requested,
 )
 from shared.replay.codec import INT_COLUMNS, Columns
-from shared.replay.errors import ReplayError, ReplayExhausted, ReplayStopped, ReplayTimeout
+from shared.replay.errors import ReplayError, ReplayExhausted
 from shared.replay.info import check_tables, server_info
 
-# One batch being trained on or decoded, one on its way; what a learner leaves unused when it stops.
+# One batch that is trained on or decoded, one on its way; they stay unused when a learner stops.
 REQUESTS_OUTSTANDING = 2
 # Finite always: a cancelled stream's waiting request still takes windows, which then reach nobody.
 RATE_LIMITER_TIMEOUT_S = 3.0
 CLOSE_WAIT_S = 5.0
-REOPEN_PAUSE_S = 0.05  # a server that ends every stream at once must not keep a core busy
-# A window may come with chunks that hold more than its rows, and every part of it waits in memory for the last one.
+REOPEN_PAUSE_S = 0.05  # keeps a core idle if the server ends every stream at once
+# A window may come with chunks that hold more than its rows, and all of it stays in memory until its end.
 SPARE_BYTES = 2**26
 
 X = TypeVar("X")
 
 
-class Sampler(Generic[X]):
+class Sampler(BackgroundClient, Generic[X]):
     """Batches of `num_windows` sampled windows of `window_rows` rows, ready when the learner asks.
 
     The thread decodes every batch into the same host buffers and calls `transfer(columns)` there, with
     `floats` `[B, K*T, F]` float32 and `ints` `[B, K*T, 3]` int32. `transfer` must have copied all of it when
     it returns: wait for a device put, and mind that JAX on a CPU may alias numpy arrays instead of copying.
 
-    At most two batches are asked for and not yet handed out by `sample`; no more than `max_windows` windows
-    (a multiple of B) are ever asked for.
+    At most two batches are requested and not yet returned by `sample`; no more than `max_windows` windows
+    (a multiple of B) are ever requested.
     """
 
     def __init__(
@@ -60,31 +60,25 @@ class Sampler(Generic[X]):
         max_windows: int | None = None,
         paused: Callable[[], bool] = lambda: False,
     ) -> None:
-        """While `paused()` says so, no wait is too long.
+        """Connects. Time-outs do not count while `paused()` is true.
 
-        Raises `ValueError`, `ReplayUnavailable`, `ReplayMismatch` (no such table at `address`).
+        Raises `ValueError`, `ReplayUnavailable`, or `ReplayMismatch` if there is no such table at `address`.
         """
         if min(num_windows, window_rows, num_floats) < 1:
             raise ValueError("num_windows, window_rows and num_floats must be positive")
         if max_windows is not None and max_windows % num_windows:
             raise ValueError(f"max_windows: {max_windows} is no multiple of {num_windows} windows a batch")
-        self._address = address
-        self._table = table
-        self._num_windows = num_windows
-        self._batches_left = None if max_windows is None else max_windows // num_windows
-        self._transfer = transfer
-        self._timeout_s, self._paused = timeout_s, paused
+        self._address, self._table, self._timeout_s = address, table, timeout_s
+        self._num_windows, self._transfer = num_windows, transfer
+        self._batches_left = math.inf if max_windows is None else max_windows // num_windows
         self._floats = np.empty((num_windows, window_rows, num_floats), np.float32)
         self._ints = np.empty((num_windows, window_rows, INT_COLUMNS), np.int32)
         self._filled = 0  # windows in the buffers
         self._most_bytes = SPARE_BYTES + 4 * (self._floats[0].nbytes + self._ints[0].nbytes)
-        self._changed = threading.Condition()
+        super().__init__(f"windows from {table}", paused)
         self._ready: list[X] = []
-        self._batches_asked = 0  # asked for and not yet handed out; the permit to ask the server for more
+        self._batches_asked = 0  # requested and not yet returned by `sample`
         self._received = 0
-        self._last_arrival = time.monotonic()
-        self._error: Exception | None = None
-        self._closed = False
         self._stream: _Stream | None = None
         check_tables(server_info(address, CONNECT_TIMEOUT_S), [table], address)
         self._channel = open_channel(address)
@@ -92,49 +86,30 @@ class Sampler(Generic[X]):
         self._thread.start()
 
     def sample(self, should_stop: ShouldStop = None) -> tuple[X, float]:
-        """The next batch as `transfer` returned it, and the seconds waited for it.
+        """Returns the next batch, as `transfer` returned it, and the seconds waited for it.
 
         Raises `ReplayTimeout` (no window arrived for `timeout_s` seconds), `ReplayUnavailable`,
-        `ReplayStopped`, `ReplayExhausted` (all of `max_windows` were handed out), or what `transfer` raised.
+        `ReplayStopped`, `ReplayExhausted` (all of `max_windows` were returned), or the error that `transfer` raised.
         """
-        started = since = time.monotonic()
         with self._changed:
-            while not self._ready:
-                if self._error is not None:
-                    raise self._error
-                if self._closed:
-                    raise ReplayStopped("the sampler is closed")
-                if self._batches_left == 0 and self._batches_asked == 0:
-                    raise ReplayExhausted(f"all windows that {self._table} was to give were handed out")
-                if stop_requested(should_stop):
-                    raise ReplayStopped(f"asked to stop while waiting for windows from {self._table}")
-                if self._paused():
-                    since = time.monotonic()
-                left_s = max(since, self._last_arrival) + self._timeout_s - time.monotonic()
-                if left_s <= 0:
-                    raise ReplayTimeout(
-                        f"no window arrived from table {self._table} at {self._address} for"
-                        f" {self._timeout_s:g} s ({self._received} before)"
-                    )
-                self._changed.wait(min(WAIT_SLICE_S, left_s))
+            waited_s = self._wait(self._has_batch, should_stop, self._timeout_s)
             batch = self._ready.pop(0)
             self._batches_asked -= 1
             self._ask_for_more()
-            return batch, time.monotonic() - started
+            return batch, waited_s
 
     @property
     def windows_received(self) -> int:
-        """Windows that arrived so far; up to two batches of them were not handed out yet."""
-        with self._changed:
-            return self._received
+        """Number of windows that arrived; `sample` has yet to return up to two batches of them."""
+        return self._received
 
     @property
     def batches_ready(self) -> int:
-        """Decoded and not handed out yet."""
+        """Number of batches that are decoded and that `sample` has yet to return."""
         return len(self._ready)
 
     def leave(self) -> list[X]:
-        """After `close`: batches that arrived and were not handed out."""
+        """Returns, after `close`, the batches that arrived and that `sample` did not return."""
         with self._changed:
             left, self._ready = self._ready, []
             return left
@@ -149,8 +124,17 @@ class Sampler(Generic[X]):
         self._channel.close()
         self._thread.join(CLOSE_WAIT_S)
 
+    def _has_batch(self) -> bool:
+        if self._batches_left + self._batches_asked == 0:
+            raise ReplayExhausted(f"all windows that {self._table} was to give were handed out")
+        return bool(self._ready)
+
+    def _timeout_text(self, timeout_s: float) -> str:
+        where = f"table {self._table} at {self._address}"
+        return f"no window arrived from {where} for {timeout_s:g} s ({self._received} before)"
+
     def _run(self) -> None:
-        """The thread: one stream after the other, until closed, exhausted or broken."""
+        """Receives from one stream after the other, until closed, exhausted or broken."""
         try:
             while self._open_stream():
                 self._receive()
@@ -162,38 +146,33 @@ class Sampler(Generic[X]):
                 self._changed.notify_all()
 
     def _open_stream(self) -> bool:
-        """Opens a stream that is asked for everything still missing; False when nothing more will be."""
+        """Opens a stream and requests on it what is missing; returns False once nothing more is needed."""
         with self._changed:
             if self._closed:
                 return False
-            stream = _Stream(self._channel, self._table)
-            self._stream = stream
-            # Of the batches asked for, those decoded are in `_ready`, and one may be in the buffers in part.
-            missing = self._batches_asked - len(self._ready)
-            for number in range(missing):
+            self._stream = stream = _Stream(self._channel, self._table)
+            # `_ready` holds the batches that are decoded; the next one may be in the buffers in part.
+            for number in range(self._batches_asked - len(self._ready)):
                 stream.ask(self._num_windows - (self._filled if number == 0 else 0))
             self._ask_for_more()
-            return bool(self._batches_asked or self._batches_left != 0)
+            return self._batches_asked + self._batches_left > 0
 
     def _ask_for_more(self) -> None:
-        """Asks for as many batches as are permitted. Holds the lock."""
-        while self._stream is not None and self._batches_asked < REQUESTS_OUTSTANDING:
-            if self._batches_left == 0:
-                return
-            if self._batches_left is not None:
-                self._batches_left -= 1
+        """Requests as many batches as are permitted. Needs the lock."""
+        while self._stream is not None and self._batches_asked < REQUESTS_OUTSTANDING and self._batches_left:
+            self._batches_left -= 1
             self._batches_asked += 1
             self._stream.ask(self._num_windows)
 
     def _receive(self) -> None:
-        """Takes windows until the stream ends. A rate-limiter time-out is a normal end; others raise."""
+        """Receives windows until the stream ends. A rate limiter's time-out is a normal end; others raise."""
         assert self._stream is not None
         chunks: dict[int, pb.ChunkData] = {}
         window: pb.FlatTrajectory | None = None
         held_bytes = 0
         try:
-            for size, response in self._stream.call:
-                held_bytes += size
+            for response_bytes, response in self._stream.call:
+                held_bytes += response_bytes
                 if held_bytes > self._most_bytes:
                     raise wire.WireError(f"a window of {self._table} does not end after {held_bytes} bytes")
                 for entry in response.entries:
@@ -205,17 +184,14 @@ class Sampler(Generic[X]):
                         chunks, window, held_bytes = {}, None, 0
             raise ReplayError(f"the replay server at {self._address} ended the sample stream")
         except grpc.RpcError as error:
-            with self._changed:
-                if self._closed:
-                    return
             timed_out = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            if not timed_out:
+            if not timed_out and not self._closed:
                 raise named_error(error, self._address, f"sampling from {self._table}") from error
         finally:
             self._stream.cancel()
 
     def _take(self, window: pb.FlatTrajectory | None, chunks: dict[int, pb.ChunkData]) -> None:
-        """One whole window into the buffers; a full batch onwards to the learner."""
+        """Decodes a window into the buffers, and transfers a batch once they are full."""
         if window is None:
             raise wire.WireError(f"a sample of {self._table} came without its item")
         with self._changed:
@@ -225,7 +201,7 @@ class Sampler(Generic[X]):
         self._filled += 1
         with self._changed:
             self._received += 1
-            self._last_arrival = time.monotonic()
+            self._last_progress = time.monotonic()
         if self._filled == self._num_windows:
             batch = self._transfer(Columns(self._floats, self._ints))
             with self._changed:
@@ -235,29 +211,24 @@ class Sampler(Generic[X]):
 
 
 class _Stream:
-    """One SampleStream and the requests on it."""
+    """A SampleStream and its requests."""
 
     def __init__(self, channel: grpc.Channel, table: str) -> None:
         self._table = table
-        self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self.call = channel.stream_stream(SAMPLE_STREAM, pb.SampleStreamRequest.SerializeToString, _with_size)(
-            self._outgoing()
-        )
+        self._requests: queue.SimpleQueue[pb.SampleStreamRequest | None] = queue.SimpleQueue()
+        method = channel.stream_stream(SAMPLE_STREAM, pb.SampleStreamRequest.SerializeToString, _with_size)
+        self.call = method(iter(self._requests.get, None))
 
     def ask(self, windows: int) -> None:
-        self._requests.put(windows)
+        timeout = pb.Timeout(milliseconds=int(RATE_LIMITER_TIMEOUT_S * 1000))
+        self._requests.put(pb.SampleStreamRequest(table=self._table, num_samples=windows, rate_limiter_timeout=timeout))
 
     def cancel(self) -> None:
         """Ends the call, and the thread in which gRPC waits for requests."""
         self.call.cancel()
         self._requests.put(None)
 
-    def _outgoing(self) -> Iterator[pb.SampleStreamRequest]:
-        timeout = pb.Timeout(milliseconds=int(RATE_LIMITER_TIMEOUT_S * 1000))
-        while (windows := self._requests.get()) is not None:
-            yield pb.SampleStreamRequest(table=self._table, num_samples=windows, rate_limiter_timeout=timeout)
-
 
 def _with_size(content: bytes) -> tuple[int, pb.SampleStreamResponse]:
-    """A response and its bytes, which cost nothing to count here."""
+    """Returns a response and its number of bytes, which is known here without cost."""
     return len(content), pb.SampleStreamResponse.FromString(content)

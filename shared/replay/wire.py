@@ -1,15 +1,18 @@
 """Chunks and windows as Reverb's messages, and back. Pure: numpy and protobuf, no connection.
 
-What is inserted is encoded here, whole streams at a time: protobuf's objects, made one by one, take six times as long.
+The n chunks or items of a message differ in keys and content alone. So protobuf writes one of them, with placeholders,
+and numpy writes the rest: protobuf objects for each would take six times as long.
+
+Rows are sent uncompressed, as one literal of Snappy's raw format: float32 hardly compresses. Any Snappy is read.
 """
 
+import math
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import chain, repeat
 from typing import Any
 
 import cramjam
 import numpy as np
+from google.protobuf.message import Message
 
 from shared.replay import reverb_pb2 as pb
 from shared.replay.errors import ReplayError
@@ -23,71 +26,82 @@ DTYPES: dict[int, np.dtype[Any]] = {
     9: np.dtype(np.int64),
     10: np.dtype(np.bool_),
 }
-MOST_EXPANSION = 22  # 3 bytes of snappy's stand for 64 at most; what claims to hold more is never made room for
+MOST_EXPANSION = 22  # 3 bytes of Snappy stand for 64 at most; no memory is allocated for a chunk that claims more
 MOST_DIMENSIONS = 8  # that an error shows
-_PRIORITY = pb.PrioritizedItem(priority=1.0).SerializeToString()
-_INTEGER, _LENGTH = 10, 5  # bytes at most
-_OPEN = 1 + _LENGTH
 _DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
+_KEY = 2**64 - 1  # placeholder of a key
+_KEY_BYTES = b"\xff" * 9 + b"\x01"  # the same on the wire, of a width that every key can take
+
+Trajectories = tuple[pb.FlatTrajectory, np.ndarray]
+"""A window with placeholders, and windows of its form on the wire, `[n, bytes]` uint8."""
 
 
 class WireError(ReplayError):
-    """A message that does not hold what was expected of it."""
+    """A message without the content that was expected of it."""
 
 
-def chunks(keys: np.ndarray, columns: Sequence[np.ndarray], episode_ids: np.ndarray, start: int) -> bytes:
-    """A request's `ChunkData`, one for each of `keys` `[n]` and `episode_ids` `[n]`, both uint64.
+def chunks(keys: np.ndarray, columns: Sequence[np.ndarray], episode_ids: np.ndarray, start: int) -> memoryview:
+    """Returns the `ChunkData` of a request, one for each of `keys` `[n]` and `episode_ids` `[n]`.
 
-    `columns`: contiguous, `[n, T, ...]` each; their rows are steps `start` to `start + T - 1`. Raises ValueError where
-    these are more than an int32 holds, which the server would not notice.
+    Keys and ids are uint64; `columns` are contiguous, `[n, T, ...]` each, and their rows are steps `start` to
+    `start + T - 1`. Raises ValueError if a step exceeds int32, which the server would not notice.
     """
-    if not len(keys):
-        return b""
     steps = columns[0].shape[1]
     if start + steps > 2**31:
         raise ValueError(f"step {start + steps - 1} of an environment is beyond int32: no run is that long")
-    contents, headers, data_size = [], [], np.zeros(len(keys), np.uint64)
-    for column in columns:
-        compressed = [cramjam.snappy.compress_raw(row) for row in _raw(column, len(keys))]
-        sizes = np.fromiter(map(len, compressed), np.uint64, len(keys))
-        header = _tensor_header(column.dtype, column.shape[1:])
-        headers.append(_join(_open(1, sizes + (len(header) + _OPEN)), header, _open(4, sizes)))
-        contents.append(compressed)
-        data_size += headers[-1].shape[-1] + sizes
-    last = _number(2, start) + _number(3, start + steps - 1)
-    head = _join(_numbers(1, keys), _messages(2, _numbers(1, episode_ids), last), _open(5, data_size))
-    tail = _number(6, len(columns)) + _number(7, sum(column[0].nbytes for column in columns))
-    headers[0] = _join(_open(1, head.shape[-1] + data_size + len(tail)), head, headers[0])
-    parts = (part for pair in zip(headers, contents, strict=True) for part in pair)
-    return b"".join(chain.from_iterable(zip(*parts, repeat(tail))))
+    contents = [column.reshape(len(keys), math.prod(column.shape[1:])).view(np.uint8) for column in columns]
+    literals = [_literal(content.shape[1]) for content in contents]
+    tensors = [
+        pb.Tensor(
+            dtype=_DTYPE_NUMBERS[column.dtype],
+            tensor_shape={"dim": [{"size": size} for size in column.shape[1:]]},
+            tensor_content=literal,
+        )
+        for column, literal in zip(columns, literals, strict=True)
+    ]
+    chunk = pb.ChunkData(
+        chunk_key=_KEY,
+        sequence_range=pb.SequenceRange(episode_id=_KEY, start=start, end=start + steps - 1),
+        data=pb.ChunkData.Data(tensors=tensors),
+        data_tensors_len=len(columns),
+        data_uncompressed_size=sum(content.shape[1] for content in contents),
+    )
+    fields = [(_KEY_BYTES, _varints(keys)), (_KEY_BYTES, _varints(episode_ids)), *zip(literals, contents, strict=True)]
+    return _copies(pb.InsertStreamRequest(chunks=[chunk]), fields).reshape(-1).data
 
 
-def trajectories(windows: np.ndarray, steps: int, columns: int) -> np.ndarray:
-    """`FlatTrajectory`s, `[n, bytes]` uint8: `windows` `[n, K]`, uint64, are the keys of each one's chunks.
+def trajectories(windows: np.ndarray, steps: int, columns: int) -> Trajectories:
+    """Returns windows for `items`; `windows` `[n, K]`, uint64, holds the keys of their chunks, the oldest first.
 
-    Oldest first, whole chunks, all of `steps` steps and with one tensor for each of `columns`.
+    A window takes whole chunks, each of `steps` steps and with one tensor for each of `columns`.
     """
-    whole = _join(_numbers(1, windows), _number(3, steps))
-    slices = (_messages(1, whole, _number(4, index)) for index in range(columns))
-    return _join(*(_messages(1, column.reshape(len(windows), windows.shape[1] * column.shape[2])) for column in slices))
+    slices = [pb.FlatTrajectory.ChunkSlice(chunk_key=_KEY, length=steps, index=index) for index in range(columns)]
+    num_chunks = windows.shape[1]
+    template = pb.FlatTrajectory(
+        columns=[pb.FlatTrajectory.Column(chunk_slices=[each] * num_chunks) for each in slices]
+    )
+    fields = [(_KEY_BYTES, keys) for keys in np.moveaxis(_varints(np.tile(windows, columns)), 1, 0)]
+    return template, _copies(template, fields)
 
 
-def items(table: str, keys: np.ndarray, windows: np.ndarray) -> bytes:
-    """A request's items of `table`, one for each of `keys` `[n]`, uint64, and of `trajectories`; of priority 1."""
-    head = _message(2, table.encode()) + _PRIORITY
-    return _messages(2, _numbers(1, keys), head, _messages(8, windows)).tobytes()
+def items(table: str, keys: np.ndarray, windows: Trajectories) -> bytes:
+    """Returns the items of `table` in a request, of priority 1: one for each of `keys` `[n]`, uint64, and `windows`."""
+    template, rows = windows
+    item = pb.PrioritizedItem(key=_KEY, table=table, priority=1.0, flat_trajectory=template)
+    fields = [(_KEY_BYTES, _varints(keys)), (template.SerializeToString(), rows)]
+    return _copies(pb.InsertStreamRequest(items=[item]), fields).tobytes()
 
 
 def keep_chunk_keys(keys: np.ndarray) -> bytes:
-    """A request's list of the chunks `[n]`, uint64, that later requests refer to."""
-    return _message(3, _varints(keys, _INTEGER).tobytes())
+    """Returns a request's list of the chunks `[n]`, uint64, to which later requests refer."""
+    return pb.InsertStreamRequest(keep_chunk_keys=keys.tolist()).SerializeToString()
 
 
 def read_window(window: pb.FlatTrajectory, chunks: dict[int, pb.ChunkData], outs: Sequence[np.ndarray]) -> None:
     """Writes a sampled item into `outs`, one contiguous array `[rows, ...]` for each column.
 
-    `chunks` by key: what came with the item. Raises `WireError` when columns, types, row shapes or the number
-    of rows differ from `outs`; the slices (offset, length, tensor) are the item's own.
+    `chunks` are those that came with the item, by key. Raises `WireError` if columns, types, row shapes or the number
+    of rows differ from `outs`; the item decides its slices (offset, length, tensor).
     """
     if len(window.columns) != len(outs):
         raise WireError(f"an item has {len(window.columns)} columns, {len(outs)} were expected")
@@ -141,73 +155,35 @@ def _read_slice(chunk: pb.ChunkData, piece: pb.FlatTrajectory.ChunkSlice, out: n
 
 def _decompress(content: bytes, out: np.ndarray, number: int) -> None:
     try:
-        written = cramjam.snappy.decompress_raw_into(content, _raw(out)[0])
+        written = cramjam.snappy.decompress_raw_into(content, out.reshape(-1).view(np.uint8).data)
     except cramjam.DecompressionError as error:
         raise WireError(f"column {number}: {error}") from error
     if written != out.nbytes:
         raise WireError(f"column {number}: a chunk holds {written} bytes, {out.nbytes} were expected")
 
 
-def _raw(array: np.ndarray, rows: int = 1) -> np.ndarray:
-    """The bytes of a contiguous array, `[rows, bytes]` uint8, without a copy."""
-    return array.reshape(rows, -1).view(np.uint8)
+def _literal(size: int) -> bytes:
+    """Returns `size` zero bytes in Snappy's raw format: a varint of the size, a literal's tag and length, the bytes."""
+    varint = pb.Uint128(high=size).SerializeToString()[1:]  # without the field's tag
+    return varint + b"\xfc" + (size - 1).to_bytes(4, "little") + bytes(size)
 
 
-@lru_cache
-def _tensor_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
-    return pb.Tensor(
-        dtype=_DTYPE_NUMBERS[dtype],
-        tensor_shape=pb.Tensor.Shape(dim=[pb.Tensor.Shape.Dim(size=size) for size in shape]),
-    ).SerializeToString()
+def _copies(template: Message, fields: Sequence[tuple[bytes, np.ndarray]]) -> np.ndarray:
+    """Returns the message `template` n times, `[n, bytes]` uint8, each with contents of its own.
+
+    Each of `fields` is a placeholder and the rows `[n, size]` that replace its last `size` bytes, in the order in which
+    the placeholders occur.
+    """
+    content, end = template.SerializeToString(), 0
+    copies = np.tile(np.frombuffer(content, np.uint8), (len(fields[0][1]), 1))
+    for placeholder, rows in fields:
+        end = content.index(placeholder, end) + len(placeholder)
+        copies[:, end - rows.shape[1] : end] = rows
+    return copies
 
 
-# Protobuf's encoding: a field's number and type in a byte, then an integer, of 7 bits a byte, or a length and so many
-# bytes. Messages are made n at a time, as `[..., bytes]` uint8: where n integers or lengths differ they take as many
-# bytes as any of their kind, which the encoding allows.
-
-
-def _number(field: int, value: int) -> bytes:
-    return bytes((field << 3, *_varint(value)))
-
-
-def _numbers(field: int, values: np.ndarray) -> np.ndarray:
-    return _join(bytes((field << 3,)), _varints(values, _INTEGER))
-
-
-def _message(field: int, content: bytes) -> bytes:
-    return bytes((field << 3 | 2, *_varint(len(content)))) + content
-
-
-def _messages(field: int, *parts: np.ndarray | bytes) -> np.ndarray:
-    """Of one size: `parts` side by side."""
-    content = _join(*parts)
-    return _join(bytes((field << 3 | 2, *_varint(content.shape[-1]))), content)
-
-
-def _open(field: int, sizes: np.ndarray) -> np.ndarray:
-    """`[..., _OPEN]`: what comes before the content of messages of `sizes` bytes."""
-    return _join(bytes((field << 3 | 2,)), _varints(sizes, _LENGTH))
-
-
-def _join(*parts: np.ndarray | bytes) -> np.ndarray:
-    """`[..., bytes]` side by side; what is `bytes` is the same in all."""
-    arrays = [part if isinstance(part, np.ndarray) else np.frombuffer(part, np.uint8) for part in parts]
-    leading = max((array.shape[:-1] for array in arrays), key=len)
-    whole = np.empty((*leading, sum(array.shape[-1] for array in arrays)), np.uint8)
-    end = 0
-    for array in arrays:
-        start, end = end, end + array.shape[-1]
-        whole[..., start:end] = array
-    return whole
-
-
-def _varint(value: int) -> bytes:
-    septets = [value >> shift & 127 for shift in range(0, max(value.bit_length(), 1), 7)]
-    return bytes((*(septet | 128 for septet in septets[:-1]), septets[-1]))
-
-
-def _varints(values: np.ndarray, width: int) -> np.ndarray:
-    """`values` `[...]` uint64 in `width` bytes each: `[..., width]` uint8."""
-    septets = (values[..., None] >> np.arange(0, 7 * width, 7, dtype=np.uint64) & np.uint64(127)).astype(np.uint8)
+def _varints(values: np.ndarray) -> np.ndarray:
+    """Returns `values` `[...]`, uint64, in protobuf's encoding, 10 bytes each: `[..., 10]` uint8."""
+    septets = (values[..., None] >> np.arange(0, 70, 7, dtype=np.uint64) & np.uint64(127)).astype(np.uint8)
     septets[..., :-1] |= 128
     return septets

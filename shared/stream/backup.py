@@ -1,4 +1,4 @@
-"""A shard in a snapshot, and back: parts are linked, not copied, for a finished part never changes."""
+"""Copies of a shard in snapshots, and back. A finished part never changes, so that it is linked, not copied."""
 
 import errno
 import os
@@ -15,34 +15,30 @@ _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS,
 
 
 def link_shard(summary: ShardSummary, source: Path, target: Path) -> None:
-    """Makes the folder `target`, a shard of the parts in `summary`, which lie in `source`.
+    """Makes the folder `target`, a shard with the parts of `summary` in `source`; returns when it is on the disk.
 
-    Hard links, or copies where the disk has no links. On the disk when it returns. A tail's parts are deleted in
-    time, so its writer's thread links what `cut` returned, before it goes on. Raises FileExistsError, OSError.
+    Uses hard links, or copies if the disk has no links. A tail's writer deletes old parts, so its thread links what
+    `cut` returned before it writes again. Raises FileExistsError, OSError.
     """
     target.mkdir(parents=True)
     for part in summary.parts:
-        _link(source / part.name, target / part.name)
+        try:
+            os.link(source / part.name, target / part.name)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            shutil.copyfile(source / part.name, target / part.name)
         with open(target / part.name, "rb") as file:
-            os.fsync(file.fileno())  # a tail's parts are only with the operating system
-    write_index(target, summary)  # and all names in the folder
+            os.fsync(file.fileno())  # the operating system alone has a tail's parts
+    write_index(target, summary)  # waits for the names in the folder, too
     sync_folder(target.parent)
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        shutil.copyfile(source, target)
-
-
 def restore_shard(source: Path, target: Path, wait_s: float = LOCK_SECONDS) -> None:
-    """`target` becomes what the snapshot's shard `source` holds, byte for byte verified; `source` stays as it is.
+    """Replaces `target` by the snapshot's shard `source`, of which every byte is verified.
 
-    A writer goes on after the snapshot's last number. When interrupted, do it again before `target` is opened.
-    Raises ConfigError, one line, if `source` is damaged or `target` is being written; OSError.
+    If it is interrupted, call it again before a writer opens `target`. Raises ConfigError, one line, if `source` is
+    damaged or `target` is being written; OSError.
     """
     remedy = "resume from another snapshot"
     shard = read_index(source, remedy)

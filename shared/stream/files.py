@@ -1,4 +1,4 @@
-"""What any file of a stream needs: names that outlive a power cut, errors in one line, a lock for its writer."""
+"""Parts of every access to a stream's files: one-line errors, and the lock of a shard's writer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,21 +15,21 @@ LOCK_SECONDS = 5.0
 
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Raises ConfigError, one line, where `path` cannot be read or is no Arrow file."""
+    """Turns errors of reading `path` into ConfigError, one line that ends with `remedy`."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        of_the_system = isinstance(error, OSError) and error.errno is not None  # Arrow's own have no number
-        cause = error.strerror if of_the_system else "not an Arrow file"
+        from_system = isinstance(error, OSError) and error.errno is not None  # Arrow's own errors have no number
+        cause = error.strerror if from_system else "not an Arrow file"
         raise ConfigError(f"{path}: cannot be read ({cause}); {remedy}") from error
 
 
 def lock_shard(folder: Path, wait_s: float) -> filelock.BaseFileLock:
-    """The right to change the shard in `folder`, until it is released or the process dies, however it dies.
+    """Acquires the right to change the shard in `folder`; it ends with `release`, or with the process.
 
-    Raises ConfigError when another writer still has it after `wait_s` seconds.
+    Raises ConfigError if another writer still has it after `wait_s` seconds.
     """
-    # Released by the writer, in whichever thread it is closed; two writers of one process exclude each other, too.
+    # Any thread may close the writer; two writers of one process exclude each other, too.
     lock = filelock.FileLock(folder / LOCK, thread_local=False, is_singleton=False)
     try:
         lock.acquire(timeout=wait_s)

@@ -1,40 +1,45 @@
-"""The stream of a run: what its collectors inserted, on disk. Replay's backup; whole, it feeds other learners.
+"""Format of a stream: the unrolls of a run's collectors on disk.
 
     DIR/collector-0/part-000000123.arrow    a shard for each collector, cut into parts, named by their first unroll
     DIR/collector-0/shard.json              the shard's index: its finished parts and their checksums
     DIR/collector-0/lock                    held by the one process that writes the shard
     DIR/manifest.json                       written last: a recording without it is unfinished
 
-The unrolls of a shard have numbers, strictly increasing from 0. A collector that starts again leaves out one, so no
-relabelling window spans a gap. A part holds consecutive numbers. It is a whole Arrow file by itself: a record batch
-is one unroll, a row of it one environment's chunk. A part being written is called `.partial`: a file without an end.
+A stream is replay's backup; a complete recording feeds other learners. The unrolls of a shard have numbers that grow
+from 0. A collector that starts again skips one, so that no relabelling window spans a gap. A part holds consecutive
+numbers, and is an Arrow file by itself: a record batch is an unroll, a row of it one environment's chunk. The name of a
+part that is being written ends in `.partial`; such a file has no end yet.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from shared.config import EnvOptions, Experiment, Frozen, PositiveInt
 from shared.envs.base import EnvSpec
+from shared.errors import ConfigError
 from shared.plan import Plan
 from shared.replay.codec import INT_COLUMNS
+from shared.stream.files import reading
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 INDEX = "shard.json"
 PARTIAL = ".partial"
 
+Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class StreamDescription(Frozen):
-    """What a stream holds, and what a run that is fed from it has to agree with."""
+    """Content of a stream. A run that trains on the stream has to agree with it."""
 
     env: str
-    env_options: EnvOptions = EnvOptions()  # but for the episode's length, which has its own entry
+    env_options: EnvOptions = EnvOptions()  # without the episode's length, which is a field here
     state_size: PositiveInt  # S
     action_size: PositiveInt  # A
     episode_length: PositiveInt
@@ -45,22 +50,21 @@ class StreamDescription(Frozen):
 
     @property
     def unroll_bytes(self) -> int:
-        """Uncompressed, of one collector."""
-        steps = self.environments * self.unroll_length
-        return bytes_of_stream(steps, self.state_size, self.action_size)
+        """Uncompressed bytes of one collector's unroll."""
+        return bytes_of_stream(self.environments * self.unroll_length, self.state_size, self.action_size)
 
     @property
     def schema(self) -> pa.Schema:
-        """Of every part: `floats` `[T * (S + A)]` and `ints` `[T * 3]` a row."""
+        """Schema of every part: `floats` `[T * (S + A)]` and `ints` `[T * 3]` a row."""
         floats, ints = (self.unroll_length * size for size in (self.state_size + self.action_size, INT_COLUMNS))
         return pa.schema([("floats", pa.list_(pa.float32(), floats)), ("ints", pa.list_(pa.int32(), ints))])
 
 
 class PartSummary(Frozen):
-    """One finished part: unrolls `first`, `first` + 1, ... `bytes`: of the file."""
+    """A finished part with unrolls `first`, `first` + 1, ...; `bytes` is the file's size."""
 
     name: str
-    first: Annotated[int, Field(ge=0)]
+    first: Count
     unrolls: PositiveInt
     rows: PositiveInt
     bytes: PositiveInt
@@ -72,14 +76,14 @@ class PartSummary(Frozen):
 
 
 class ShardSummary(Frozen):
-    """What is kept of one collector, its parts in order."""
+    """The parts of collector `index` that are kept, in order."""
 
-    index: Annotated[int, Field(ge=0)]
+    index: Count
     parts: tuple[PartSummary, ...]
 
     @property
     def next_number(self) -> int:
-        """After the newest unroll; 0 for an empty shard."""
+        """Number after the newest unroll; 0 for an empty shard."""
         return self.parts[-1].numbers.stop if self.parts else 0
 
     @property
@@ -87,16 +91,12 @@ class ShardSummary(Frozen):
         return sum(part.unrolls for part in self.parts)
 
     @property
-    def rows(self) -> int:
-        return sum(part.rows for part in self.parts)
-
-    @property
     def bytes(self) -> int:
         return sum(part.bytes for part in self.parts)
 
 
 class ShardIndex(Frozen):
-    """A shard's own file. `sha256`: of `shard` as JSON, so that a damaged index is not believed."""
+    """A shard's own file; `sha256` is the digest of `shard` as JSON and reveals damage."""
 
     format_version: int
     sha256: Sha256
@@ -104,7 +104,7 @@ class ShardIndex(Frozen):
 
 
 class Manifest(Frozen):
-    """`versions`: of the packages that wrote it."""
+    """The file that completes a recording; `versions` are those of the packages that wrote it."""
 
     format_version: int
     description: StreamDescription
@@ -112,8 +112,34 @@ class Manifest(Frozen):
     shards: tuple[ShardSummary, ...]
 
 
+File = TypeVar("File", ShardIndex, Manifest)
+
+
+def read_file(path: Path, kind: type[File], damaged: str, remedy: str, upgrade: str) -> File:
+    """Reads an index or a manifest. Raises ConfigError, one line that says `damaged`, or of another format version.
+
+    The line ends with `remedy`, or with `upgrade` if the version is another.
+    """
+    with reading(path, remedy):
+        text = path.read_bytes()
+    try:
+        values = json.loads(text)
+        version = values["format_version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path}: {damaged}; {remedy}") from error
+    if version != FORMAT_VERSION:
+        raise ConfigError(f"{path}: format version {version!r}, this Fathom reads {FORMAT_VERSION}; {upgrade}")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"{path}: {damaged} ({'.'.join(map(str, first['loc']))}: {first['msg']}); {remedy}"
+        ) from error
+
+
 def describe(experiment: Experiment, plan: Plan, spec: EnvSpec) -> StreamDescription:
-    """The stream that this run records, or asks for."""
+    """Returns the description of the stream that a run records, or trains on."""
     return StreamDescription(
         env=experiment.env,
         env_options=experiment.env_options.model_copy(update={"episode_length": None}),
@@ -128,17 +154,18 @@ def describe(experiment: Experiment, plan: Plan, spec: EnvSpec) -> StreamDescrip
 
 
 def bytes_of_stream(env_steps: int, state_size: int, action_size: int) -> int:
-    """Uncompressed bytes of a stream of `env_steps` environment steps, over all collectors."""
+    """Returns the uncompressed bytes of a stream of `env_steps` environment steps, over all collectors."""
     return env_steps * 4 * (state_size + action_size + INT_COLUMNS)
 
 
 def miscount(description: StreamDescription, shards: Sequence[ShardSummary]) -> str:
-    """What does not add up, or nothing.
+    """Returns the first contradiction between a description and all its shards; empty if there is none.
 
-    A shard may have more unrolls than were asked for: its collector makes up for windows lost to a gap.
+    A shard may have more unrolls than the description: its collector makes up for windows lost to a gap.
     """
-    if [shard.index for shard in shards] != list(range(description.collectors)):
-        return f"shards {[shard.index for shard in shards]} of {description.collectors} collectors"
+    indices = [shard.index for shard in shards]
+    if indices != list(range(description.collectors)):
+        return f"shards {indices} of {description.collectors} collectors"
     for shard in shards:
         if shard.unrolls < description.unrolls:
             return f"collector-{shard.index} has {shard.unrolls} unrolls, {description.unrolls} were expected"
@@ -148,16 +175,16 @@ def miscount(description: StreamDescription, shards: Sequence[ShardSummary]) -> 
 
 
 def misnumbered(description: StreamDescription, shard: ShardSummary) -> str:
-    """What is wrong with a shard's parts, or nothing."""
-    next_number = 0
+    """Returns the first mistake in a shard's parts; empty if there is none."""
+    folder, next_number = f"collector-{shard.index}", 0
     for part in shard.parts:
         rows = part.unrolls * description.environments
         if part.name != part_name(part.first):
-            return f"collector-{shard.index} has {part.name}, {part_name(part.first)} was expected"
+            return f"{folder} has {part.name}, {part_name(part.first)} was expected"
         if part.first < next_number:
-            return f"collector-{shard.index} has {part.name} where unroll {next_number} or a later one was expected"
+            return f"{folder} has {part.name} where unroll {next_number} or a later one was expected"
         if part.rows != rows:
-            return f"collector-{shard.index}/{part.name} has {part.rows} rows, {rows} were expected"
+            return f"{folder}/{part.name} has {part.rows} rows, {rows} were expected"
         next_number = part.numbers.stop
     return ""
 
@@ -167,5 +194,5 @@ def shard_folder(directory: Path, index: int) -> Path:
 
 
 def part_name(first: int) -> str:
-    """Of the part that begins with unroll `first`."""
+    """Returns the name of the part that begins with unroll `first`."""
     return f"part-{first:09d}.arrow"

@@ -1,12 +1,11 @@
-"""One part of a shard: consecutive unrolls in an Arrow file. Written, read whole, read while it has no end."""
+"""Part of a shard: consecutive unrolls in an Arrow file, read when it is finished or while it has no end."""
 
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -19,53 +18,44 @@ from shared.stream.format import PARTIAL, PartSummary, StreamDescription, part_n
 AGAIN = "put it back as it was, or resume from a snapshot"
 OTHER_RUN = "name the folder of a run with this environment and these collectors"
 _NAME = re.compile(rf"part-(\d{{9,}})\.arrow({re.escape(PARTIAL)})?")
-_MAGIC_BYTES = 8  # before an Arrow file's batches; what follows is an Arrow stream
+_MAGIC_BYTES = 8  # before an Arrow file's batches; an Arrow stream follows
 _OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
-
-T = TypeVar("T")
 
 
 class PartWriter:
-    """A part from its first unroll on. What was written is readable up to the last whole unroll at any time."""
+    """Writer of one part, which is readable up to its last whole unroll at any time."""
 
     def __init__(
-        self,
-        folder: Path,
-        first: int,
-        description: StreamDescription,
-        compression: str,
-        suffix: str = PARTIAL,
-        sync: bool = True,
+        self, folder: Path, first: int, description: StreamDescription, recorded: bool, suffix: str = PARTIAL
     ) -> None:
-        """`compression`: "zstd", at Arrow's level 1, or "lz4". `suffix`: of the name until the part is finished.
+        """Begins the part at unroll `first`; its name ends in `suffix` until it is finished.
 
-        `sync`: a finished part outlives a power cut; without, it only outlives its writer.
+        A `recorded` part is compressed and survives a power cut. Others are deleted soon: they survive their writer.
         """
-        self._sync = sync
         self.first, self.unrolls = first, 0
-        self._path, self._environments = folder / part_name(first), description.environments
-        self._unfinished = folder / (part_name(first) + suffix)
+        self._recorded, self._environments = recorded, description.environments
+        self._path, self._unfinished = folder / part_name(first), folder / (part_name(first) + suffix)
         self._file = pa.OSFile(str(self._unfinished), "wb")
-        # One thread: recording shares its cores with the environments.
-        options = pa.ipc.IpcWriteOptions(compression=compression, use_threads=False)
+        # One thread: recording shares its cores with the environments. zstd is at Arrow's level 1.
+        options = pa.ipc.IpcWriteOptions(compression="zstd" if recorded else None, use_threads=False)
         self._batches = pa.ipc.new_file(self._file, description.schema, options=options)
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """`batch`: one unroll. With the operating system when this returns: the file is not buffered."""
+        """Writes one unroll, which survives this process: the file is not buffered."""
         self._batches.write_batch(batch)
         self.unrolls += 1
 
     def finish(self) -> PartSummary:
-        """The name of a whole part is given last, when its bytes are on the disk, or with the operating system."""
+        """Ends the part. It gets its name last, when its bytes are on the disk, or with the operating system."""
         self._batches.close()
         self._file.close()
         with open(self._unfinished, "rb") as file:
-            if self._sync:
+            if self._recorded:
                 os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
         self._unfinished.rename(self._path)
-        if self._sync:
+        if self._recorded:
             sync_folder(self._path.parent)
         return PartSummary(
             name=self._path.name,
@@ -83,9 +73,9 @@ class PartWriter:
 
 
 def parts_in(folder: Path) -> list[int]:
-    """The first numbers of all parts, finished or being written, oldest first; none where there is no folder.
+    """Returns the first numbers of all parts, finished or not, the oldest first; empty if there is no folder.
 
-    A file that is renamed while its folder is listed can be missed, so two listings have to agree.
+    A listing can miss a file that is renamed meanwhile, so two listings have to agree.
     """
     before, listed = None, _listed(folder)
     while listed != before:
@@ -101,31 +91,21 @@ def _listed(folder: Path) -> set[int]:
     return {int(match[1]) for name in names if (match := _NAME.fullmatch(name))}
 
 
-def by_either_name(folder: Path, first: int, finished: Callable[[Path], T], partial: Callable[[Path], T]) -> T | None:
-    """`finished(path)` or `partial(path)`, whichever the part is, also when it is finished meanwhile; none if gone."""
-    path = folder / part_name(first)
-    beside = folder / (part_name(first) + PARTIAL)
-    for read, at in ((finished, path), (partial, beside), (finished, path)):
-        with reading(at, AGAIN), suppress(FileNotFoundError):
-            return read(at)
-    return None
-
-
 def whole_batches(data: bytes) -> Iterator[pa.RecordBatch]:
-    """Of a finished part. Raises ArrowException or OSError where it is damaged."""
+    """Returns the batches of a finished part. Raises ArrowException or OSError if it is damaged."""
     batches = pa.ipc.open_file(pa.py_buffer(data), options=_OPTIONS)
-    return (_sound(batches.get_batch(number)) for number in range(batches.num_record_batches))
+    return (_validated(batches.get_batch(number)) for number in range(batches.num_record_batches))
 
 
 def complete_batches(data: bytes) -> Iterator[pa.RecordBatch]:
-    """Of a part without an end: a last batch that is half there is left out."""
+    """Yields the batches of a part without an end, except a last one that is cut off."""
     with suppress(pa.ArrowException, OSError):
         for batch in pa.ipc.open_stream(pa.py_buffer(data)[_MAGIC_BYTES:], options=_OPTIONS):
-            yield _sound(batch)
+            yield _validated(batch)
 
 
-def _sound(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Raises ArrowInvalid for lengths that a flipped bit made senseless: used, they would end the process."""
+def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Raises ArrowInvalid for lengths that a flipped bit made senseless; their use would end the process."""
     batch.validate()
     return batch
 
@@ -136,14 +116,8 @@ def check_schema(path: Path, schema: pa.Schema, description: StreamDescription) 
         raise ConfigError(f"{path}: other rows than this run's; {OTHER_RUN}")
 
 
-def schema_of(path: Path) -> pa.Schema:
-    """Of a finished part. Raises ConfigError if it is no Arrow file."""
-    with reading(path, AGAIN), pa.OSFile(str(path), "rb") as file:
-        return pa.ipc.open_file(file).schema
-
-
 def columns_of(path: Path, batch: pa.RecordBatch, description: StreamDescription) -> Columns:
-    """`floats` `[N, T, S + A]`, `ints` `[N, T, 3]`, read-only. Raises ConfigError if the batch is another run's."""
+    """Returns `floats` `[N, T, S + A]`, `ints` `[N, T, 3]`, read-only. Raises ConfigError for another run's batch."""
     check_schema(path, batch.schema, description)
     if batch.num_rows != description.environments:
         raise ConfigError(f"{path}: unrolls of {batch.num_rows} environments, not of this run's; {OTHER_RUN}")
@@ -153,18 +127,18 @@ def columns_of(path: Path, batch: pa.RecordBatch, description: StreamDescription
 
 
 def summarise(path: Path, first: int) -> PartSummary:
-    """Of a finished part: reads all of it. Raises ConfigError if it is no Arrow file."""
+    """Reads all of a finished part. Raises ConfigError if it is no Arrow file, or empty."""
     with reading(path, AGAIN):
         data = path.read_bytes()
         rows = [batch.num_rows for batch in whole_batches(data)]
     if not rows:
         raise ConfigError(f"{path}: holds nothing; {AGAIN}")
-    values: dict[str, Any] = {"unrolls": len(rows), "rows": sum(rows), "bytes": len(data)}
-    return PartSummary(name=path.name, first=first, sha256=hashlib.sha256(data).hexdigest(), **values)
+    digest, counts = hashlib.sha256(data).hexdigest(), {"unrolls": len(rows), "rows": sum(rows), "bytes": len(data)}
+    return PartSummary(name=path.name, first=first, sha256=digest, **counts)
 
 
 def check_size(path: Path, part: PartSummary, listed_in: str, remedy: str) -> None:
-    """Raises ConfigError unless `path` is there, as long as it was when it was finished."""
+    """Raises ConfigError unless `path` exists and has the size that it had when it was finished."""
     if not path.exists():
         raise ConfigError(f"{path}: missing; {remedy}")
     with reading(path, remedy):
@@ -174,7 +148,7 @@ def check_size(path: Path, part: PartSummary, listed_in: str, remedy: str) -> No
 
 
 def check_bytes(path: Path, part: PartSummary, listed_in: str, remedy: str) -> None:
-    """Raises ConfigError unless every byte of `path` is what it was. Reads it in blocks: a second for about a GB."""
+    """Raises ConfigError unless every byte of `path` is unchanged. Reads it in blocks: about a second for a GB."""
     check_size(path, part, listed_in, remedy)
     with reading(path, remedy), open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,53 +1,45 @@
-"""Reading a recorded stream that is whole, and refusing one that is not."""
+"""Reader of a complete recorded stream; it refuses others."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from shared.config import EnvOptions
 from shared.errors import ConfigError
 from shared.replay.codec import Columns
 from shared.stream.files import reading
-from shared.stream.format import (
-    FORMAT_VERSION,
-    MANIFEST,
-    Manifest,
-    PartSummary,
-    StreamDescription,
-    miscount,
-    shard_folder,
-)
+from shared.stream.format import MANIFEST, Manifest, StreamDescription, miscount, read_file, shard_folder
 from shared.stream.part import check_bytes, columns_of, whole_batches
 
 _AGAIN = "copy the stream again from where it was recorded, or record it again"
+# Fields of a description that a run must agree with, as the user calls them; True for keys of an experiment.
+_KEYS = {
+    "env": ("env", True),
+    "env_options": ("env_options", True),
+    "state_size": ("state_size", False),
+    "action_size": ("action_size", False),
+    "episode_length": ("env_options.episode_length", True),
+    "unroll_length": ("collector.unroll_length", True),
+    "environments": ("collector.environments", True),
+    "collectors": ("collector.actors", True),
+}
 
 
 class Stream:
-    """A recorded stream that was found whole; see `open_stream`."""
+    """A complete recorded stream; see `open_stream`."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
-        self.directory, self._manifest = Path(directory), manifest
-
-    @property
-    def description(self) -> StreamDescription:
-        return self._manifest.description
-
-    @property
-    def unrolls(self) -> int:
-        """Of each collector, at least."""
-        return self.description.unrolls
+        self.directory, self.description, self._shards = directory, manifest.description, manifest.shards
 
     def shard(self, index: int, first: int = 0) -> Iterator[tuple[int, Columns]]:
-        """The unrolls of collector `index` from number `first` on in order, with their numbers; see `columns_of`.
+        """Yields the unrolls of collector `index` from number `first` on, with their numbers; see `columns_of`.
 
-        Holds one part in memory, compressed. Raises ConfigError if a part is no longer what it was at opening.
+        Holds one part in memory, compressed. Raises ConfigError if a part changed since the stream was opened.
         """
-        for part in self._manifest.shards[index].parts:
+        for part in self._shards[index].parts:
             if part.numbers.stop <= first:
                 continue
             path = shard_folder(self.directory, index) / part.name
@@ -62,7 +54,7 @@ class Stream:
     def check_fits(self, wanted: StreamDescription) -> None:
         """Raises ConfigError, a line for each key in which `wanted` (see `describe`) differs, with both values.
 
-        Fewer unrolls than the stream has are as good.
+        `wanted` may have fewer unrolls than the stream.
         """
         held = self.description
         mistakes = [
@@ -81,69 +73,33 @@ class Stream:
             raise ConfigError("\n".join(mistakes))
 
 
-# Fields of a description that a run must agree with: what the user calls them, and whether it is a key to set.
-_KEYS = {
-    "env": ("env", True),
-    "env_options": ("env_options", True),
-    "state_size": ("state_size", False),
-    "action_size": ("action_size", False),
-    "episode_length": ("env_options.episode_length", True),
-    "unroll_length": ("collector.unroll_length", True),
-    "environments": ("collector.environments", True),
-    "collectors": ("collector.actors", True),
-}
-
-
 def _text(value: Any) -> str:
-    """As a user writes it; of options, those that differ from what they are when left out."""
+    """Returns a value as a user writes it; of options, those that are not at their defaults."""
     return str(value.model_dump(exclude_defaults=True)) if isinstance(value, EnvOptions) else str(value)
 
 
 def open_stream(directory: Path, verify: bool = True) -> Stream:
-    """The stream in `directory`, every byte of it verified. Raises ConfigError: one line, a file and a remedy.
+    """Opens the stream in `directory`. Raises ConfigError, one line with a file and a remedy.
 
-    Reads all parts once, in blocks: about a second for each GB. Without `verify`, for who knows that it was
-    verified already, each part is when its turn comes.
+    `verify` reads every byte once, in blocks: about a second for each GB. Without it, each part is verified when its
+    turn comes.
     """
     directory = Path(directory)
-    manifest = _read_manifest(directory / MANIFEST)
-    if wrong := miscount(manifest.description, manifest.shards):
-        raise ConfigError(f"{directory / MANIFEST}: {wrong}; {_AGAIN}")
-    for shard in manifest.shards if verify else ():
-        for part in shard.parts:
-            _check_part(shard_folder(directory, shard.index) / part.name, part, manifest.description.schema)
-    return Stream(directory, manifest)
-
-
-def _read_manifest(path: Path) -> Manifest:
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent}: no such folder; name the folder of a recorded stream")
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise ConfigError(f"{directory}: no such folder; name the folder of a recorded stream")
     if not path.exists():
         raise ConfigError(f"{path}: missing, so the run did not finish recording; record the stream again")
-    with reading(path, _AGAIN):
-        text = path.read_bytes()
-    try:
-        values = json.loads(text)
-        version = values["format_version"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{path}: not a stream's manifest; {_AGAIN}") from error
-    if version != FORMAT_VERSION:
-        raise ConfigError(
-            f"{path}: format version {version!r}, this Fathom reads {FORMAT_VERSION}; "
-            "use the Fathom that recorded the stream, or record it again"
-        )
-    try:
-        return Manifest.model_validate(values)
-    except ValidationError as error:
-        first: Any = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{path}: {field}: {first['msg']}; {_AGAIN}") from error
-
-
-def _check_part(path: Path, part: PartSummary, schema: pa.Schema) -> None:
-    """Size, checksum, then that it is the Arrow file the manifest speaks of."""
-    check_bytes(path, part, "manifest", _AGAIN)
-    with reading(path, _AGAIN), pa.OSFile(str(path), "rb") as file:
-        batches = pa.ipc.open_file(file)
-        if batches.schema != schema or batches.num_record_batches != part.unrolls:
-            raise ConfigError(f"{path}: other rows or unrolls than the manifest says; {_AGAIN}")
+    upgrade = "use the Fathom that recorded the stream, or record it again"
+    manifest = read_file(path, Manifest, "not a stream's manifest", _AGAIN, upgrade)
+    if wrong := miscount(manifest.description, manifest.shards):
+        raise ConfigError(f"{path}: {wrong}; {_AGAIN}")
+    for shard in manifest.shards if verify else ():
+        for part in shard.parts:
+            part_path = shard_folder(directory, shard.index) / part.name
+            check_bytes(part_path, part, "manifest", _AGAIN)
+            with reading(part_path, _AGAIN), pa.OSFile(str(part_path), "rb") as file:
+                batches = pa.ipc.open_file(file)
+                if batches.schema != manifest.description.schema or batches.num_record_batches != part.unrolls:
+                    raise ConfigError(f"{part_path}: other rows or unrolls than the manifest says; {_AGAIN}")
+    return Stream(directory, manifest)

@@ -1,8 +1,11 @@
-"""A shard whose writer died, at whatever instruction, made whole again."""
+"""Recovery of a shard whose writer died, at whatever instruction."""
 
 from pathlib import Path
 
+import pyarrow as pa
+
 from shared.errors import ConfigError
+from shared.stream.files import reading
 from shared.stream.format import INDEX, PARTIAL, ShardSummary, StreamDescription, misnumbered, part_name
 from shared.stream.index import read_index, write_index
 from shared.stream.part import (
@@ -13,21 +16,20 @@ from shared.stream.part import (
     check_size,
     complete_batches,
     parts_in,
-    schema_of,
     summarise,
 )
 
-_SALVAGED = ".salvaged"  # one that is left is written again, for its `.partial` is still there
+_SALVAGED = ".salvaged"  # such a file is written again if it is left, since its `.partial` still exists
 
 
-def recover(folder: Path, index: int, description: StreamDescription, compression: str) -> ShardSummary:
-    """The shard of collector `index` after whatever ended its writer, with all of its unrolls in finished parts.
+def recover(folder: Path, index: int, description: StreamDescription, recorded: bool) -> ShardSummary:
+    """Puts all unrolls of collector `index` into finished parts, and returns its shard. Needs the shard's lock.
 
-    For who holds the shard's lock. A part that the index does not know was finished right before the end. Raises
-    ConfigError, one line, where index and files contradict each other or are another run's; OSError.
+    A part that the index lacks was finished right before its writer's end. Raises ConfigError, one line, if index and
+    files contradict each other or belong to another run; OSError.
     """
     for first in parts_in(folder):
-        _salvage(folder, first, description, compression)
+        _salvage(folder, first, description, recorded)
     there = (folder / INDEX).exists()
     listed = read_index(folder, "remove it: it is made again from the parts") if there else None
     known = {part.first: part for part in listed.parts} if listed else {}
@@ -39,22 +41,24 @@ def recover(folder: Path, index: int, description: StreamDescription, compressio
     shard = ShardSummary(index=index, parts=parts)
     if wrong := misnumbered(description, shard):
         raise ConfigError(f"{folder}: {wrong}; {OTHER_RUN}")
-    for part in parts[-1:]:  # the others were written by the same run
-        check_schema(folder / part.name, schema_of(folder / part.name), description)
+    for part in parts[-1:]:  # the same run wrote the others
+        path = folder / part.name
+        with reading(path, AGAIN), pa.OSFile(str(path), "rb") as file:
+            check_schema(path, pa.ipc.open_file(file).schema, description)
     if shard != listed:
         write_index(folder, shard)
     return shard
 
 
-def _salvage(folder: Path, first: int, description: StreamDescription, compression: str) -> None:
-    """Makes a finished part of what is whole in a `.partial`. Can be interrupted anywhere, and repeated."""
+def _salvage(folder: Path, first: int, description: StreamDescription, recorded: bool) -> None:
+    """Makes a finished part of the whole unrolls in a `.partial`. Can be interrupted anywhere, and repeated."""
     left = folder / (part_name(first) + PARTIAL)
     if not left.exists():
         return
     part: PartWriter | None = None
     for batch in complete_batches(left.read_bytes()):
         check_schema(left, batch.schema, description)
-        part = part or PartWriter(folder, first, description, compression, _SALVAGED)
+        part = part or PartWriter(folder, first, description, recorded, _SALVAGED)
         part.write(batch)
     if part is not None:
         part.finish()

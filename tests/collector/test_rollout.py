@@ -14,14 +14,14 @@ N, T = 16, 20
 
 
 class Knobs(NamedTuple):
-    """Parameters of `echo`: a factor, and the count of steps at which its action is not finite."""
+    """Parameters of `echo`: a factor, and the number of steps after which its action is not finite."""
 
     factor: float = 0.1
     fails_at: float = -1.0
 
 
 def echo(params: Knobs, state: Array, goal: Array, key: Array) -> jax.Array:
-    """A policy that writes what it saw into its action: the goal's tag and the steps into the episode."""
+    """Policy whose action repeats its inputs: the goal's tag, and the steps made in the episode times a factor."""
     action = jnp.stack([goal[:, 1], state[:, 0] * params.factor], axis=-1)
     return jnp.where(state[:, :1] == params.fails_at, jnp.nan, action)
 
@@ -66,7 +66,7 @@ def test_rows_hold_the_state_before_the_action(three: tuple[RolloutState, Unroll
 
 def test_episodes_end_by_termination_and_by_truncation(three: tuple[RolloutState, Unroll]) -> None:
     _, seen = three
-    assert set(seen.rows.state[..., 0][seen.done]) == {2, 6}  # the last states: of 3 steps (limit) and of 7 (length)
+    assert set(seen.rows.state[..., 0][seen.done]) == {2, 6}  # last states of 3 steps (limit) and 7 steps (length)
     assert seen.rows.state[..., 0].max() == 6
     assert (seen.done.sum(axis=0) >= 60 // 7).all()
 
@@ -91,10 +91,10 @@ def test_every_reset_draws_a_new_start_and_a_new_goal(three: tuple[RolloutState,
             own = [value for (owner, _), value in by_episode.items() if owner == environment]
             assert len(set(own)) == len(own)
         tags = np.array([[by_episode[n, int(e)] for n, e in enumerate(row)] for row in seen.rows.episode], np.float32)
-        np.testing.assert_array_equal(seen.rows.state[..., tag], tags)  # and keeps them to the episode's end
+        np.testing.assert_array_equal(seen.rows.state[..., tag], tags)  # and keeps both until the episode ends
 
 
-def test_few_environments_in_a_long_unroll_never_meet_a_start_twice(counting: Any) -> None:
+def test_few_environments_in_a_long_unroll_never_get_a_start_twice(counting: Any) -> None:
     env = counting(limits=(1, 1))
 
     def unroll(key: Array) -> list[Unroll]:
@@ -105,7 +105,7 @@ def test_few_environments_in_a_long_unroll_never_meet_a_start_twice(counting: An
             assert [len(set(column)) for column in tags.T] == [12] * environments
 
 
-def test_fixed_goals_are_each_environments_first_for_ever(counting: Any) -> None:
+def test_fixed_goals_keep_the_first_start_and_goal_of_each_environment(counting: Any) -> None:
     state, seen = rolled(counting(), unrolls=3, fixed_goals=True)
     tags = np.concatenate([one.rows.state[..., 1:] for one in seen])
     np.testing.assert_array_equal(tags, np.broadcast_to(tags[0], tags.shape))
@@ -113,7 +113,7 @@ def test_fixed_goals_are_each_environments_first_for_ever(counting: Any) -> None
     assert (state.episode > 3).all()
 
 
-def test_steps_and_versions_go_on_over_unrolls(three: tuple[RolloutState, Unroll]) -> None:
+def test_steps_and_versions_continue_over_unrolls(three: tuple[RolloutState, Unroll]) -> None:
     state, seen = three
     np.testing.assert_array_equal(seen.rows.step, np.arange(3 * T)[:, None] + np.zeros((1, N)))
     np.testing.assert_array_equal(seen.rows.version, np.repeat([5, 6, 7], T)[:, None] + np.zeros((1, N)))
@@ -124,12 +124,12 @@ def test_steps_and_versions_go_on_over_unrolls(three: tuple[RolloutState, Unroll
 def test_distance_is_to_the_commanded_goal_after_the_step(three: tuple[RolloutState, Unroll]) -> None:
     _, seen = three
     after = seen.rows.state[..., 0] + 1
-    limited = np.zeros(after.shape, bool)  # episodes that terminate after 3 steps have goal 2, the others 5
+    limited = np.zeros(after.shape, bool)  # episodes that end after 3 steps have goal 2, others 5
     for environment in range(N):
         for episode in range(seen.rows.episode[:, environment].max() + 1):
             rows = seen.rows.episode[:, environment] == episode
             limited[rows, environment] = (seen.done[:, environment] & rows & (after[:, environment] == 3)).any()
-    whole = seen.rows.episode < seen.rows.episode.max(axis=0)  # the last episode's end was not seen
+    whole = seen.rows.episode < seen.rows.episode.max(axis=0)  # the end of the last episode is not recorded
     expected = np.abs(after - np.where(limited, 2, 5))
     np.testing.assert_array_equal(np.asarray(seen.distance)[whole], expected[whole])
 
@@ -140,8 +140,8 @@ def test_goal_distance_by_hand(counting: Any) -> None:
     np.testing.assert_allclose(distance, [0, 5])
 
 
-def test_two_short_unrolls_are_one_long(counting: Any) -> None:
-    env = counting(limits=(100, 100), episode_length=100)  # no reset in between: nothing is drawn
+def test_two_short_unrolls_equal_one_long_unroll(counting: Any) -> None:
+    env = counting(limits=(100, 100), episode_length=100)  # no reset, so nothing is drawn
     end, (long,) = rolled(env, unrolls=1, length=12, environments=3)
     short_end, parts = rolled(env, unrolls=2, length=6, environments=3)
     joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
@@ -164,7 +164,7 @@ USUAL |= {"fails_at": -1.0}
 
 @pytest.fixture(scope="module")
 def broken(breaking: Any) -> dict[str, tuple[RolloutState, Unroll]]:
-    """The end of an unroll, and all of it, for each way to break; compiled at once."""
+    """State after an unroll, and the unroll, for each way to break; compiled at once."""
 
     def unroll(settings: dict[str, Any]) -> tuple[RolloutState, Unroll]:
         knobs = Knobs(fails_at=settings.pop("fails_at"))
@@ -179,7 +179,7 @@ def broken(breaking: Any) -> dict[str, tuple[RolloutState, Unroll]]:
 
 
 @pytest.mark.parametrize("how", [how for how in BREAKS if how != "the action"])
-def test_a_broken_step_ends_its_episode_and_nothing_of_it_goes_on(broken: Any, how: str) -> None:
+def test_a_broken_step_ends_its_episode_and_leaves_no_trace(broken: Any, how: str) -> None:
     state, seen = broken[how]
     count, tag = seen.rows.state[..., 0], seen.rows.state[..., 1]
     expected = (count == 3) & (tag < 0.5)  # the state before step 4 of an episode that breaks
@@ -190,7 +190,7 @@ def test_a_broken_step_ends_its_episode_and_nothing_of_it_goes_on(broken: Any, h
     np.testing.assert_array_equal(seen.rows.episode, np.cumsum(seen.done, axis=0) - seen.done)
     assert (tag[1:][seen.done[:-1]] != tag[:-1][seen.done[:-1]]).all()
     assert all(np.isfinite(x).all() for x in (*jax.tree.leaves(seen), *jax.tree.leaves(state.env)))
-    goal = np.where(expected, seen.distance + count, 0)[expected]  # how far it was before the step: 2 or 5 less 3
+    goal = np.where(expected, seen.distance + count, 0)[expected]  # distance before the step: goal 2 or 5, less 3
     assert set(np.abs(goal - 3)) == {1.0, 2.0}
 
 

@@ -9,9 +9,9 @@ from shared.replay.codec import Columns
 
 
 class Line:
-    """Windows of points that move in straight lines: state `[0, x, y]`, goal `[x, y]`, action = a step's move.
+    """Windows of points that move in straight lines: state `[0, x, y]`, goal `[x, y]`, action = one step's direction.
 
-    What a row's action does is what a later row of its window shows, so goals tell actions apart.
+    A row's action leads to the later rows of its window, so goals tell actions apart.
     """
 
     spec = EnvSpec(
@@ -40,14 +40,14 @@ class Line:
                 },
                 "replay": {"steps_per_environment": 200, "prefill_steps": 8},
                 "evaluation": {"count": 2},
-                "budget": {"env_steps": 20 * 32},  # two updates; of one plan, so that they are compiled once
+                "budget": {"env_steps": 20 * 32},  # two updates; tests share this plan, so it is compiled once
             }
             | overrides
         )
 
     @staticmethod
     def windows(seed: int, windows: int = 32, rows: int = 12, unrelated: bool = False) -> Columns:
-        """`unrelated`: every row is a point of its own, so that no goal says anything about a row."""
+        """Returns random windows; with `unrelated`, every row is an independent point, so no goal tells rows apart."""
         rng = np.random.default_rng(seed)
         apart = rows if unrelated else 1
         start = rng.normal(size=(windows, apart, 2))

@@ -1,4 +1,4 @@
-"""One learner on several devices: what it learns is what it learns on one."""
+"""Learner on several devices: equal to the same learner on one device, but for rounding."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from learner.devices import share_out
 from shared.replay.codec import Columns
 
 DEVICES = 4
-# In a process of its own: how many devices a CPU makes is settled when JAX starts.
+# Runs in its own process: JAX fixes the number of CPU devices when it starts.
 SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -67,20 +67,21 @@ except ValueError as error:
 
 
 @pytest.mark.processes
-def test_four_devices_learn_what_one_learns() -> None:
-    # A device that waits for the others occupies a thread: by default there are as many threads as cores, and a device
-    # may wait in several places at once, so that devices that outnumber the cores sometimes wait for ever.
+def test_four_devices_make_the_same_update_as_one() -> None:
+    # A device that waits for the others occupies a thread. By default there are as many threads as cores, and a device
+    # may wait in several places at once, so with more devices than cores they sometimes wait forever.
     flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_cpu_enable_concurrency_optimized_scheduler=false"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": str(2 * DEVICES)}
     script = SCRIPT.format(folder=str(Path(__file__).parent), devices=DEVICES)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == (
-        "algorithm.batch_size: 16 cannot be shared out among a learner's 3 devices; use 18, or give the learner fewer"
+        "algorithm.batch_size: 16 cannot be divided evenly among a learner's 3 devices; "
+        "use 18, or give the learner fewer devices"
     )
 
 
-def test_windows_that_were_shared_out_are_copies() -> None:
+def test_share_out_copies_windows() -> None:
     """The sampler decodes the next batch into the same arrays."""
     columns = Columns(np.zeros((4, 64, 16), np.float32), np.zeros((4, 64, 3), np.int32))
     shared_out = share_out(columns)

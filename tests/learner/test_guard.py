@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from learner.guard import MAX_REPORTS, Guard, NonFiniteError, count_reports
+from learner.guard import MAX_REPORTS, Guard, NonFiniteError
 from learner.learner import Learner, _jitted_update
 from learner.update import Steps, make_steps
 from shared.config import ACTIVE, Experiment
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 POISONED = 2  # windows, of 32
 
 
-class Made:
-    """One learner with 12 gradient steps an update, compiled once, and windows to feed it."""
+class Training:
+    """Learner with 12 gradient steps an update, compiled once, and windows to train it on."""
 
     def __init__(self, line: Any, reports: Path) -> None:
         self.experiment: Experiment = line.experiment()
@@ -36,10 +36,10 @@ class Made:
         self.hopeless = self.good._replace(floats=np.full_like(bad, np.inf))
 
     def guarded(self, reports: Path | None, non_finite: Literal["skip", "end"] = "skip") -> Learner:
-        """The learner under another guard."""
+        """Returns the learner with a new guard."""
         algorithm = self.experiment.algorithm.model_copy(update={"non_finite": non_finite})
         guard = Guard(algorithm, self.plan, self.spec, ACTIVE, reports)
-        guard._minibatch = self.learner._guard._minibatch  # compiled before
+        guard._minibatch = self.learner._guard._minibatch  # already compiled
         self.learner._guard = guard
         return self.learner
 
@@ -49,8 +49,8 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(line: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(line, tmp_path_factory.mktemp("run") / "reports")
+def training(line: Any, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    return Training(line, tmp_path_factory.mktemp("run") / "reports")
 
 
 def key_of(learner: Learner) -> np.ndarray:
@@ -58,7 +58,7 @@ def key_of(learner: Learner) -> np.ndarray:
 
 
 def trained(learner: Learner) -> list[np.ndarray]:
-    """Copies of all that gradient steps change."""
+    """Returns copies of all arrays that gradient steps change."""
     state = learner.state
     return [np.array(leaf) for leaf in jax.tree.leaves((state.actor, state.critic, state.log_alpha, state.optimisers))]
 
@@ -67,18 +67,18 @@ def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(one, other, strict=True))
 
 
-def test_a_report_holds_the_minibatch_that_was_skipped(made: Made) -> None:
-    learner = made.learner
-    assert learner.update(made.good)["guard/skipped"] == 0
-    assert not made.reports.exists()
+def test_a_report_holds_the_minibatch_that_was_skipped(training: Training) -> None:
+    learner = training.learner
+    assert learner.update(training.good)["guard/skipped"] == 0
+    assert not training.reports.exists()
     key = key_of(learner)
-    row = learner.update(made.bad)
+    row = learner.update(training.bad)
     assert all(np.isfinite(value) for value in row.values())
 
-    steps = made.steps(made.bad, key)
+    steps = training.steps(training.bad, key)
     poisoned = np.flatnonzero(np.isnan(steps.transitions.state[steps.order]).any(axis=(1, 2)))
     assert 1 <= len(poisoned) == row["guard/skipped"] <= POISONED
-    (path,) = made.reports.iterdir()
+    (path,) = training.reports.iterdir()
     assert path.name == "non-finite-active-2.npz"
     with np.load(path, allow_pickle=False) as report:
         about = json.loads(str(report["about"]))
@@ -94,33 +94,33 @@ def test_a_report_holds_the_minibatch_that_was_skipped(made: Made) -> None:
     assert {"actor/loss", "critic/loss", "critic/gradient_norm"} <= about["not_finite"].keys()
 
 
-def test_a_handful_of_reports_is_kept_of_each_learner(made: Made, tmp_path: Path) -> None:
-    for name in ("non-finite-active-2-1.npz", "non-finite-act-7.npz"):  # other learners'
-        (tmp_path / name).touch()
-    assert count_reports(tmp_path, ACTIVE) == 0
-    learner = made.guarded(tmp_path)
+def test_each_learner_has_a_limited_number_of_reports(training: Training, tmp_path: Path) -> None:
+    others = {tmp_path / "non-finite-active-2-1.npz", tmp_path / "non-finite-act-7.npz"}  # other learners' reports
+    for path in others:
+        path.touch()
+    learner = training.guarded(tmp_path)
     first = learner.updates + 1
     for _ in range(MAX_REPORTS + 2):
-        assert learner.update(made.bad)["guard/skipped"] > 0
-    assert count_reports(tmp_path, ACTIVE) == MAX_REPORTS
-    assert all((tmp_path / f"non-finite-active-{first + index}.npz").exists() for index in range(MAX_REPORTS))
+        assert learner.update(training.bad)["guard/skipped"] > 0
+    own = {tmp_path / f"non-finite-active-{first + index}.npz" for index in range(MAX_REPORTS)}
+    assert set(tmp_path.iterdir()) == own | others
 
 
-def test_such_steps_are_left_out_and_the_others_train_without_a_second_compilation(made: Made) -> None:
-    learner = made.guarded(reports=None)
-    for windows in (made.good, made.bad, made.good):
+def test_non_finite_steps_are_skipped_and_the_others_train_without_recompilation(training: Training) -> None:
+    learner = training.guarded(reports=None)
+    for windows in (training.good, training.bad, training.good):
         before = trained(learner)
-        assert (learner.update(windows)["guard/skipped"] > 0) == (windows is made.bad)
+        assert (learner.update(windows)["guard/skipped"] > 0) == (windows is training.bad)
         assert not equal(before, trained(learner))
         assert all(np.isfinite(leaf).all() for leaf in trained(learner))
         assert _jitted_update(learner.kind)._cache_size() == 1
 
 
-def test_the_first_such_step_ends_a_run_that_says_so(made: Made, tmp_path: Path) -> None:
-    learner = made.guarded(tmp_path, "end")
-    learner.update(made.good)
+def test_mode_end_ends_training_at_the_first_non_finite_step(training: Training, tmp_path: Path) -> None:
+    learner = training.guarded(tmp_path, "end")
+    learner.update(training.good)
     with pytest.raises(NonFiniteError) as caught:
-        learner.update(made.bad)
+        learner.update(training.bad)
     line, update = str(caught.value), learner.updates
     assert "\n" not in line
     assert line.startswith("learner active: ")
@@ -133,19 +133,19 @@ def test_the_first_such_step_ends_a_run_that_says_so(made: Made, tmp_path: Path)
     assert all(np.isfinite(leaf).all() for leaf in trained(learner))
 
 
-def test_an_update_without_any_finite_step_ends_a_run(made: Made) -> None:
-    learner = made.guarded(reports=None)
+def test_an_update_without_any_finite_step_ends_training(training: Training) -> None:
+    learner = training.guarded(reports=None)
     before, key, updates = trained(learner), key_of(learner), learner.updates
     with pytest.raises(NonFiniteError, match=r"12 of 12 gradient steps .* first step 1 .*report: none") as caught:
-        learner.update(made.hopeless)
+        learner.update(training.hopeless)
     assert str(caught.value).endswith("; lower the learning rate or set algorithm.max_gradient_norm")
     assert equal(before, trained(learner))
     assert learner.updates == int(learner.state.updates) == updates + 1
     assert not np.array_equal(key, key_of(learner))
 
 
-def test_a_report_that_cannot_be_written_ends_nothing(made: Made, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_does_not_end_training(training: Training, tmp_path: Path) -> None:
     (tmp_path / "reports").write_text("a file where the folder should be")
-    assert made.guarded(tmp_path / "reports").update(made.bad)["guard/skipped"] > 0
+    assert training.guarded(tmp_path / "reports").update(training.bad)["guard/skipped"] > 0
     with pytest.raises(NonFiniteError, match=r"report: none \(.*reports: File exists\); lower"):
-        made.guarded(tmp_path / "reports", "end").update(made.bad)
+        training.guarded(tmp_path / "reports", "end").update(training.bad)

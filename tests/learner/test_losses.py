@@ -18,7 +18,7 @@ from shared.config import AlgorithmConfig
 
 
 class Energies(NamedTuple):
-    """One energy of 7 representations each: its matrix, its pairs one by one, and the gradients of both."""
+    """Energy of 7 phi and 7 psi: its matrix, the same matrix pair by pair, and the gradients of both."""
 
     matrix: np.ndarray
     pairs: np.ndarray
@@ -28,7 +28,7 @@ class Energies(NamedTuple):
 
 @jax.jit
 def compute_energies(phi: Any, psi: Any) -> dict[str, Energies]:
-    """All energies of `phi` and `psi` `[7, 5]`, compiled at once."""
+    """Returns all energies of `phi` and `psi` `[7, 5]`, compiled at once."""
 
     def one(name: str) -> Energies:
         pair = PAIR_ENERGIES[name]
@@ -53,7 +53,7 @@ compute_alpha = jax.jit(jax.value_and_grad(alpha_loss, argnums=(0, 1)))
 
 
 def padded(rows: Any) -> np.ndarray:
-    """`rows` `[n, k]` among zeros `[7, 5]`: no energy of two rows depends on other rows or on zeros."""
+    """Pads `rows` `[n, k]` with zeros to `[7, 5]`: the energy of two rows depends neither on others nor on zeros."""
     whole = np.zeros((7, 5), np.float32)
     whole[: len(rows), : len(rows[0])] = rows
     return whole
@@ -72,7 +72,7 @@ MATRIX = np.array([[2.0, -1.0, 0.5], [0.0, 1.0, 3.0], [-2.0, 0.25, -0.5]], np.fl
 
 
 def cross_entropy(rows: np.ndarray) -> float:
-    """Of the diagonal, the long way: probabilities first."""
+    """Returns the cross entropy of the diagonal, computed from probabilities."""
     return float(-np.log(np.diagonal(softmax(rows, axis=1))).mean())
 
 
@@ -106,7 +106,7 @@ def test_energy_by_hand(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAIR_ENERGIES)
-def test_matrix_is_the_pairwise_definition(name: str) -> None:
+def test_matrix_equals_the_pairwise_definition(name: str) -> None:
     energies = compute_energies(*np.random.default_rng(0).normal(size=(2, 7, 5)).astype(np.float32))[name]
     np.testing.assert_allclose(energies.matrix, energies.pairs, rtol=1e-4, atol=1e-4)
 
@@ -129,7 +129,7 @@ def test_the_matmul_never_drops_to_tf32(name: str) -> None:
     assert "Precision.HIGHEST" in jaxpr
 
 
-def test_cosine_is_of_each_row() -> None:
+def test_cosine_ignores_the_length_of_each_row() -> None:
     def cosine(phi: np.ndarray, psi: np.ndarray) -> np.ndarray:
         return np.asarray(compute_energies(padded(phi), padded(psi))["cosine"].matrix)[:2, :2]
 
@@ -139,7 +139,7 @@ def test_cosine_is_of_each_row() -> None:
 
 
 @pytest.mark.parametrize("point", [padded(PHI), padded(0 * PHI), np.ones((7, 5), np.float32)], ids=["any", "0", "1"])
-def test_gradients_are_finite_where_representations_meet(point: np.ndarray) -> None:
+def test_gradients_are_finite_where_representations_are_equal(point: np.ndarray) -> None:
     for name, energies in compute_energies(point, point).items():
         for gradient in (*energies.d_matrix, *energies.d_pair):
             assert np.isfinite(gradient).all(), name
@@ -166,7 +166,7 @@ def test_binary_nce_has_negatives() -> None:
     assert (gradient[~np.eye(3, dtype=bool)] > 0).all()
 
 
-def test_the_penalty_is_on_the_rows_logsumexp() -> None:
+def test_the_penalty_is_the_squared_logsumexp_of_rows() -> None:
     rows = logsumexp(MATRIX, axis=1)
     for penalty in (0.0, 0.1, 2.0):
         loss, _ = compute_critic(MATRIX, penalty)
@@ -177,7 +177,7 @@ def test_the_penalty_is_on_the_rows_logsumexp() -> None:
 def test_critic_metrics_by_hand() -> None:
     _, metrics = compute_critic(MATRIX, 0.1)
     by_hand = {
-        "critic/accuracy": 1 / 3,  # row 0 alone has its largest energy on the diagonal
+        "critic/accuracy": 1 / 3,  # only row 0 has its largest energy on the diagonal
         "critic/positive": (2 + 1 - 0.5) / 3,
         "critic/negative": (-1 + 0.5 + 0 + 3 - 2 + 0.25) / 6,
         "critic/logsumexp": logsumexp(MATRIX, axis=1).mean(),

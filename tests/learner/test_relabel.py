@@ -6,11 +6,9 @@ from scipy.stats import chisquare
 from learner.relabel import SELF_WEIGHT, Transitions, crop, goal_offsets, later_rows, relabel
 from shared.types import Rows
 
-# One window of 12 rows that ends one episode, holds a whole one, one of a single row, and starts a fourth.
+# One window of 12 rows: the end of an episode, a whole episode, an episode of one row, the start of a fourth.
 EPISODES = np.array([3] * 4 + [4] * 5 + [5] + [6] * 2, np.int32)
 LATER = np.array([3, 2, 1, 0, 4, 3, 2, 1, 0, 0, 1, 0])
-
-
 MANY = 20_000
 GOAL_INDICES = ((1, 3), (3, 1, 2), (2,))
 draw = jax.jit(goal_offsets)
@@ -19,12 +17,12 @@ count_later = jax.jit(later_rows)
 
 @jax.jit
 def relabel_each(rows: Rows, discount: float, key: jax.Array) -> list[Transitions]:
-    """`relabel` for each of `GOAL_INDICES`, compiled at once."""
+    """Returns `relabel` for each of `GOAL_INDICES`, compiled at once."""
     return [relabel(rows, goal_indices, discount, key) for goal_indices in GOAL_INDICES]
 
 
 def counting_rows(episode: np.ndarray) -> Rows:
-    """Rows of `episode` `[B, W]` whose state names the window and the row: `[window, row, -row, 1000 + row]`."""
+    """Returns rows of `episode` `[B, W]` whose state names window and row: `[window, row, -row, 1000 + row]`."""
     windows, length = episode.shape
     window, row = np.indices((windows, length)).astype(np.float32)
     state = np.stack([window, row, -row, 1000 + row], axis=-1)
@@ -34,13 +32,13 @@ def counting_rows(episode: np.ndarray) -> Rows:
 
 
 def law(later: int, discount: float) -> np.ndarray:
-    """Probabilities of the offsets 0..`later`."""
+    """Returns the probabilities of the offsets 0..`later`."""
     weights = np.concatenate([[SELF_WEIGHT], discount ** np.arange(1, later + 1)])
     return weights / weights.sum()
 
 
 def assert_follows(offsets: np.ndarray, probabilities: np.ndarray) -> None:
-    """Chi-square; offsets expected fewer than 10 times are counted together."""
+    """Chi-square test; offsets expected fewer than 10 times are counted together."""
     counts = np.bincount(offsets, minlength=len(probabilities))
     assert len(counts) == len(probabilities)
     expected = probabilities * len(offsets)
@@ -78,7 +76,7 @@ def test_offsets_follow_the_truncated_geometric_law(discount: float) -> None:
         assert_follows(offsets[:, row], law(later, discount))
 
 
-def test_a_row_is_its_own_goal_with_the_fallbacks_weight() -> None:
+def test_a_row_is_its_own_goal_with_the_weight_of_the_fallback() -> None:
     # A discount as small as the fallback's weight makes the fallback frequent: 1e-5 against 1e-4 + 1e-8 + ...
     offsets = np.asarray(draw(np.tile(EPISODES, (MANY, 1)), 1e-4, jax.random.key(2)))
     assert 0.09 < law(3, 1e-4)[0] < 0.092
@@ -88,15 +86,15 @@ def test_a_row_is_its_own_goal_with_the_fallbacks_weight() -> None:
         assert chisquare([own, MANY - own], [share * MANY, (1 - share) * MANY]).pvalue > 1e-3
 
 
-def test_keys_decide() -> None:
+def test_the_key_alone_decides_the_draw() -> None:
     episode = np.tile(EPISODES, (MANY, 1))
     first, again, other = (np.asarray(draw(episode, 0.9, jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-    assert len(np.unique(first, axis=0)) > 100  # windows draw apart from each other
+    assert len(np.unique(first, axis=0)) > 100  # windows draw independently of each other
 
 
-def test_every_crop_occurs_and_no_other() -> None:
+def test_every_offset_of_a_crop_occurs_equally_often() -> None:
     unroll, length, windows = 5, 11, 5000
     rows = counting_rows(np.zeros((windows, 3 * unroll), np.int32))
     cropped = jax.jit(crop, static_argnums=(1, 2))(rows, length, unroll - 1, jax.random.key(0))
@@ -106,9 +104,9 @@ def test_every_crop_occurs_and_no_other() -> None:
     assert len(np.bincount(starts)) == unroll
     np.testing.assert_array_equal(cropped.step, starts[:, None] + np.arange(length))  # consecutive
     assert cropped.state.shape == (windows, length, 4)
-    np.testing.assert_array_equal(cropped.state[..., 1], cropped.step)  # all columns alike ...
+    np.testing.assert_array_equal(cropped.state[..., 1], cropped.step)  # all columns are cropped alike ...
     np.testing.assert_array_equal(cropped.action[..., 0] * 15, cropped.step)
-    np.testing.assert_array_equal(cropped.state[:, 0, 0], np.arange(windows))  # ... and each of its own window
+    np.testing.assert_array_equal(cropped.state[:, 0, 0], np.arange(windows))  # ... and each from its own window
 
 
 @pytest.mark.parametrize("goal_indices", GOAL_INDICES)

@@ -26,15 +26,15 @@ from shared.policy import sample_action
 from shared.replay.codec import Columns
 from shared.types import Metrics
 
-STEM = Trunk(depth=0, width=4, layer_norm=False, residual=True, activation="swish")  # compiles in no time
+STEM = Trunk(depth=0, width=4, layer_norm=False, residual=True, activation="swish")  # compiles fast
 SMALL = Networks(Actor(STEM, 2), Encoder(STEM, 3), Encoder(STEM, 3))
-ROWS = 14  # of a minibatch, so that a gradient step is compiled once
-# Steps are gradients, so they can be compared. The optimisers' states hold the learning rates and count the steps.
+ROWS = 14  # rows of every minibatch, so that a gradient step is compiled once
+# SGD steps are scaled gradients, so gradients can be compared. The optimisers' states hold rates and step counts.
 SGD = Optimisers(*(optax.inject_hyperparams(optax.sgd)(learning_rate=rate) for rate in (0.1, 0.2, 0.3)))
 
 
 def assert_equal(one: Any, other: Any) -> None:
-    """Bit-equal trees; PRNG keys too."""
+    """Asserts that two trees are equal to the bit, PRNG keys included."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -68,7 +68,7 @@ def gradient_step(line: Any) -> GradientStep:
 
 
 class Linear(NamedTuple):
-    """An update of linear networks on all rows of windows that are cropped in one way only."""
+    """Update of networks without blocks, on all rows of windows that have only one possible crop."""
 
     plan: Plan
     state: LearnerState
@@ -113,7 +113,7 @@ def test_an_update_counts_itself_changes_the_key_and_traces_once(linear: Linear)
         assert differs(getattr(states[0], name), getattr(states[1], name))
 
 
-def test_the_key_and_the_windows_decide(linear: Linear) -> None:
+def test_the_key_and_the_windows_change_the_result(linear: Linear) -> None:
     result = linear.update(linear.state, linear.windows)[0]
     other_key = linear.update(linear.state._replace(key=jax.random.key(7)), linear.windows)[0]
     other_windows = linear.update(linear.state, linear.windows._replace(floats=linear.windows.floats + 1))[0]
@@ -122,8 +122,8 @@ def test_the_key_and_the_windows_decide(linear: Linear) -> None:
 
 
 def test_an_update_uses_distinct_rows_in_a_new_order(linear: Linear) -> None:
-    assert linear.plan.window_length * 6 == 3 * ROWS + 6  # all rows there are
-    # Where a window's states are all the same, so is every goal: a row's energy depends on the row alone.
+    assert linear.plan.window_length * 6 == 3 * ROWS + 6  # an update uses all rows
+    # If all states of a window are equal, so are all goals, and a row's energy depends on the row alone.
     floats = linear.windows.floats.copy()
     floats[:, :, :3] = floats[:, :1, :3]
     floats[:, :, 3:] = np.random.default_rng(0).uniform(-1, 1, floats[:, :, 3:].shape)
@@ -137,13 +137,13 @@ def test_an_update_uses_distinct_rows_in_a_new_order(linear: Linear) -> None:
         state, metrics = linear.update(state, linear.windows._replace(floats=floats))
         assert metrics["critic/positive"] == pytest.approx(each_once, rel=1e-5)
         negatives.append(float(metrics["critic/negative"]))
-    assert len(set(negatives)) == 3  # who meets whom in a minibatch changes
+    assert len(set(negatives)) == 3  # minibatches combine other rows each time
     assert not differs(state.critic, critic)
     assert len(linear.traces) == 1
 
 
 def encode(params: Any, rows: np.ndarray) -> np.ndarray:
-    """An encoder of `SMALL` on `rows`, by hand: a Dense layer, swish, a Dense layer."""
+    """Returns the output of an encoder of `SMALL` for `rows`, by hand: Dense layer, swish, Dense layer."""
     stem, head = params["params"]["trunk"]["stem"]["Dense_0"], params["params"]["head"]
     x = rows @ np.asarray(stem["kernel"]) + np.asarray(stem["bias"])
     return x / (1 + np.exp(-x)) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
@@ -170,7 +170,7 @@ def test_transitions_are_relabelled_rows_of_cropped_windows(line: Any) -> None:
 
 @jax.jit
 def by_hand(state: LearnerState, minibatch: Transitions, key: jax.Array) -> LearnerState:
-    """The reference: actor and entropy coefficient first, then the critic, all against the critic as it was."""
+    """Reference: actor and entropy coefficient first, then the critic, all against the critic before the step."""
 
     def encode(critic: Any, action: Any) -> tuple[jax.Array, jax.Array]:
         pair = jnp.concatenate([minibatch.state, action], axis=1)
@@ -214,7 +214,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def by_options(line: Any, start: LearnerState, minibatch: Transitions) -> list[tuple[Metrics, Metrics]]:
-    """The metrics of a gradient step with each of `OPTIONS`, and those expected of it; compiled at once."""
+    """Metrics of a gradient step with each of `OPTIONS`, and the expected metrics; compiled at once."""
 
     def one(options: dict[str, Any], state: LearnerState, key: jax.Array) -> tuple[Metrics, Metrics]:
         algorithm = AlgorithmConfig.model_validate(options)
@@ -243,7 +243,7 @@ def by_options(line: Any, start: LearnerState, minibatch: Transitions) -> list[t
 def test_options_reach_the_losses(by_options: list[tuple[Metrics, Metrics]], case: int) -> None:
     metrics, expected = by_options[case]
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-    for _, other in by_options[:case]:  # or no option would be told from another
+    for _, other in by_options[:case]:  # every option changes the metrics
         for name in ("critic/loss", "actor/energy"):
             assert expected[name] != pytest.approx(other[name], rel=1e-2)
 
@@ -256,7 +256,7 @@ def test_each_network_has_its_own_adam() -> None:
         reached = []
         for optimiser in make_optimisers(algorithm):
             params, state = jnp.zeros(()), optimiser.init(jnp.zeros(()))
-            for gradient in (4.0, 4.0):  # Adam's first steps are as long as the learning rate, whatever the gradient
+            for gradient in (4.0, 4.0):  # Adam's first steps have the learning rate's size at any gradient
                 update, state = optimiser.update(jnp.float32(gradient), state)
                 params = optax.apply_updates(params, update)
             reached.append(params)
@@ -267,7 +267,7 @@ def test_each_network_has_its_own_adam() -> None:
 
 def test_clipping_by_hand() -> None:
     algorithm = AlgorithmConfig(actor_learning_rate=0.1, critic_learning_rate=0.2, max_gradient_norm=2.5)
-    # Of norm 5, so halved; of norm 0.5, so left alone. Adam's second step shows their ratio.
+    # Norm 5 is halved; norm 0.5 stays. Adam's second step shows the ratio of both gradients.
     gradients = [np.array([3.0, 4.0], np.float32), np.array([0.3, 0.4], np.float32)]
 
     @jax.jit
@@ -288,7 +288,7 @@ def test_clipping_by_hand() -> None:
         np.testing.assert_allclose(update, -learning_rate * mean / np.sqrt(square), rtol=1e-4)
 
 
-def test_without_clipping_the_optimisers_states_are_adams() -> None:
+def test_without_clipping_optimiser_states_are_those_of_adam() -> None:
     for optimiser in make_optimisers(AlgorithmConfig()):
         assert_equal(optimiser.init(jnp.zeros(2)), optax.adam(1.0).init(jnp.zeros(2)))
 
@@ -310,9 +310,7 @@ def test_a_gradient_step_that_is_not_finite_changes_nothing(
     assert differs(after.optimisers, state.optimisers)
 
 
-def test_an_update_leaves_out_the_poisoned_minibatch_alone(
-    line: Any, linear: Linear, gradient_step: GradientStep
-) -> None:
+def test_an_update_skips_only_the_poisoned_minibatch(line: Any, linear: Linear, gradient_step: GradientStep) -> None:
     floats = linear.windows.floats.copy()
     floats[1, 2, 0] = np.nan  # in one row's state and in no goal
     windows = linear.windows._replace(floats=floats)

@@ -226,8 +226,8 @@ FAULTS = (
     Fault(
         "insert: a dead server is waited for without an end",
         "shared/replay/insert.py",
-        "            if not self._progress.closed:\n                self._progress.error = error\n",
-        "            if self._progress.closed:\n                self._progress.error = error\n",
+        "            if not self._closed:\n                self._error = error\n",
+        "            if self._closed:\n                self._error = error\n",
         ("shared/replay",),
     ),
     # --- sample client ---
@@ -438,8 +438,8 @@ FAULTS = (
     Fault(
         "report: differences of unequal seeds",
         "deploy/report/analyse.py",
-        "return paired_difference([ours[seed] for seed in common], [theirs[seed] for seed in common])",
-        "return paired_difference([ours[seed] for seed in common], sorted(theirs[seed] for seed in common))",
+        "return statistics.paired_difference(ours[common], theirs[common])",
+        "return statistics.paired_difference(ours[common], np.sort(theirs[common]))",
         ("deploy/report",),
     ),
     Fault(
@@ -452,8 +452,8 @@ FAULTS = (
     Fault(
         "report: what exploring gains is read off the learners",
         "deploy/report/analyse.py",
-        "wanted.append((EXPLORING, meaning, mean([most_c], learner_depths), mean([least_c], learner_depths)))",
-        "wanted.append((EXPLORING, meaning, mean(collector_depths, [most_l]), mean(collector_depths, [least_l])))",
+        "wanted.append((EXPLORING, meaning, final[-1].mean(axis=0), final[0].mean(axis=0)))",
+        "wanted.append((EXPLORING, meaning, final[:, -1].mean(axis=0), final[:, 0].mean(axis=0)))",
         ("deploy/report",),
     ),
     Fault(
@@ -466,8 +466,8 @@ FAULTS = (
     Fault(
         "report: wall clock counts the time between a run's lives",
         "deploy/report/read.py",
-        'begun, behind = life["time"], life["seconds"]',
-        'behind = life["seconds"]',
+        'started, elapsed = resumed["time"], resumed["seconds"]',
+        'elapsed = resumed["seconds"]',
         ("deploy/report",),
     ),
     # --- configuration ---

@@ -28,7 +28,7 @@ def assert_equal(one: Any, other: Any) -> None:
         np.testing.assert_array_equal(x, y)
 
 
-def test_a_state_comes_back_bit_equal(tmp_path: Path) -> None:
+def test_a_state_is_restored_equal_to_the_bit(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "a" / "b", state(3))
     restored = checkpoint.load(tmp_path / "a" / "b", like=state(0))
     assert_equal(restored, state(3))
@@ -48,7 +48,7 @@ def test_a_second_save_replaces_the_first(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_relative_path_is_as_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoint.save(Path("a"), state(1))
     assert_equal(checkpoint.load(Path("a"), like=state(0)), state(1))

@@ -46,7 +46,7 @@ def test_depths_are_whole_blocks(field: str, depth: int, use: str) -> None:
     )
 
 
-def test_what_gpus_cannot_share_out_evenly_is_refused() -> None:
+def test_batches_that_gpus_cannot_share_evenly_are_refused() -> None:
     wide = {"env": "a", "learners": {"wide": {"resources": {"gpus": 3}}}}
     assert mistake(wide) == (
         "x.yaml: algorithm.batch_size: 512 cannot be shared out among the 3 GPUs of learner wide; use a multiple of 3"
@@ -101,7 +101,7 @@ def test_what_gpus_cannot_share_out_evenly_is_refused() -> None:
             {"env_options": {"episode_length": 0}},
             "x.yaml: env_options.episode_length: input should be greater than or equal to 2, got 0",
         ),
-        ({"wandb": {"entity": "me"}}, "x.yaml: wandb: entity says whose project it is, and there is none; name the "),
+        ({"wandb": {"entity": "me"}}, "x.yaml: wandb: entity names the owner of a project, and there is no project; "),
         ({"wandb": {"project": "a/b"}}, "x.yaml: wandb.project: string should match pattern "),
         ({"budget": {"env_steps": -1}}, "x.yaml: budget.env_steps: input should be greater than 0, got -1"),
     ],
@@ -119,7 +119,7 @@ def test_a_learner_may_be_named_like_a_field(name: str) -> None:
     )
 
 
-def test_every_mistake_has_its_line() -> None:
+def test_each_mistake_has_a_line() -> None:
     lines = mistake({"collector": {"depth": 6, "width": 0}, "bugdet": {}}).splitlines()
     assert [line.split(":")[1].strip() for line in lines] == ["env", "collector.depth", "collector.width", "bugdet"]
     assert lines[0] == "x.yaml: env: is required"

@@ -23,6 +23,7 @@ from shared.networks import (
     make_networks,
     network_size,
     norm_activation,
+    param_shapes,
     parameter_count,
     side_by_side,
 )
@@ -35,19 +36,19 @@ GOAL = GOAL[:, :2]
 
 
 def build(**config: Any) -> tuple[Networks, NetworkParams]:
-    """Small networks; their shapes alone cost nothing."""
+    """Returns small networks, and the shapes of their parameters without computing any."""
     networks = make_networks(NetworkConfig.model_validate({"width": 8, "representation_size": 4} | config), SPEC)
-    return networks, jax.eval_shape(lambda key: init_params(networks, SPEC, key), jax.random.key(0))
+    return networks, param_shapes(networks, SPEC)
 
 
 def filled(shapes: Any, seed: int = 0) -> Any:
-    """Parameters of these shapes, drawn without compiling anything."""
+    """Returns random parameters of these shapes, without compiling anything."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: rng.normal(scale=0.5, size=x.shape).astype(x.dtype), shapes)
 
 
 def stacked(params: Any) -> set[int]:
-    """How many blocks each array of the trunk's blocks holds."""
+    """Returns the number of blocks that each array of the trunk's blocks holds."""
     return {leaf.shape[0] for leaf in jax.tree.leaves(params["params"]["trunk"]["blocks"])}
 
 
@@ -113,7 +114,7 @@ def test_every_switch_changes_the_output() -> None:
 
     @jax.jit
     def compute(key: jax.Array) -> list[tuple[Any, jax.Array]]:
-        """Parameters and output of each network; without layer norms there are fewer arrays."""
+        """Returns parameters and output of each network; without layer norms there are fewer arrays."""
         every = [network.init(key, STATE) for network in networks]
         return [(params, network.apply(params, STATE)) for network, params in zip(networks, every, strict=True)]
 
@@ -135,8 +136,7 @@ def test_switches_reach_all_three_networks(change: dict[str, Any]) -> None:
 
 def test_initial_parameters() -> None:
     networks, _ = build(depth=8, width=64)
-    init = jax.jit(lambda key: init_params(networks, SPEC, key))
-    params, again, other = (jax.device_get(init(jax.random.key(seed))) for seed in (0, 0, 1))
+    params, again, other = (jax.device_get(init_params(networks, SPEC, jax.random.key(seed))) for seed in (0, 0, 1))
     assert jax.tree.all(jax.tree.map(np.array_equal, params, again))
     assert all((x != y).any() for x, y in zip(kernels(params), kernels(other), strict=True))
     for kernel in kernels(params):
@@ -144,12 +144,12 @@ def test_initial_parameters() -> None:
         assert abs(kernel).max() <= bound
         assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.35 if kernel.size < 300 else 0.05)
     blocks = params.actor["params"]["trunk"]["blocks"]["_Layer_0"]["Dense_0"]
-    assert (blocks["kernel"][0] != blocks["kernel"][1]).any()  # blocks start apart
+    assert (blocks["kernel"][0] != blocks["kernel"][1]).any()  # blocks differ from each other
     assert (blocks["bias"] == 0).all()
 
 
 class Acting(NamedTuple):
-    """An actor, compiled for one state and one goal each of 5 rows, and parameters for it."""
+    """Actor, compiled for 5 rows of states and goals, and its parameters."""
 
     apply: Callable[..., tuple[jax.Array, jax.Array]]
     params: Any
@@ -190,7 +190,7 @@ SHAPES = [(7,), (4, 5), (2, 3, 6)]
 
 @pytest.fixture(scope="module")
 def norms() -> dict[tuple[str, tuple[int, ...]], tuple[Any, Any]]:
-    """Values and gradients of our layer norm and of flax's, for each activation and shape; compiled at once."""
+    """Values and gradients of our layer norm and of flax, for each activation and shape; compiled at once."""
     rng = np.random.default_rng(0)
 
     def one(activation: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
@@ -200,12 +200,12 @@ def norms() -> dict[tuple[str, tuple[int, ...]], tuple[Any, Any]]:
         def ours(x: Any, scale: Any, bias: Any) -> jax.Array:
             return jnp.sum(weights * norm_activation(activation, x, scale, bias))
 
-        def flaxs(x: Any, scale: Any, bias: Any) -> jax.Array:
+        def flax(x: Any, scale: Any, bias: Any) -> jax.Array:
             normal = nn.LayerNorm().apply({"params": {"scale": scale, "bias": bias}}, x)
             return jnp.sum(weights * ACTIVATIONS[activation](normal))
 
-        of_ours, of_flaxs = (jax.value_and_grad(of, argnums=(0, 1, 2))(x, scale, bias) for of in (ours, flaxs))
-        return of_ours, of_flaxs
+        result, expected = (jax.value_and_grad(f, argnums=(0, 1, 2))(x, scale, bias) for f in (ours, flax))
+        return result, expected
 
     cases = [(activation, shape) for activation in ("swish", "relu") for shape in SHAPES]
     return dict(zip(cases, jax.device_get(jax.jit(lambda: [one(*case) for case in cases])()), strict=True))
@@ -213,9 +213,10 @@ def norms() -> dict[tuple[str, tuple[int, ...]], tuple[Any, Any]]:
 
 @pytest.mark.parametrize("activation", ["swish", "relu"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_norm_activation_and_its_gradient_are_flaxs(norms: Any, activation: str, shape: tuple[int, ...]) -> None:
-    of_ours, of_flaxs = norms[activation, shape]
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), of_ours, of_flaxs)
+def test_norm_activation_and_its_gradient_equal_those_of_flax(
+    norms: Any, activation: str, shape: tuple[int, ...]
+) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), *norms[activation, shape])
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_norm_activation_and_its_gradient_are_flaxs(norms: Any, activation: str,
 def test_side_by_side_equals_one_after_the_other(
     blocks: tuple[int, int], widths: tuple[int, int], batch: int, switches: tuple[bool, bool, str]
 ) -> None:
-    """Outputs and gradients, against a plain loop over the blocks."""
+    """Compares outputs and gradients with those of a plain loop over the blocks."""
     actor = Actor(Trunk(4 * blocks[0], widths[0], *switches), 2)
     encoder = Encoder(Trunk(4 * blocks[1], widths[1], *switches), 3)
     inputs = STATE[:batch], GOAL[:batch]
@@ -263,11 +264,11 @@ def test_side_by_side_equals_one_after_the_other(
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), together[0][1], whole)
 
 
-def test_bfloat16_is_the_hidden_layers_alone() -> None:
+def test_bfloat16_is_used_in_hidden_layers_alone() -> None:
     networks, shapes = build(width=32, precision="bfloat16")
     plain, _ = build(width=32)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    params = jax.jit(lambda key: init_params(networks, SPEC, key))(jax.random.key(0))
+    params = init_params(networks, SPEC, jax.random.key(0))
     inputs = {"actor": (STATE, GOAL), "goal": (GOAL,)}
 
     @jax.jit

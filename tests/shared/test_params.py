@@ -10,7 +10,7 @@ def test_the_newest_version_is_held_and_older_ones_never_replace_it() -> None:
     assert newest == Policy(2, "params of 2, attempt")
 
 
-def test_only_what_is_newer_is_given() -> None:
+def test_only_newer_policies_are_returned() -> None:
     store = ParamStore()
     store.publish(Policy(3, "x"))
     assert store.newest(above=2) == Policy(3, "x")

@@ -32,7 +32,7 @@ def spec(episode_length: int) -> EnvSpec:
 
 
 def tiny(**overrides: dict[str, Any]) -> Experiment:
-    """`TINY` with some fields of its sections replaced."""
+    """Returns `TINY` with some fields of its sections replaced."""
     values = {name: {**value, **overrides.get(name, {})} for name, value in TINY.items() if isinstance(value, dict)}
     return Experiment.model_validate({"env": "a", **values})
 
@@ -49,11 +49,11 @@ def refused(experiment: Experiment, episode_length: int = 12) -> str:
 
 
 def suggested(message: str) -> int:
-    """The number that a message tells the user to use."""
+    """Returns the number that a message suggests."""
     return int(message.split("use at ")[1].split()[1].strip(",;"))
 
 
-# --- numbers that do not fit together: the remedy works, and one less does not ---
+# --- contradictory numbers: the suggested number works, and one less does not ---
 
 
 def test_batch_larger_than_an_update() -> None:
@@ -85,7 +85,7 @@ def test_window_larger_than_replay() -> None:
 
 
 def random_experiment(rng: np.random.Generator) -> tuple[Experiment, int]:
-    """An experiment that fits together once its budget and its replay are as large as they are said to need."""
+    """Returns an experiment that is consistent once its budget and its replay are as large as suggested."""
     episode_length = int(rng.integers(2, 300))
     windows = int(rng.integers(2, 64))
     batch = int(rng.integers(2, windows * (episode_length - 1) + 1))
@@ -169,7 +169,7 @@ def test_plan_of_the_reference() -> None:
 
 
 @pytest.mark.parametrize(("spi", "updates"), [(0.5, [0, 0, 1, 1, 2]), (1.0, [0, 1, 2, 3, 4]), (4.0, [0, 4, 8, 12, 16])])
-def test_updates_owed(spi: float, updates: list[int]) -> None:
+def test_updates_follow_windows(spi: float, updates: list[int]) -> None:
     plan = plan_of(tiny(replay={"samples_per_insert": spi}))
     due = [plan.prefill_windows + 8 * more for more in range(5)]
     assert [plan.updates_after(windows) for windows in due] == updates
@@ -183,7 +183,7 @@ def test_prefill_is_at_least_the_steps_asked_for() -> None:
     assert plan.prefill_windows == plan.windows_after(41) == 4 * 38
 
 
-def test_all_collectors_count() -> None:
+def test_environments_of_all_collectors_count() -> None:
     one, two = plan_of(tiny()), plan_of(tiny(collector={"actors": 2}))
     assert (one.environments, two.environments) == (4, 8)
     assert two.unrolls == one.unrolls / 2
@@ -191,7 +191,7 @@ def test_all_collectors_count() -> None:
 
 
 @seeds
-def test_every_plan_fits_together(seed: int) -> None:
+def test_every_plan_is_consistent(seed: int) -> None:
     experiment, episode_length = random_experiment(np.random.default_rng(seed))
     plan = plan_of(with_budget(experiment, 10**6 + 10**5 * seed + 10**7), episode_length)
     spi, length = plan.samples_per_insert, plan.unroll_length

@@ -20,7 +20,7 @@ MEAN, LOG_STD = np.array([0.4, -0.2]), np.array([-0.5, 0.1])
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    """An actor whose action has mean `MEAN` and log std `LOG_STD` before its tanh, whatever it sees."""
+    """Parameters of an actor whose action has mean `MEAN` and log std `LOG_STD` before its tanh, for all inputs."""
     shapes = jax.eval_shape(ACTOR.init, jax.random.key(0), STATE[0], GOAL[0])["params"]
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
     zeros["mean"]["bias"] = MEAN.astype(np.float32)
@@ -29,7 +29,7 @@ def params() -> Any:
 
 
 def log_density(action: np.ndarray) -> np.ndarray:
-    """Of tanh of a Gaussian, in float64: the Gaussian's at atanh(action), times |d atanh / d action|."""
+    """Log density of tanh of a Gaussian, in float64: the Gaussian's at atanh(action), times |d atanh / d action|."""
     return (norm.logpdf(np.arctanh(action), MEAN, np.exp(LOG_STD)) - np.log1p(-(action**2))).sum(axis=-1)
 
 
@@ -42,14 +42,14 @@ def test_log_prob_is_the_squashed_gaussians(params: Any) -> None:
 
 
 def test_the_density_integrates_to_one(params: Any) -> None:
-    """That `log_density` is a density at all: over a grid of actions it sums to 1."""
+    """Integrates `log_density` over a grid of actions."""
     edge = np.tanh(np.linspace(-6, 6, 801))
     middle, width = (edge[1:] + edge[:-1]) / 2, np.diff(edge)
     grid = np.stack(np.meshgrid(middle, middle, indexing="ij"), axis=-1)
     assert (np.exp(log_density(grid)) * width[:, None] * width).sum() == pytest.approx(1, abs=1e-3)
 
 
-def test_actions_follow_it(params: Any) -> None:
+def test_actions_follow_the_squashed_gaussian(params: Any) -> None:
     action = np.asarray(act(params, STATE, GOAL, jax.random.key(1)))
     assert action.shape == (N, 2)
     assert abs(action).max() <= 1
@@ -79,7 +79,7 @@ def test_the_deterministic_policy_is_tanh_of_the_mean(params: Any) -> None:
     np.testing.assert_array_equal(action, policy(params, STATE, GOAL, jax.random.key(1)))
 
 
-def test_the_random_policy_is_uniform_and_asks_nothing() -> None:
+def test_the_random_policy_is_uniform_for_any_parameters() -> None:
     action = np.asarray(jax.jit(random_policy(2))({}, STATE, GOAL, jax.random.key(0)))
     assert action.shape == (N, 2)
     for axis in range(2):

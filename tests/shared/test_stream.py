@@ -36,7 +36,7 @@ DESCRIPTION = StreamDescription(
 
 
 def unroll(collector: int, number: int) -> Columns:
-    """Floats of any bits, NaNs and subnormals among them; ints that count collectors, unrolls and chunks."""
+    """Returns floats of arbitrary bits, with NaNs and subnormals, and ints that count unrolls and chunks."""
     rng = np.random.default_rng([collector, number])
     floats = rng.integers(2**32, size=(N, T, F), dtype=np.uint32).view(np.float32)
     environments, steps = np.meshgrid(np.arange(N), np.arange(T), indexing="ij")
@@ -58,14 +58,14 @@ def record(
 
 @pytest.fixture
 def stream(tmp_path: Path) -> Path:
-    """The folder of a whole stream: two shards of three parts, of 2, 2 and 1 unrolls."""
+    """Returns the folder of a complete stream: two shards of three parts, of 2, 2 and 1 unrolls."""
     directory = tmp_path / "stream"
     write_manifest(directory, DESCRIPTION, record(directory))
     return directory
 
 
 def same(one: Columns, other: Columns) -> bool:
-    """Equal to the bit; NaNs too."""
+    """Returns True if both are equal to the bit, NaNs included."""
     return all(
         x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
         for x, y in zip(one, other, strict=True)
@@ -73,7 +73,7 @@ def same(one: Columns, other: Columns) -> bool:
 
 
 def refused(directory: Path) -> str:
-    """The one line that `open_stream` refuses with."""
+    """Returns the one line with which `open_stream` refuses."""
     with pytest.raises(ConfigError) as caught:
         open_stream(directory)
     line = str(caught.value)
@@ -89,10 +89,9 @@ def edit(directory: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_what_was_written_comes_back_bit_equal(stream: Path) -> None:
+def test_unrolls_are_read_back_equal_to_the_bit(stream: Path) -> None:
     opened = open_stream(stream)
     assert opened.description == DESCRIPTION
-    assert opened.unrolls == 5
     for index in range(2):
         read = list(opened.shard(index))  # all of it is valid after the last iteration
         assert len(read) == 5
@@ -110,7 +109,7 @@ def test_a_shard_with_a_gap_may_be_longer(tmp_path: Path) -> None:
         shard = writer.close()
     write_manifest(tmp_path, description, [shard])
     opened = open_stream(tmp_path)
-    assert opened.unrolls == 5
+    assert opened.description.unrolls == 5
     read = list(opened.shard(0))
     assert [number for number, _ in read] == numbers
     assert all(same(columns, unroll(0, number)) for number, columns in read)
@@ -118,7 +117,7 @@ def test_a_shard_with_a_gap_may_be_longer(tmp_path: Path) -> None:
 
 def test_a_shard_is_summarised(tmp_path: Path) -> None:
     shard = record(tmp_path)[1]
-    assert (shard.index, shard.unrolls, shard.rows) == (1, 5, 5 * N)
+    assert (shard.index, shard.unrolls) == (1, 5)
     assert [(part.name, part.numbers, part.rows) for part in shard.parts] == [
         ("part-000000000.arrow", range(2), 2 * N),
         ("part-000000002.arrow", range(2, 4), 2 * N),
@@ -130,7 +129,7 @@ def test_a_shard_is_summarised(tmp_path: Path) -> None:
     assert ShardSummary.model_validate_json(shard.model_dump_json()) == shard
 
 
-def test_a_part_stands_by_itself(stream: Path) -> None:
+def test_a_part_is_readable_without_the_others(stream: Path) -> None:
     (stream / "collector-0" / "part-000000000.arrow").unlink()
     with pa.OSFile(str(stream / "collector-0" / "part-000000002.arrow")) as file:
         batch = pa.ipc.open_file(file).get_batch(1)
@@ -180,7 +179,7 @@ def test_a_part_that_cannot_be_read_is_named(stream: Path) -> None:
     assert f"{path}: cannot be read (Is a directory)" in refused(stream)
 
 
-def test_parts_that_changed_places_are_found(stream: Path) -> None:
+def test_swapped_parts_are_found(stream: Path) -> None:
     one, other = stream / "collector-0" / "part-000000000.arrow", stream / "collector-1" / "part-000000000.arrow"
     one.rename(stream / "aside")
     other.rename(one)
@@ -204,7 +203,7 @@ def test_a_crash_leaves_no_stream(tmp_path: Path) -> None:
     assert "did not finish recording" in refused(tmp_path)
 
 
-def test_a_half_written_part_is_not_taken_for_a_whole_one(stream: Path) -> None:
+def test_a_partial_part_is_not_a_finished_one(stream: Path) -> None:
     path = stream / "collector-0" / "part-000000004.arrow"
     path.rename(path.with_name(path.name + ".partial"))
     assert f"{path}: missing" in refused(stream)
@@ -227,7 +226,7 @@ def test_version_1_is_refused(stream: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', "\x00\xff"])
-def test_what_is_no_manifest_is_refused(stream: Path, text: str) -> None:
+def test_files_that_are_no_manifest_are_refused(stream: Path, text: str) -> None:
     (stream / "manifest.json").write_bytes(text.encode("latin-1"))
     assert "manifest.json: not a stream's manifest" in refused(stream)
 
@@ -256,7 +255,7 @@ def test_what_is_no_manifest_is_refused(stream: Path, text: str) -> None:
         (lambda m: m["description"].update(extra=1), "description.extra"),
     ],
 )
-def test_a_manifest_that_does_not_add_up_is_refused(
+def test_a_contradictory_manifest_is_refused(
     stream: Path, change: Callable[[dict[str, Any]], object], named: str
 ) -> None:
     edit(stream, change)
@@ -297,7 +296,7 @@ def test_damage_after_opening_is_found_before_it_is_used(stream: Path) -> None:
         ("collectors", 1, "collector.actors"),
     ],
 )
-def test_what_does_not_fit_is_named_with_both_values(stream: Path, field: str, asked: Any, key: str) -> None:
+def test_a_difference_is_named_with_both_values(stream: Path, field: str, asked: Any, key: str) -> None:
     wanted = DESCRIPTION.model_copy(update={field: asked})
     with pytest.raises(ConfigError) as caught:
         open_stream(stream).check_fits(wanted)
@@ -324,7 +323,7 @@ def test_a_stream_feeds_shorter_runs_not_longer_ones(stream: Path) -> None:
         opened.check_fits(DESCRIPTION.model_copy(update={"unrolls": 6}))
 
 
-def test_every_difference_has_its_line(stream: Path) -> None:
+def test_each_difference_has_a_line(stream: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         open_stream(stream).check_fits(DESCRIPTION.model_copy(update={"env": "ant", "collectors": 9}))
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["env", "collector.actors"]
@@ -383,7 +382,7 @@ def test_a_writer_is_closed_once(tmp_path: Path) -> None:
             use()
 
 
-def test_a_manifest_is_written_for_whole_shards_only(tmp_path: Path) -> None:
+def test_a_manifest_needs_complete_shards(tmp_path: Path) -> None:
     shards = record(tmp_path)
     with pytest.raises(ValueError, match=r"shards \[0\] of 2 collectors"):
         write_manifest(tmp_path, DESCRIPTION, shards[:1])
@@ -393,7 +392,7 @@ def test_a_manifest_is_written_for_whole_shards_only(tmp_path: Path) -> None:
     write_manifest(tmp_path, DESCRIPTION, shards[::-1])
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["versions"]["pyarrow"] == pa.__version__
-    assert open_stream(tmp_path).unrolls == 5
+    assert open_stream(tmp_path).description.unrolls == 5
 
 
 FULL_DISK = """
@@ -461,7 +460,7 @@ MOMENTS = ("unroll", "footer", "index", "manifest")
 
 @pytest.fixture(scope="module")
 def full_disks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
-    """A folder with a stream for each of `MOMENTS`, and what its writer printed when the disk was full."""
+    """Returns a folder with a stream for each of `MOMENTS`, and the writers' output when the disk was full."""
     folder = tmp_path_factory.mktemp("full")
     command = [sys.executable, "-c", FULL_DISK, str(folder), *MOMENTS]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -484,7 +483,7 @@ def test_a_full_disk_raises_and_loses_no_whole_unroll(
     assert [number for number, _ in read_shard(directory / "collector-0", description)] == list(range(int(written)))
 
 
-def test_bytes_are_known_beforehand() -> None:
+def test_bytes_of_a_stream_are_calculated() -> None:
     assert 105e9 <= bytes_of_stream(10**8, state_size=268, action_size=17) <= 125e9
     steps = 2 * 5 * N * T
     assert bytes_of_stream(steps, state_size=4, action_size=2) == 2 * 5 * UNROLL_BYTES

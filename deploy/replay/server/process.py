@@ -1,4 +1,4 @@
-"""Starts, watches and ends the Reverb server, a child process with a Python of its own."""
+"""The process of the Reverb server, a child with a Python of its own: started, watched and ended."""
 
 import contextlib
 import json
@@ -18,6 +18,7 @@ from typing import Any
 
 import filelock
 
+from deploy.scheduling.reaper import end_child
 from shared.replay.errors import ReplayError, ReplayMismatch
 from shared.replay.info import TableInfo, check_tables, server_info
 
@@ -25,7 +26,7 @@ SERVE = Path(__file__).with_name("serve.py")
 PORT_TRIES = 5
 LOG_TAIL_CHARS = 600
 STOP_WAIT_S = 3.0
-# What Reverb says of a table that is limited by its minimum size alone.
+# Limits of Reverb's own `MinSize`, for a table that only its minimum size limits.
 NO_RATIO = {"samples_per_insert": 1.0, "min_diff": -sys.float_info.max, "max_diff": sys.float_info.max}
 
 
@@ -34,16 +35,16 @@ class ReplayServerError(ReplayError):
 
 
 class PortTakenError(ReplayServerError):
-    """Something else uses the port."""
+    """Another program uses the port."""
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One table, sizes in windows. `samples_per_insert` None: limited by `min_size_to_sample` alone.
+    """A table to serve, with sizes in windows. Without `samples_per_insert`, only `min_size_to_sample` limits it.
 
-    The limiter keeps `(inserted - min_size_to_sample) * samples_per_insert - sampled` within
-    `error_buffer` of zero. A server that takes over from another counts on: `inserted` and `sampled` are
-    what lies behind, `refilled` how many of the windows inserted will be put in again first, on top.
+    The limiter keeps `(inserted - min_size_to_sample) * samples_per_insert - sampled` within `error_buffer` of zero.
+    A server that replaces another one continues its counts: `inserted` and `sampled` are the counts so far, and
+    `refilled` windows of those inserted will be inserted again first.
 
     Raises `ValueError` unless error_buffer <= samples_per_insert * min_size_to_sample and
     min_size_to_sample <= max_size: beyond these, samples overtake inserts, or sampling never starts.
@@ -59,8 +60,6 @@ class TableSpec:
     refilled: int = 0
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("name: a table needs one")
         if not 1 <= self.min_size_to_sample <= self.max_size:
             raise ValueError(
                 f"min_size_to_sample: {self.min_size_to_sample} is not within 1..max_size ({self.max_size})"
@@ -75,37 +74,33 @@ class TableSpec:
                 raise ValueError(f"error_buffer: {self.error_buffer} is not within {least:g}..{most:g}")
 
     def as_served(self) -> dict[str, Any]:
-        """The table as `serve.py` makes it; the limits are on what this server itself counts.
+        """Returns the table as `serve.py` makes it, with limits on the counts of the new server alone.
 
-        Nothing is sampled before the refill is done, or until the limiter would not let it be done: what was
-        sampled and lost on its way may be owed first.
+        Sampling starts when the refill is complete, or before that when the limiter would block the refill: samples
+        that were lost on their way are still due.
         """
-        table = {"name": self.name, "max_size": self.max_size}
-        least = max(self.refilled, self.min_size_to_sample - self.inserted)
-        if self.samples_per_insert is None or self.error_buffer is None:
-            return {**table, "min_size_to_sample": max(min(least, self.max_size), 1), "samples_per_insert": None}
-        ratio = self.samples_per_insert
-        middle = (self.min_size_to_sample - self.inserted) * ratio + self.sampled
-        most = max(middle + self.error_buffer, ratio)  # one window fits always
-        return {
-            **table,
-            "min_size_to_sample": max(min(least, self.max_size, int(most / ratio)), 1),
-            "samples_per_insert": ratio,
-            "min_diff": middle - self.error_buffer,
-            "max_diff": most,
-        }
+        least, limits = min(max(self.refilled, self.min_size_to_sample - self.inserted), self.max_size), NO_RATIO
+        if self.samples_per_insert is not None and self.error_buffer is not None:
+            ratio = self.samples_per_insert
+            middle = (self.min_size_to_sample - self.inserted) * ratio + self.sampled
+            most = max(middle + self.error_buffer, ratio)  # one window always fits
+            least = min(least, int(most / ratio))
+            limits = {"samples_per_insert": ratio, "min_diff": middle - self.error_buffer, "max_diff": most}
+        return {"name": self.name, "max_size": self.max_size, "min_size_to_sample": max(least, 1), **limits}
 
 
 class ReplayServer:
-    """One Reverb server at a time, on this machine.
+    """A Reverb server on this machine, which can be stopped and started again.
 
-    It outlives neither this process (its standard input is our pipe) nor `stop`. In a session of its own, so
-    that Ctrl-C in the terminal reaches us and we end it in our order.
+    The server ends with this process, because its standard input is a pipe from here. It has a session of its own, so
+    that Ctrl-C reaches only this process, which then ends the server in order.
     """
 
     def __init__(self, python: Path, log_path: Path, host: str = "127.0.0.1", start_timeout_s: float = 60.0) -> None:
-        """`python`: see `provision.reverb_python`. `log_path`: the server's standard error is appended there.
-        `host`: this machine's address as the clients know it; the server listens on every interface.
+        """Prepares a server whose standard error is appended to `log_path`.
+
+        `python`: see `provision.reverb_python`. `host`: the address of this machine that clients use; the server
+        listens on every interface.
         """
         self._python = python
         self._log_path = log_path
@@ -125,13 +120,10 @@ class ReplayServer:
         for tries_left in reversed(range(PORT_TRIES)):
             try:
                 return self._start_on(port or _free_port(), tables)
-            except PortTakenError:
+            except BaseException as error:
                 self.stop()
-                if port is not None or tries_left == 0:
+                if not isinstance(error, PortTakenError) or port is not None or tries_left == 0:
                     raise
-            except BaseException:
-                self.stop()
-                raise
         raise AssertionError("unreachable")
 
     @property
@@ -142,36 +134,27 @@ class ReplayServer:
         return self._child is not None and self._child.poll() is None
 
     def exit_reason(self) -> str | None:
-        """Why the server is no longer there, with the end of its log; None while it runs."""
-        if self._child is not None:
-            status = self._child.poll()
-            if status is None:
-                return None
-            return (
-                f"the replay server (pid {self._child.pid}) {_describe(status)}{self._log_tail() if status > 0 else ''}"
-            )
-        return self._exit_reason or "the replay server was not started"
+        """Returns why the server ended, with the end of its log; none while it runs."""
+        if self._child is None:
+            return self._exit_reason or "the replay server was not started"
+        status = self._child.poll()
+        if status is None:
+            return None
+        log_tail = self._log_tail() if status > 0 else ""
+        return f"the replay server (pid {self._child.pid}) {_describe(status)}{log_tail}"
 
     def stop(self) -> None:
-        """Ends the server, a hung or stopped one too, and reaps it. Bounded; may be called twice."""
+        """Ends and reaps the server, also a stuck one, within a bounded time. A second call does nothing."""
         child, self._child = self._child, None
         if child is not None:
             was_running = child.poll() is None
-            assert child.stdin is not None
+            end_child(child, STOP_WAIT_S)
             assert child.stdout is not None
-            with contextlib.suppress(BrokenPipeError):  # it is gone already
-                child.stdin.close()
-            try:
-                child.wait(STOP_WAIT_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait(STOP_WAIT_S)
             child.stdout.close()
             end = " when it was stopped" if was_running else self._log_tail()
             self._exit_reason = f"the replay server {_describe(child.returncode)}{end}"
         if self._port_lock is not None:
             self._port_lock.release()
-            self._port_lock = None
 
     def _start_on(self, port: int, tables: Sequence[TableSpec]) -> str:
         deadline = time.monotonic() + self._start_timeout_s
@@ -190,7 +173,7 @@ class ReplayServer:
             raise ReplayServerError(f"the replay server did not start: {error}") from error
         assert self._child.stdin is not None
         request = {"port": port, "tables": [table.as_served() for table in tables]}
-        with contextlib.suppress(BrokenPipeError):  # it ended at once; the missing answer says so
+        with contextlib.suppress(BrokenPipeError):  # the server ended at once; no answer will come
             self._child.stdin.write(json.dumps(request).encode() + b"\n")
             self._child.stdin.flush()
         answer = self._read_answer(deadline)
@@ -208,19 +191,13 @@ class ReplayServer:
         return address
 
     def _read_answer(self, deadline: float) -> str:
-        """The child's one line; what went wrong if none came."""
+        """Returns the line that the server prints after its start, or the reason why there is none."""
         assert self._child is not None
         assert self._child.stdout is not None
-        line = b""
-        while not line.endswith(b"\n"):
-            ready, _, _ = select.select([self._child.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                return f"no answer within {self._start_timeout_s:g} s"
-            more = os.read(self._child.stdout.fileno(), 4096)
-            if not more:
-                return "it ended without an answer"
-            line += more
-        return line.decode(errors="replace").strip().removeprefix("ERROR ")
+        if not select.select([self._child.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            return f"no answer within {self._start_timeout_s:g} s"
+        line = self._child.stdout.readline()
+        return line.decode(errors="replace").strip().removeprefix("ERROR ") or "it ended without an answer"
 
     def _log_tail(self) -> str:
         try:
@@ -231,11 +208,9 @@ class ReplayServer:
 
 
 def _check_limits(found: TableInfo, asked: dict[str, Any], address: str) -> None:
-    """Raises `ReplayMismatch` where the table at `address` is not as it was asked for."""
-    limits = asked if asked["samples_per_insert"] is not None else asked | NO_RATIO
-    for name in ("max_size", "min_size_to_sample", "samples_per_insert", "min_diff", "max_diff"):
-        value = limits[name]
-        if not math.isclose(getattr(found, name), value, rel_tol=1e-9):
+    """Raises `ReplayMismatch` if the table at `address` differs from the table `asked` for."""
+    for name, value in asked.items():
+        if name != "name" and not math.isclose(getattr(found, name), value, rel_tol=1e-9):
             raise ReplayMismatch(
                 f"another replay server answers at {address}: its table {found.name} has "
                 f"{name} {getattr(found, name):g}, {value:g} was asked for"
@@ -249,7 +224,7 @@ def _free_port() -> int:
 
 
 def _lock_port(port: int) -> filelock.BaseFileLock:
-    """Between probing a port and listening on it another server could start there; the lock forbids it."""
+    """Locks a port, so that no other server of this user starts there between the probe and the listening socket."""
     folder = Path(tempfile.gettempdir()) / f"fathom-ports-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     lock = filelock.FileLock(folder / f"{port}.lock", is_singleton=False)

@@ -1,5 +1,6 @@
-"""The Python environment that the replay server runs in: found, or built once and kept."""
+"""The Python environment of the replay server, which is built once and then shared."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -7,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -19,10 +20,19 @@ PYTHON_VERSION = "3.11"
 POLL_S = 0.2
 
 _BRING_YOUR_OWN = "set FATHOM_REVERB_PYTHON to a Python 3.11 that has dm-reverb 0.14.0"
+_CAUSES = {  # signs in uv's error, and the message for the user
+    ("no space left", "os error 28"): "the disk is full; free 2 GB or set FATHOM_CACHE to another disk",
+    ("no interpreter found", "python-downloads", "no download found"): (
+        f"the replay server needs Python {PYTHON_VERSION}: none was found and uv could not download one; install it"
+    ),
+    ("network", "failed to fetch", "error sending request", "dns error", "timed out", "offline"): (
+        "the package index cannot be reached and uv's cache lacks what the replay server needs; connect once"
+    ),
+}
 
 
 class ProvisionError(RuntimeError):
-    """The environment could not be had; the message is one line with cause and remedy."""
+    """There is no environment. The message is one line with cause and remedy."""
 
 
 def reverb_python(
@@ -32,15 +42,13 @@ def reverb_python(
     imports: str = "reverb",
     timeout_s: float = 1200.0,
 ) -> Path:
-    """The Python that can import `reverb`.
+    """Returns a Python that can import `reverb`, also if several processes call it at once.
 
-    `FATHOM_REVERB_PYTHON` if set; otherwise an environment in `FATHOM_CACHE` (default `~/.cache/fathom`),
-    named by the hash of `requirements`, which the first caller builds with uv and all later ones share.
-    Safe when several processes call it at once. `say` gets progress, a line each. Raises `ProvisionError`,
-    in the end after `timeout_s` seconds.
+    The Python is `FATHOM_REVERB_PYTHON` if set. Otherwise it belongs to an environment in `FATHOM_CACHE` (default
+    `~/.cache/fathom`), named by the hash of `requirements`: the first caller builds it with uv, later ones share it.
+    `say` receives the progress, a line at a time. Raises `ProvisionError`, after `timeout_s` seconds at the latest.
     """
-    named = os.environ.get("FATHOM_REVERB_PYTHON")
-    if named:
+    if named := os.environ.get("FATHOM_REVERB_PYTHON"):
         return _check_named(Path(named), imports)
     cache = Path(os.environ.get("FATHOM_CACHE") or "~/.cache/fathom").expanduser()
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
@@ -62,7 +70,7 @@ def reverb_python(
 
 
 def _is_ready(home: Path) -> bool:
-    """Built to the end, and the Python that it links to is still installed."""
+    """True if the environment was built to its end, and the Python that it links to is still installed."""
     return (home / "READY").exists() and (home / "bin" / "python").exists()
 
 
@@ -79,14 +87,13 @@ def _check_named(python: Path, imports: str) -> Path:
 
 
 def _lock(home: Path, deadline: float, say: Callable[[str], None]) -> AbstractContextManager[object]:
-    """The lock of `home`, already taken; a caller that has to wait is told so."""
+    """Acquires the lock of `home`; informs the user if that takes a while."""
     lock = filelock.FileLock(home.with_suffix(".lock"))
+    with contextlib.suppress(filelock.Timeout):
+        return lock.acquire(timeout=0)
+    say("waiting for another process that prepares the replay server's environment")
     try:
-        try:
-            return lock.acquire(timeout=0)
-        except filelock.Timeout:
-            say("waiting for another process that prepares the replay server's environment")
-            return lock.acquire(timeout=max(0.0, deadline - time.monotonic()), poll_interval=POLL_S)
+        return lock.acquire(timeout=max(0.0, deadline - time.monotonic()), poll_interval=POLL_S)
     except filelock.Timeout as error:
         raise ProvisionError(
             "another process has been preparing the replay server's environment for too long;"
@@ -95,45 +102,36 @@ def _lock(home: Path, deadline: float, say: Callable[[str], None]) -> AbstractCo
 
 
 def _build(home: Path, requirements: Path, imports: str, deadline: float, say: Callable[[str], None]) -> None:
-    """Builds beside `home`, renames, proves the import in place, writes READY last. Holds the lock."""
+    """Builds the environment beside `home`, renames it, checks the import there, and writes READY last."""
     for leftover in home.parent.glob(f"{home.name}.building-*"):
         shutil.rmtree(leftover)
     if home.exists():
         shutil.rmtree(home)
     say("preparing the replay server's environment (once, about 1.2 GB)")
-    building = Path(tempfile.mkdtemp(prefix=f"{home.name}.building-", dir=home.parent))
-    try:
-        venv = building / "venv"
+    with tempfile.TemporaryDirectory(
+        prefix=f"{home.name}.building-", dir=home.parent, ignore_cleanup_errors=True
+    ) as building:
+        venv = Path(building) / "venv"
+        _run_uv(["venv", "--no-project", "--relocatable", "--python", PYTHON_VERSION, str(venv)], deadline)
         python = str(venv / "bin" / "python")
-        _uv(["venv", "--no-project", "--relocatable", "--python", PYTHON_VERSION, str(venv)], deadline)
-        install = ["pip", "install", "--python", python, "--require-hashes", "-r", str(requirements)]
-        _uv(install, deadline)
+        _run_uv(["pip", "install", "--python", python, "--require-hashes", "-r", str(requirements)], deadline)
         venv.rename(home)
         _check_import(home / "bin" / "python", imports, timeout_s=max(1.0, deadline - time.monotonic()))
         (home / "READY").touch()
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     say("the replay server's environment is ready")
 
 
-def _uv(arguments: list[str], deadline: float) -> None:
-    """Runs uv; its configuration and its index are the user's own. Raises `ProvisionError`."""
+def _run_uv(arguments: list[str], deadline: float) -> None:
+    """Runs uv with the user's own configuration and package index. Raises `ProvisionError`."""
     try:
-        binary = uv.find_uv_bin()
+        command = [uv.find_uv_bin(), "--no-progress", *arguments]
     except FileNotFoundError as error:
         raise ProvisionError(
             f"uv, a dependency of Fathom, is not installed; install it, or {_BRING_YOUR_OWN}"
         ) from error
-    kept = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH")}
+    environ = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH")}
     try:
-        done = subprocess.run(
-            [binary, "--no-progress", *arguments],
-            env={**kept, "NO_COLOR": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=max(1.0, deadline - time.monotonic()),
-        )
+        done = _run(command, environ | {"NO_COLOR": "1"}, max(1.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired as error:
         raise ProvisionError(
             f"preparing the replay server's environment took too long (uv {arguments[0]});"
@@ -144,38 +142,26 @@ def _uv(arguments: list[str], deadline: float) -> None:
 
 
 def _cause(stderr: str) -> str:
-    """uv's error as one line that names cause and remedy."""
+    """Turns uv's error into one line that names cause and remedy."""
     text = " ".join(stderr.split())
-    lower = text.lower()
-    if "no space left" in lower or "os error 28" in lower:
-        return f"the disk is full; free 2 GB or set FATHOM_CACHE to another disk, or {_BRING_YOUR_OWN}"
-    if "no interpreter found" in lower or "python-downloads" in lower or "no download found" in lower:
-        return (
-            f"the replay server needs Python {PYTHON_VERSION}: none was found and uv could not download one;"
-            f" install it, or {_BRING_YOUR_OWN}"
-        )
-    unreachable = ("network", "failed to fetch", "error sending request", "dns error", "timed out", "offline")
-    if any(sign in lower for sign in unreachable):
-        return (
-            "the package index cannot be reached and uv's cache lacks what the replay server needs;"
-            f" connect once, or {_BRING_YOUR_OWN}"
-        )
+    for signs, message in _CAUSES.items():
+        if any(sign in text.lower() for sign in signs):
+            return f"{message}, or {_BRING_YOUR_OWN}"
     return f"uv could not build the replay server's environment: {text[-400:]}; or {_BRING_YOUR_OWN}"
 
 
 def _check_import(python: Path, imports: str, timeout_s: float) -> None:
-    """Raises `ProvisionError` unless `python` imports `imports`, `OSError` when it cannot be run."""
+    """Raises `ProvisionError` unless `python` imports `imports`, `OSError` if it cannot be run."""
     try:
-        done = subprocess.run(
-            [str(python), "-I", "-c", f"import {imports}"],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
+        done = _run([python, "-I", "-c", f"import {imports}"], os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}, timeout_s)
     except subprocess.TimeoutExpired as error:
         raise ProvisionError(f"importing {imports} did not end within {timeout_s:.0f} s") from error
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise ProvisionError(f"importing {imports} fails: {last[0]}")
+
+
+def _run(command: Sequence[str | Path], environ: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s
+    )

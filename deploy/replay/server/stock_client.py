@@ -1,9 +1,9 @@
-"""Reverb's own client behind JSON lines, for comparison: bit for bit in tests, in speed in the benchmark.
+"""Reverb's own client behind JSON lines, for comparison with Fathom's: bit for bit in tests, in speed in the benchmark.
 
-Run with the Python of Reverb's environment; stands alone. Each line on standard input is one request
-`{"do": "write" | "write_steps" | "read" | "speed" | "insert_speed", "address", ...}`; each is answered by one JSON
-line, with `error` in it where the request failed. Arrays travel as `.npz` files, one array `[R, ...]` for
-each column, named `0`, `1`, ...
+Runs with the Python of Reverb's environment and stands alone. Each line on standard input is a request
+`{"do": "write" | "write_steps" | "read" | "speed" | "insert_speed", "address", ...}`. Each answer is one JSON line,
+with `error` in it if the request failed. Arrays travel as `.npz` files: one array `[R, ...]` for each column, named
+`0`, `1`, ...
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import tensorflow as tf
 def write(address: str, table: str, path: str, chunk_lengths: list[int], items: list[list[Any]]) -> dict[str, Any]:
     """Appends the rows of `path` one by one, then writes `items` to `table`.
 
-    An item has one entry for each column: `[start, stop]` rows, or one row number (stored squeezed).
+    An item has one entry for each column: `[start, stop]` rows, or one row number (which Reverb stores squeezed).
     """
     columns = _load(path)
     with reverb.Client(address).trajectory_writer(num_keep_alive_refs=len(columns[0])) as writer:
@@ -43,7 +43,7 @@ def write(address: str, table: str, path: str, chunk_lengths: list[int], items: 
 
 
 def write_steps(address: str, table: str, path: str, chunk_length: int, rows: int) -> dict[str, Any]:
-    """Appends the rows of `path` with the older writer, delta-encoded; one item of the last `rows` rows."""
+    """Appends the rows of `path` with Reverb's older writer, delta-encoded, and writes an item of the last `rows`."""
     columns = _load(path)
     client = reverb.Client(address)
     with client.writer(max_sequence_length=rows, delta_encoded=True, chunk_length=chunk_length) as writer:
@@ -54,7 +54,7 @@ def write_steps(address: str, table: str, path: str, chunk_length: int, rows: in
 
 
 def read(address: str, table: str, path: str, windows: int) -> dict[str, Any]:
-    """Samples `windows` items; stores column c of item i in `path` as `i.c`."""
+    """Samples `windows` items, and stores column c of item i in `path` as `i.c`."""
     samples = reverb.Client(address).sample(table, num_samples=windows, emit_timesteps=False)
     arrays = {f"{i}.{c}": column for i, sample in enumerate(samples) for c, column in enumerate(sample.data)}
     np.savez(path, **arrays)
@@ -62,9 +62,9 @@ def read(address: str, table: str, path: str, windows: int) -> dict[str, Any]:
 
 
 def speed(address: str, table: str, row_sizes: list[int], window_rows: int, windows: int) -> dict[str, Any]:
-    """Megabytes a second (uncompressed) of `TrajectoryDataset` over `windows` windows, after a few to warm up.
+    """Measures uncompressed megabytes per second of `TrajectoryDataset` over `windows` single windows, when warm.
 
-    `row_sizes`: numbers in a row of the float32 and of the int32 column. Windows come singly, not batched.
+    `row_sizes`: numbers in a row of the float32 column and of the int32 column.
     """
     dataset = reverb.TrajectoryDataset(
         server_address=address,
@@ -85,10 +85,10 @@ def speed(address: str, table: str, row_sizes: list[int], window_rows: int, wind
 def insert_speed(
     address: str, tables: list[str], row_sizes: list[int], environments: int, steps: int, chunks: int, unrolls: int
 ) -> dict[str, Any]:
-    """Environment steps a second of a `TrajectoryWriter` for each environment, to the last confirmation.
+    """Measures environment steps per second of a `TrajectoryWriter` for each environment, to the last confirmation.
 
-    A whole unroll of `steps` rows is appended at a time, a chunk of its own: row by row takes ten times as long. An
-    item is `chunks` of them, one in each table; the first one's unrolls, which make no items, are left out.
+    An unroll of `steps` rows is appended at once, as one chunk: row by row takes ten times as long. An item in each
+    table holds `chunks` unrolls. The first `chunks` unrolls, which make no items, are not timed.
     """
     rng = np.random.default_rng(0)
     floats, ints = row_sizes
@@ -124,21 +124,16 @@ def _load(path: str) -> list[Any]:
 
 
 def main() -> None:
-    # Only answers may reach the parent: what libraries print goes to standard error.
+    # The parent reads answers only: the output of libraries goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    commands: dict[str, Callable[..., dict[str, Any]]] = {
-        "write": write,
-        "write_steps": write_steps,
-        "read": read,
-        "speed": speed,
-        "insert_speed": insert_speed,
-    }
+    functions: tuple[Callable[..., dict[str, Any]], ...] = (write, write_steps, read, speed, insert_speed)
+    commands = {function.__name__: function for function in functions}
     for line in sys.stdin:
         request = json.loads(line)
         try:
             answer = commands[request.pop("do")](**request)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the parent must hear of it
+        except Exception as error:  # noqa: BLE001 - the parent gets any error
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 

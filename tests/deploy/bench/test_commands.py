@@ -1,13 +1,15 @@
-"""What each benchmark prints has the same keys each time, so that figures of two calls can be laid side by side."""
+"""Each benchmark prints the same keys in every call, so that two results can be compared."""
 
+import inspect
 import json
 import math
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploy.cli.bench import BenchUpdate, BenchWeights
+from deploy.cli.bench import QUICK, Update, Weights, _Options
 from deploy.cli.main import run_command
 
 UPDATE = {
@@ -110,7 +112,7 @@ def test_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     result = bench(capsys, "weights", "--depth", "4", "--width", "8", "--repeats", "2", "--save", str(file))
     assert result.keys() == WEIGHTS
     assert all_positive(result)
-    assert 4 * 4 * 8 * 8 < result["bytes"] < 2 * 4 * 4 * 8 * 8  # the actor's kernels and little besides
+    assert 4 * 4 * 8 * 8 < result["bytes"] < 2 * 4 * 4 * 8 * 8  # the actor's kernels and little else
     saved = json.loads(file.read_text())
     assert saved["benchmark"] == "weights"
     assert saved["machine"].keys() == {"cpu", "cores", "jax", "device", "git_revision"}
@@ -118,10 +120,18 @@ def test_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert saved["result"] == result
 
 
-def test_quick_leaves_alone_what_options_say() -> None:
-    quick = BenchUpdate(quick=True, depths=(4, 16)).sized()
-    assert (quick.depths, quick.batch < BenchUpdate().batch) == ((4, 16), True)
-    assert BenchWeights(quick=True).sized().depth < BenchWeights().sized().depth == 1024
+@pytest.mark.parametrize("kind", QUICK, ids=lambda kind: kind.__name__)
+def test_options_are_the_arguments_of_the_function(kind: type[_Options]) -> None:
+    options = kind(quick=True).sized()
+    name = options.name.replace("-", "_")
+    function = getattr(import_module(f"deploy.bench.{name}"), f"bench_{name}")
+    inspect.signature(function).bind(**options.arguments())
+
+
+def test_quick_changes_only_options_left_alone() -> None:
+    quick = Update(quick=True, depths=(4, 16)).sized()
+    assert (quick.depths, quick.batch < Update().batch) == ((4, 16), True)
+    assert Weights(quick=True).sized().depth < Weights().sized().depth == 1024
 
 
 @pytest.mark.parametrize("what", ["update", "rollout", "replay", "weights", "end-to-end"])

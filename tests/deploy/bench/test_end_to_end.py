@@ -1,4 +1,4 @@
-"""One real short run in both modes; and what is read out of metrics, by hand."""
+"""A real short run in both modes, and figures of metrics by hand."""
 
 import json
 import math
@@ -50,7 +50,7 @@ WHOLE = {
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_a_quick_one_runs_for_real(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_run_in_both_modes(capsys: pytest.CaptureFixture[str]) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     assert run_command(["bench", "end-to-end", "--quick", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -72,12 +72,12 @@ def test_a_quick_one_runs_for_real(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("values", [DEFAULT, QUICK])
-def test_its_experiments_have_a_steady_state(values: dict) -> None:
+def test_default_and_quick_experiments_have_a_steady_state(values: dict) -> None:
     experiment = parse_experiment(values)
     assert make_plan(experiment, make_envs(experiment).training.spec).updates >= 15
 
 
-def test_a_mistake_in_an_experiment_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_in_the_experiment_starts_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text("env: point_u_maze\ncollector: {depth: 6}\n")
     assert run_command(["bench", "end-to-end", str(experiment)]) == 2
@@ -85,7 +85,7 @@ def test_a_mistake_in_an_experiment_starts_nothing(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.processes
-def test_a_run_that_fails_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_of_a_failed_run_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = tmp_path / "experiment.yaml"
     experiment.write_text("env: point_u_maze\nbudget: {env_steps: 10}\n")
     assert run_command(["bench", "end-to-end", str(experiment)]) == 1

@@ -1,13 +1,14 @@
-"""Figures of two calls side by side, and which files are refused."""
+"""Comparison of two results, and refusal of files."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.bench import saved
-from deploy.cli.bench_results import Outputs, measure_and_show
+from deploy.cli.bench import _Options, measure_and_show
 from deploy.cli.main import run_command
 from shared.errors import ConfigError
 
@@ -32,6 +33,16 @@ NOW: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Update(_Options):
+    """Options of a benchmark with a known result."""
+
+    result: dict[str, Any] = field(default_factory=dict)
+
+    def measure(self) -> dict[str, Any]:
+        return self.result
+
+
 def write(path: Path, benchmark: str = "update", **machine: Any) -> Path:
     saved.save(path, benchmark, MACHINE | machine, THEN)
     return path
@@ -47,7 +58,7 @@ def test_rows_are_matched_by_their_sizes(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_in_common_is_said(tmp_path: Path) -> None:
+def test_results_without_a_common_size_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "then.json")
     with pytest.raises(ConfigError, match=r"--compare: .*then\.json holds figures of other sizes only"):
         saved.compare(path, THEN, {"rows": [{"depth": 4, "batch": 9, "step_seconds": 1.0}]})
@@ -55,7 +66,7 @@ def test_nothing_in_common_is_said(tmp_path: Path) -> None:
         saved.compare(path, THEN, NOW | {"env": "humanoid"})
 
 
-def test_another_kind_of_device_is_refused_and_another_machine_is_told(tmp_path: Path) -> None:
+def test_another_kind_of_device_is_refused_and_another_machine_is_described(tmp_path: Path) -> None:
     assert saved.differences(tmp_path, MACHINE, MACHINE | {"git_revision": "2"}) == []
     unlike = saved.differences(tmp_path, MACHINE, MACHINE | {"cpu": "b", "cores": 4})
     assert unlike == ["cpu a then, b now", "cores 2 then, 4 now"]
@@ -64,20 +75,20 @@ def test_another_kind_of_device_is_refused_and_another_machine_is_told(tmp_path:
 
 
 FOREIGN = {
-    "missing": (None, "cannot be read (No such file or directory); name what --save wrote"),
-    "text": ("speed", "is no JSON; name what --save wrote"),
-    "binary": (b"\xff\xfe", "is no JSON; name what --save wrote"),
-    "list": ("[1]", "holds no saved benchmark; name what --save wrote"),
-    "summary": ('{"benchmark": "rollout"}', "holds no saved benchmark; name what --save wrote"),
+    "missing": (None, "cannot be read (No such file or directory); name a file that --save wrote"),
+    "text": ("speed", "is not JSON; name a file that --save wrote"),
+    "binary": (b"\xff\xfe", "is not JSON; name a file that --save wrote"),
+    "list": ("[1]", "holds no saved benchmark; name a file that --save wrote"),
+    "summary": ('{"benchmark": "rollout"}', "holds no saved benchmark; name a file that --save wrote"),
     "benchmark": (
         json.dumps({"benchmark": "replay", "machine": {}, "result": {}}),
-        "is of fathom bench replay, this is rollout; name what fathom bench rollout --save wrote",
+        "is from fathom bench replay, not rollout; name a file that fathom bench rollout --save wrote",
     ),
 }
 
 
 @pytest.mark.parametrize(("content", "line"), FOREIGN.values(), ids=FOREIGN.keys())
-def test_a_foreign_file_is_refused_before_anything_is_measured(
+def test_a_foreign_file_is_refused_before_the_measurement(
     content: str | bytes | None, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "file.json"
@@ -90,7 +101,9 @@ def test_a_foreign_file_is_refused_before_anything_is_measured(
     assert len(printed.err.strip().splitlines()) == 1
 
 
-def test_a_place_that_cannot_be_written_is_refused_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_cannot_be_written_is_refused_before_the_measurement(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     assert run_command(["bench", "rollout", "--save", str(tmp_path)]) == 2
     assert f"--save: {tmp_path} is a folder; name a file" in capsys.readouterr().err
@@ -98,25 +111,25 @@ def test_a_place_that_cannot_be_written_is_refused_before(tmp_path: Path, capsys
     assert "cannot be made" in capsys.readouterr().err
 
 
-def test_what_was_saved_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_saved_result_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "then.json"
-    assert measure_and_show("update", lambda: THEN, Outputs(as_json=True, save=path)) == 0
+    assert measure_and_show(Update(json=True, save=path, result=THEN)) == 0
     assert json.loads(capsys.readouterr().out) == THEN
-    assert measure_and_show("update", lambda: NOW, Outputs(as_json=True, compare=path)) == 0
+    assert measure_and_show(Update(json=True, compare=path, result=NOW)) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == NOW | {"compared": saved.compare(path, THEN, NOW)}
-    assert measure_and_show("update", lambda: NOW, Outputs(compare=path)) == 0
+    assert measure_and_show(Update(compare=path, result=NOW)) == 0
     assert "depth=8 batch=8" in capsys.readouterr().out
 
 
-def test_another_machine_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_machine_gives_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "then.json", **saved.describe_machine() | {"cores": 1000})
-    assert measure_and_show("update", lambda: NOW, Outputs(as_json=True, compare=path)) == 0
+    assert measure_and_show(Update(json=True, compare=path, result=NOW)) == 0
     assert "is from another machine: cores 1000 then" in capsys.readouterr().err
 
 
-def test_a_refusal_does_not_cost_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_comparison_does_not_lose_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "then.json", device="NVIDIA H100")
     with pytest.raises(ConfigError, match="was measured on NVIDIA H100"):
-        measure_and_show("update", lambda: NOW, Outputs(as_json=True, compare=path))
+        measure_and_show(Update(json=True, compare=path, result=NOW))
     assert json.loads(capsys.readouterr().out) == NOW

@@ -1,3 +1,5 @@
+"""Figures of the update benchmark, and the comparison with the textbook."""
+
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -24,12 +26,12 @@ SIZES: dict[str, Any] = {"batch": 30, "width": 11}  # several windows; no two si
 
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    """Figures of two blocks, so that their order matters, with everything that can be measured beside them."""
+    """Figures of two blocks, so that their order matters, with every optional measurement."""
     return bench_update([8], **SIZES, against="unrolled", repeats=1, seconds=0.0, seeds=2)
 
 
 @pytest.mark.slow
-def test_losses_and_gradients_are_the_textbooks(result: dict[str, Any]) -> None:
+def test_losses_and_gradients_equal_the_textbooks(result: dict[str, Any]) -> None:
     (row,) = result["rows"]
     assert row["loss_difference"] < 1e-5
     assert row["gradient_difference"] < 1e-4
@@ -41,8 +43,8 @@ def test_another_computation_is_noticed() -> None:
 
 
 @pytest.mark.slow
-def test_rows_hold_the_same_figures_each_time(result: dict[str, Any]) -> None:
-    """Alone: test_commands.py."""
+def test_every_row_has_all_figures(result: dict[str, Any]) -> None:
+    """Checks the figures of all options; test_commands.py checks those without options."""
     assert set(result) == {"matmul_flops_per_second", "rows"}
     (row,) = result["rows"]
     compared = {"step_speedup", "first_step_speedup", "loss_difference", "gradient_difference"}
@@ -54,7 +56,7 @@ def test_rows_hold_the_same_figures_each_time(result: dict[str, Any]) -> None:
     )
     assert row["seeds"] == 2
     assert row["seeds_memory_bytes"] > 1.5 * row["memory_bytes"]
-    # Of one repetition, whose speedups are those of its figures.
+    # With one repetition, the medians of ratios are the ratios of the figures.
     assert row["step_speedup"] == pytest.approx(row["unrolled_step_seconds"] / row["step_seconds"])
     assert row["first_step_speedup"] == pytest.approx(row["unrolled_first_step_seconds"] / row["first_step_seconds"])
     assert row["seeds_speedup"] == pytest.approx(2 * row["step_seconds"] / row["seeds_step_seconds"])
@@ -62,18 +64,18 @@ def test_rows_hold_the_same_figures_each_time(result: dict[str, Any]) -> None:
     assert row["gradient_steps_per_second"] == pytest.approx(1 / row["step_seconds"])
 
 
-def test_an_updates_seconds_are_shared_out_among_its_gradient_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_duration_of_an_update_is_divided_by_its_gradient_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(update, "time", SimpleNamespace(perf_counter=count(step=6.0).__next__))
     timed = update._Timed(lambda: jnp.zeros(()), lambda state, windows: (state + windows, {}), jnp.ones(()))
     for _ in range(3):
         timed.step()
     figures = timed.figures()
-    assert timed.state == 4  # the first one, untimed, meets cold memory
+    assert timed.state == 4  # the first step is not timed: it meets cold memory
     assert figures["step_seconds"] == 6.0 / update._MINIBATCHES
     assert (figures["init_seconds"], figures["trace_seconds"], figures["compile_seconds"]) == (6.0, 6.0, 6.0)
 
 
-def test_nothing_is_loaded_from_a_cache_that_was_used_before() -> None:
+def test_the_compilation_cache_is_off_even_after_its_use() -> None:
     events: list[str] = []
     jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
 
@@ -88,7 +90,7 @@ def test_nothing_is_loaded_from_a_cache_that_was_used_before() -> None:
     assert asks_the_cache(3.0)
 
 
-def test_no_learners_side_by_side_are_refused() -> None:
+def test_zero_seeds_are_refused() -> None:
     with pytest.raises(ConfigError, match="--seeds: 0 is not positive"):
         bench_update([4], batch=8, width=8, seeds=0)
 

@@ -1,4 +1,4 @@
-"""Every mistake of the user's: one line that names the field and the remedy, before anything is started."""
+"""Mistakes of the user: each is one line with the field and the remedy, before anything starts."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_overwrite_removes_runs_only(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_a_taken_port_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_names_a_taken_port(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
@@ -81,7 +81,7 @@ def test_a_taken_port_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.processes
-def test_a_missing_replay_environment_is_named(
+def test_an_error_names_a_missing_replay_environment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FATHOM_REVERB_PYTHON", str(tmp_path / "no-python"))
@@ -89,13 +89,13 @@ def test_a_missing_replay_environment_is_named(
     assert "FATHOM_REVERB_PYTHON" in capsys.readouterr().err
 
 
-def test_a_run_too_big_for_the_disk_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_names_a_disk_that_is_too_small(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["run", DEMO, "--run-dir", str(tmp_path / "run"), "--learners.deep.width", "300000"]
     assert run_command(command) == 2
     assert "MB free, this run writes about" in capsys.readouterr().err
 
 
-def test_a_disk_that_fills_up_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_full_disk(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     (tmp_path / "metrics" / "learner-deep.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as full:

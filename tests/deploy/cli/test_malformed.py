@@ -1,4 +1,4 @@
-"""Hundreds of wrong files and options: each is refused before anything starts, in lines that name the field."""
+"""Hundreds of malformed files and options: each is refused before anything starts, in lines that name the field."""
 
 import copy
 import math
@@ -52,7 +52,7 @@ MERGES = "a: &a {k0: 1, k1: 1, k2: 1, k3: 1}\n" + "".join(
     for last, this in zip("abcdefg", "bcdefgh", strict=True)
 )
 
-# --- files that are no experiment, whatever their keys say ---
+# --- files that are no experiment ---
 
 TEXTS: dict[str, str | bytes] = {
     "empty": "",
@@ -126,7 +126,7 @@ TEXTS: dict[str, str | bytes] = {
     "surrogate as a key": 'env: point_u_maze\n"\\ud800": 1\n',
     "no env": "seed: 1\n",
 }
-LINES = {  # for some, what the line says
+LINES = {  # for some files, a part of the error line
     "empty": "holds no experiment; it needs at least the key env",
     "zero byte": "not valid YAML (character #x0000 cannot be part of a text)",
     "binary": "cannot be read (not UTF-8)",
@@ -146,7 +146,7 @@ LINES = {  # for some, what the line says
 
 
 def refused(check: Callable[[Path], object], path: Path) -> str:
-    """What `check` says of the file; never another exception, and nothing that takes long."""
+    """Returns the message of the ConfigError that `check` must raise within ten seconds."""
     started = time.monotonic()
     with pytest.raises(ConfigError) as error:
         check(path)
@@ -167,7 +167,7 @@ def written(folder: Path, values: Any) -> Path:
 
 
 def planned(path: Path) -> object:
-    """What `fathom run` does before it makes a folder."""
+    """Does what `fathom run` does before it creates a folder."""
     return make_envs_and_plan(load_experiment(path))
 
 
@@ -175,12 +175,12 @@ def planned_matrix(path: Path) -> object:
     return estimate_matrix(load_matrix(path))
 
 
-def test_the_good_ones_are_good(tmp_path: Path) -> None:
+def test_valid_files_are_accepted(tmp_path: Path) -> None:
     assert planned(written(tmp_path, GOOD))
     assert planned_matrix(written(tmp_path, MATRIX))
 
 
-def test_what_is_unusual_and_right_is_taken(tmp_path: Path) -> None:
+def test_unusual_valid_values_are_accepted(tmp_path: Path) -> None:
     text = """
 env: point_u_maze
 budget: {env_steps: 1e8}
@@ -216,13 +216,13 @@ def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [Path("/dev/zero"), Path("/dev/null"), Path("/"), Path("/nowhere/x.yaml")], ids=str)
-def test_what_is_no_file(path: Path) -> None:
+def test_a_path_that_is_no_file(path: Path) -> None:
     for check in (planned, planned_matrix):
         with pytest.raises(ConfigError, match=f"^{path}: (not valid YAML|holds no|cannot be read)"):
             check(path)
 
 
-# --- every field with every kind of value that none of it can have ---
+# --- every field with every kind of value that it cannot have ---
 
 NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 1e300, "truth": True, "text": "many"}
 TYPES = {"map": {"a": 1}, "list": [1, 2]}
@@ -230,7 +230,7 @@ SECTIONS = {"number": 3, "list": [{}], "text": "all", "null": None, "unknown key
 
 
 def fields(model: type[BaseModel], within: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every field of an experiment by its path, and its type; `learners` by one of them."""
+    """Yields the path and the type of every field of an experiment, with one learner for all."""
     for name, info in model.model_fields.items():
         kind = info.annotation
         if name == "learners":
@@ -254,7 +254,7 @@ def wrong_values() -> Iterator[tuple[str, tuple[str, ...], Any]]:
 
 
 def changed(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    """A copy with `value` at `path`."""
+    """Returns a copy with `value` at `path`."""
     values = copy.deepcopy(values)
     section = values
     for part in path[:-1]:
@@ -327,7 +327,7 @@ def test_a_learner_s_name(name: str, tmp_path: Path) -> None:
     assert "learners." in refused(planned, written(tmp_path, changed(GOOD, ("learners", name), {})))
 
 
-def test_learners_that_the_command_line_could_not_tell_apart(tmp_path: Path) -> None:
+def test_learners_with_the_same_options_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path, {**GOOD, "learners": {"a-b": {}, "a_b": {}}})
     assert "learners.a-b: another name differs in '-' and '_' alone" in refused(planned, path)
 
@@ -360,7 +360,7 @@ def test_a_matrix_s_mistake(field: str, value: Any, tmp_path: Path) -> None:
     assert field.split(".")[-1].removesuffix("s") in message or "collector.depth: " in message
 
 
-def test_an_experiment_and_a_matrix_are_told_apart(tmp_path: Path) -> None:
+def test_an_experiment_is_no_matrix_and_a_matrix_no_experiment(tmp_path: Path) -> None:
     message = refused(planned_matrix, written(tmp_path, GOOD))
     assert "learners: unknown key; known here: envs, collector_depths" in message
     assert "envs: unknown key" in refused(planned, written(tmp_path, MATRIX))
@@ -401,8 +401,8 @@ def test_an_option(options: list[str], tmp_path: Path) -> None:
     assert any(name and name.removesuffix("s") in str(error.value) for name in names)
 
 
-def test_what_is_not_given_stays_as_it_is(tmp_path: Path) -> None:
-    """Such a text is another value where YAML reads it again."""
+def test_a_key_without_an_option_keeps_its_value(tmp_path: Path) -> None:
+    """Uses texts that YAML would read as other values."""
     odd = {"learners": {"very-deep": {}, "class": {}, "2": {}}, "wandb": {"project": "007"}, "stream": "/a #1"}
     path = written(tmp_path, {**GOOD, **odd})
     experiment = load_experiment(path)

@@ -1,4 +1,4 @@
-"""The cluster files against their schemas, and the Slurm script with stand-ins for Slurm's own commands."""
+"""The cluster files against their schemas, and the Slurm script with stand-ins for Slurm's commands."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ def loaded(name: str) -> Any:
     return yaml.safe_load((FILES / name).read_text())
 
 
-def test_ray_s_launcher_takes_its_file() -> None:
+def test_ray_s_launcher_accepts_its_file() -> None:
     config = prepare_config(loaded("ray_cluster.yaml"))
     validate_config(config)
     assert config["max_workers"] == len(config["provider"]["worker_ips"])
@@ -43,7 +43,7 @@ def test_the_ray_job_s_pods_are_kubernetes_pods() -> None:
         assert {mount["name"] for mount in pod["spec"]["containers"][0]["volumeMounts"]} == volumes
 
 
-def test_the_network_policy_is_about_the_ray_job_s_pods() -> None:
+def test_the_network_policy_selects_the_ray_job_s_pods() -> None:
     policy, job = loaded("network_policy.yaml"), loaded("rayjob.yaml")
     kubernetes_validate.validate(policy, KUBERNETES, strict=True)
     own = policy["spec"]["podSelector"]
@@ -60,7 +60,7 @@ def test_the_network_policy_is_about_the_ray_job_s_pods() -> None:
     assert policy["spec"]["policyTypes"] == ["Ingress"]
 
 
-def test_what_is_named_is_there() -> None:
+def test_named_files_exist() -> None:
     for name, key in (("rayjob.yaml", "matrix "), ("slurm.sh", "{1:-"), ("runtime_env.yaml", "deploy.cli matrix ")):
         text = (FILES / name).read_text()
         path = text.partition(key)[2].partition(".yaml")[0] + ".yaml"
@@ -82,13 +82,13 @@ experiment:
 """
 STAND_INS = {
     "scontrol": "printf 'localhost\\nlocalhost\\n'",
-    # The options are Slurm's, the rest is the command; each "node" says that it was asked.
+    # Options belong to Slurm, the rest is the command. Each "node" records the command.
     "srun": 'while [[ $1 == --* ]]; do shift; done; echo "$@" >> "$ASKED"; exec "$@"',
 }
 
 
 @pytest.mark.deploy
-def test_the_slurm_script_makes_a_cluster_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_slurm_script_starts_a_cluster_and_leaves_no_process(tmp_path: Path) -> None:
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
     for name, body in STAND_INS.items():
@@ -118,7 +118,7 @@ def test_the_slurm_script_makes_a_cluster_and_leaves_nothing(tmp_path: Path) -> 
 
 
 def started_with(name: str, value: str) -> list[psutil.Process]:
-    """Processes that run with this in their environment."""
+    """Returns the processes with this variable in their environment."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

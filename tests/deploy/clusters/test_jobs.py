@@ -1,4 +1,4 @@
-"""Ray jobs on a head that asks for a token: submitted, refused, stopped."""
+"""Ray jobs on a head that requires a token: submitted, refused, stopped."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.deploy
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 OURS = re.compile(r"ray::\w*Actor|deploy[./](cli|scheduling[./]reaper|replay[./]server)|bin/fathom")
-MARK = "FATHOM_TEST_JOB"  # in the environment of all that the head starts
+MARK = "FATHOM_TEST_JOB"  # in the environment of all processes that the head starts
 
 
 def free_ports(count: int) -> list[int]:
@@ -71,7 +71,7 @@ class Head:
         self.process.wait(30)
 
     def _started(self) -> list[psutil.Process]:
-        """All that descends from the head, which knows it by its environment."""
+        """Returns all descendants of the head, found by the mark in their environment."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
@@ -80,7 +80,7 @@ class Head:
         return found
 
     def ours(self) -> list[psutil.Process]:
-        """What runs of a job: drivers, actors, the replay server; not what belongs to the head."""
+        """Returns the processes of jobs: drivers, actors, the replay server, but not those of the head."""
         found = []
         for process in self._started():
             with contextlib.suppress(psutil.Error):
@@ -120,7 +120,7 @@ def test_without_the_token_it_is_refused(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_a_stopped_job_leaves_nothing(head: Head) -> None:
+def test_a_stopped_job_leaves_no_process(head: Head) -> None:
     submitted = head.submit("fathom", "run", "deploy/experiments/point_u_maze.yaml", wait=False)
     name = re.search(r"raysubmit_\w+", submitted.stdout)
     assert name, submitted.stdout

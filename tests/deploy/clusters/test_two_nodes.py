@@ -1,4 +1,4 @@
-"""Two Ray nodes in network namespaces of their own, where loopback addresses lead nowhere."""
+"""Two Ray nodes in network namespaces of their own, so that loopback addresses do not connect them."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.deploy
 
 BIN = Path(sys.executable).parent
-MARK = "FATHOM_TEST_NODES"  # in the environment of all that is started here
+MARK = "FATHOM_TEST_NODES"  # in the environment of all processes that are started here
 HEAD, WORKER = "10.231.0.1", "10.231.0.2"
 PORT = 6379
 ACTING = ("collector-0", "evaluator")
@@ -41,7 +41,7 @@ print(json.dumps({each.name: nodes[each.node_id] for each in list_actors() if ea
 
 
 class Nodes:
-    """A head and a worker; `hidden`: a folder that the worker does not see."""
+    """A head and a worker. The worker cannot see the folder `hidden`."""
 
     def __init__(self, folder: Path) -> None:
         self._mark = secrets.token_hex(4)
@@ -83,7 +83,7 @@ class Nodes:
         subprocess.Popen(inside, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
 
     def run(self, *command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """A command on the head's node."""
+        """Runs a command on the head's node."""
         inside = ["ip", "netns", "exec", self._spaces[0], *command]
         return subprocess.run(inside, env=self.environ, capture_output=True, text=True, timeout=timeout)
 
@@ -140,7 +140,7 @@ def test_collectors_on_one_node_and_learners_on_the_other(nodes: Nodes, tmp_path
     assert summary["learners"]["deep"]["gradient_steps"] > 0
 
 
-def test_a_folder_that_is_not_shared_is_named(nodes: Nodes, tmp_path: Path) -> None:
+def test_an_error_names_a_folder_that_is_not_shared(nodes: Nodes, tmp_path: Path) -> None:
     experiment, run_dir = tmp_path / "experiment.yaml", nodes.hidden / "run"
     experiment.write_text(EXPERIMENT + "record: true\n")  # one side or the other is on the worker
     refused = nodes.run("fathom", "run", str(experiment), "--run-dir", str(run_dir), timeout=200)

@@ -1,4 +1,4 @@
-"""The images that docker-compose.yml names, built by podman, and a checkout of somebody else's."""
+"""The images of docker-compose.yml, built by podman, and a checkout that belongs to another user."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-OWNER = 12345  # whose checkout it is: not who runs the tests
+OWNER = 12345  # uid of the checkout's owner, who does not run the tests
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 READABLE_BASE = "localhost/fathom-base"
 PROMETHEUS = "docker.io/prom/prometheus:v3.5.0"
@@ -29,7 +29,7 @@ experiment:
 
 
 def run(*command: str | Path, **options: object) -> str:
-    """Its output. Fails the test with what it said."""
+    """Returns the command's output. Fails the test with the command's errors."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, f"{command}: {done.stderr[-3000:]}"
     return done.stdout
@@ -37,7 +37,7 @@ def run(*command: str | Path, **options: object) -> str:
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """fathom:cpu. Layers are not kept: with podman's vfs each would be a copy of all below it."""
+    """Builds fathom:cpu, without layers: podman's vfs would make each a copy of all layers below."""
     for tool in ("podman", "prometheus", "catatonit"):
         assert shutil.which(tool), f"{tool} is missing: apt-get install {tool}"
     assert subprocess.run(["podman", "image", "exists", BASE]).returncode == 0, f"no image {BASE}"
@@ -52,7 +52,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _make_readable_base(folder: Path) -> None:
-    """A base image made by debootstrap in a temporary folder has that folder's mode: none but root may look into /."""
+    """Opens / to all users: debootstrap may have left the mode of its temporary folder there, for root alone."""
     container = run("podman", "create", BASE, "true").strip()
     run("bash", "-c", f"podman export {container} | tar -x -C {folder}")
     run("podman", "rm", container)
@@ -67,7 +67,7 @@ def _make_readable_base(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def prometheus(image: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Debian's Prometheus in the place of the image that Compose would fetch."""
+    """Makes an image of Debian's Prometheus, in place of the image that Compose would download."""
     folder = tmp_path_factory.mktemp("prometheus")
     shutil.copy(str(shutil.which("prometheus")), folder / "prometheus")
     lines = ["COPY prometheus /bin/prometheus", "RUN install -d -o nobody /prometheus", "USER nobody"]
@@ -78,7 +78,7 @@ def prometheus(image: str, tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The project as `OWNER` has it, with a small matrix among the experiments."""
+    """Copies the project for `OWNER`, with a small matrix among the experiments."""
     folder = tmp_path_factory.mktemp("checkout") / "fathom"
     for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
         if (ROOT / name).exists():

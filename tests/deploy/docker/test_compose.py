@@ -1,4 +1,4 @@
-"""docker-compose.yml from `up` to `down`, with podman: no Docker here, and no GPU."""
+"""docker-compose.yml from `up` to `down`, with podman, without Docker and GPUs."""
 
 import json
 import re
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.deploy
 
 # Debian's podman-compose 1.0.3 knows no profiles.
 PODMAN_COMPOSE = [Path(sys.executable).with_name("uv"), "tool", "run", "podman-compose==1.6.0"]
-BOTH = {"head", "experiment", "tensorboard", "prometheus"}  # and Grafana, which there is no stand-in for
-BIND = "127.0.0.31"  # this machine's own programs hardly listen here
+BOTH = {"head", "experiment", "tensorboard", "prometheus"}  # and Grafana, for which there is no stand-in
+BIND = "127.0.0.31"  # unlikely to be used by other programs
 PAGES = (8265, 6006)
 UNPUBLISHED = (6379, 8080, 9090, 10001, 52365)
 COMES_LATE = {"time_at_goal", "success_rate"}  # of evaluations: a short run may end before one is scraped
@@ -29,7 +29,7 @@ UP_S, RUN_S, DOWN_S = 600, 600, 400
 
 
 def compose(checkout: Path, *arguments: str, profile: str | None = "cpu", timeout: float = 60) -> str:
-    """The profile goes by the environment: podman-compose adds --profile to what .env says."""
+    """Sets the profile in the environment, because podman-compose adds --profile to the profile in .env."""
     environ = {"FATHOM_EXPERIMENT": "deploy/experiments/small.yaml", "FATHOM_BIND": BIND}
     environ |= {"COMPOSE_PROFILES": profile} if profile else {}
     command = [str(part) for part in (*PODMAN_COMPOSE, *arguments)]
@@ -54,7 +54,7 @@ def test_the_file_is_valid_and_the_gpu_is_the_default(checkout: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(checkout: Path, image: str, prometheus: None) -> Iterator[Path]:
-    """A checkout whose experiment has been run by `up` and is done; everything else still runs."""
+    """Runs the experiment of a checkout by `up` until it is done; all other services still run."""
     try:
         _up(checkout)
         assert _run("podman", "wait", _container(checkout, "experiment"), timeout=RUN_S).strip() == "0", _log(checkout)
@@ -76,7 +76,7 @@ def _log(checkout: Path) -> str:
     return (done.stdout + done.stderr)[-3000:]
 
 
-def test_results_lie_in_runs_and_belong_to_the_checkouts_owner(finished: Path) -> None:
+def test_results_are_in_runs_and_belong_to_the_owner_of_the_checkout(finished: Path) -> None:
     results = finished / "runs/small"
     for seed in (0, 1):
         assert json.loads((results / f"point_u_maze-c4-s{seed}/status.json").read_text())["state"] == "done"
@@ -85,14 +85,14 @@ def test_results_lie_in_runs_and_belong_to_the_checkouts_owner(finished: Path) -
     assert owners == {finished.stat().st_uid}
 
 
-def test_the_token_is_its_owners_alone(finished: Path) -> None:
+def test_only_the_owner_may_read_the_token(finished: Path) -> None:
     token = finished / ".fathom/ray-token"
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.stat().st_uid == finished.stat().st_uid
     assert re.fullmatch(r"[0-9a-f]{64}", token.read_text())
 
 
-def test_pages_answer_and_nothing_else_does(finished: Path) -> None:
+def test_only_pages_are_reachable(finished: Path) -> None:
     for port in PAGES:
         with urllib.request.urlopen(f"http://{BIND}:{port}/", timeout=20) as answer:
             assert answer.status == 200
@@ -101,7 +101,7 @@ def test_pages_answer_and_nothing_else_does(finished: Path) -> None:
             socket.create_connection((BIND, port), 2).close()
 
 
-def test_ray_lets_nobody_in_without_the_token(finished: Path) -> None:
+def test_ray_requires_the_token(finished: Path) -> None:
     jobs = f"http://{BIND}:8265/api/jobs/"
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(jobs, timeout=20)
@@ -123,7 +123,7 @@ def test_tensorboard_finds_the_runs(finished: Path) -> None:
     pytest.fail(f"TensorBoard shows {runs}")
 
 
-def test_prometheus_has_what_the_dashboard_shows(finished: Path) -> None:
+def test_prometheus_has_the_metrics_of_the_dashboard(finished: Path) -> None:
     dashboard = json.loads((finished / "deploy/docker/grafana/dashboards/fathom.json").read_text())
     text = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     shown = set(re.findall(r"\bray_[a-z_]+", text))
@@ -137,12 +137,12 @@ def test_prometheus_has_what_the_dashboard_shows(finished: Path) -> None:
 
 
 def _ask_prometheus(checkout: Path, what: str) -> Any:
-    """Not published: asked from within."""
+    """Asks from within the network, because Prometheus is not published."""
     code = f"import urllib.request as u; print(u.urlopen('http://prometheus:9090/api/v1/{what}').read().decode())"
     return json.loads(_run("podman", "exec", _container(checkout, "head"), "python3", "-c", code))["data"]
 
 
-def test_down_leaves_nothing_and_up_goes_on(finished: Path) -> None:
+def test_down_leaves_nothing_and_up_resumes(finished: Path) -> None:
     compose(finished, "down", timeout=DOWN_S)
     left = _run("podman", "ps", "--all", "--format", "{{.Names}}").split()
     assert not [name for name in left if name.startswith(f"{finished.name}_")]

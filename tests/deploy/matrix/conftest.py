@@ -1,4 +1,4 @@
-"""A matrix whose runs take a few seconds each."""
+"""Matrices whose runs take a few seconds each."""
 
 import copy
 from collections.abc import Callable
@@ -31,7 +31,7 @@ WriteMatrix = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def make_matrix() -> MakeMatrix:
-    """`make_matrix(axis=..., experiment_key=...)`: what is named replaces what is there."""
+    """Returns `make_matrix(axis=..., experiment_key=...)`, which replaces the named keys of `MATRIX`."""
 
     def make(**changes: Any) -> MatrixConfig:
         return MatrixConfig.model_validate(_apply(changes))
@@ -41,7 +41,7 @@ def make_matrix() -> MakeMatrix:
 
 @pytest.fixture
 def write_matrix(tmp_path: Path) -> WriteMatrix:
-    """The same as a YAML file."""
+    """Returns `make_matrix` for YAML files."""
 
     def write(**changes: Any) -> Path:
         path = tmp_path / "matrix.yaml"

@@ -30,11 +30,11 @@ RESOURCES = {
 
 
 def roles(**asked: tuple[float, float]) -> dict[str, Resources]:
-    """By role: CPUs and GPUs."""
+    """Returns resources by role, from CPUs and GPUs."""
     return {role: Resources(cpus=cpus, gpus=gpus) for role, (cpus, gpus) in asked.items()}
 
 
-def test_runs_are_counted_by_their_roles(make_matrix: Callable[..., MatrixConfig], tmp_path: Path) -> None:
+def test_a_run_demands_the_resources_of_all_its_roles(make_matrix: Callable[..., MatrixConfig], tmp_path: Path) -> None:
     nodes = [Node("a", cpus=8, gpus=2)]
     evaluation = {"episodes": 8, "count": 2, "resources": {"gpus": 0.5}}
     run = expand(make_matrix(**RESOURCES, evaluation=evaluation))[0]
@@ -44,7 +44,7 @@ def test_runs_are_counted_by_their_roles(make_matrix: Callable[..., MatrixConfig
         assert sum(role.gpus or 0 for role in asked[name].values()) == pytest.approx(gpus)
 
 
-def test_runs_that_leave_it_open_go_one_after_the_other(make_matrix: Callable[..., MatrixConfig]) -> None:
+def test_runs_with_open_gpus_execute_one_after_the_other(make_matrix: Callable[..., MatrixConfig]) -> None:
     runs = expand(make_matrix())
     nodes = [Node("a", cpus=8, gpus=1)]
     first, second = demands(runs, nodes).values()
@@ -53,21 +53,21 @@ def test_runs_that_leave_it_open_go_one_after_the_other(make_matrix: Callable[..
     assert all(map(asks_nothing, demands(runs, [Node("a", cpus=8)]).values()))
 
 
-def test_runs_go_at_once_as_far_as_there_is_room() -> None:
+def test_runs_execute_at_once_as_far_as_they_fit() -> None:
     nodes, third = [Node("a", cpus=8, gpus=1)], roles(learner=(2, 1 / 3))
     assert may_start(third, [third, third], nodes, None)
     assert not may_start(third, [third, third, third], nodes, None)  # no GPU left
     assert not may_start(third, [third, third], nodes, 2)
     assert not may_start(third, [roles(learner=(7, 0))], nodes, None)
     tenth = roles(learner=(0.1, 0))
-    assert may_start(tenth, [tenth] * 79, nodes, None)  # as in decimals, not as in floats
+    assert may_start(tenth, [tenth] * 79, nodes, None)  # exact in decimals, not in floats
     assert not may_start(tenth, [tenth] * 80, nodes, None)
     two_thirds = roles(learner=(0, 0.6))
     assert not may_start(two_thirds, [two_thirds] * 2, [Node("a", gpus=2)], None)  # one GPU each
     assert not may_start(roles(learner=(0, 2)), [], [Node("a", gpus=1), Node("b", gpus=1)], None)
 
 
-def test_runs_that_ask_for_nothing_go_one_after_the_other_or_as_told() -> None:
+def test_runs_that_ask_for_nothing_execute_one_after_the_other_unless_parallel_is_set() -> None:
     nothing = roles(learner=(0, 0))
     assert may_start(nothing, [], [], None)
     assert not may_start(nothing, [nothing], [], None)
@@ -76,7 +76,7 @@ def test_runs_that_ask_for_nothing_go_one_after_the_other_or_as_told() -> None:
     assert not may_start(nothing, [nothing] * 3, [], 3)
 
 
-def test_a_run_larger_than_the_cluster_is_named(make_matrix: Callable[..., MatrixConfig]) -> None:
+def test_an_error_names_the_run_that_is_larger_than_the_cluster(make_matrix: Callable[..., MatrixConfig]) -> None:
     runs = expand(make_matrix(**RESOURCES))
     demands(runs, [Node("a", cpus=2, gpus=1)])
     message = "run point_u_maze-c4-s0: collector-0 needs 0.5 CPUs, the largest node has 0.4; ask for less"
@@ -84,7 +84,7 @@ def test_a_run_larger_than_the_cluster_is_named(make_matrix: Callable[..., Matri
         demands(runs, [Node("a", cpus=0.4, gpus=1), Node("b", cpus=0.4)])
 
 
-def matrix(path: Path, out: Path) -> subprocess.Popen:
+def start_matrix(path: Path, out: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "deploy.cli", "matrix", str(path), "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -100,12 +100,12 @@ def named(processes: Iterable[psutil.Process], what: str) -> set[psutil.Process]
 
 @pytest.mark.ray
 @pytest.mark.timeout(2 * DEADLINE_S)
-def test_runs_share_one_cluster_and_leave_nothing(
+def test_runs_share_one_cluster_and_leave_no_process(
     write_matrix: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     sizes = {"width": 8, "environments": 4, "unroll_length": 5}
     endless = write_matrix(collector={**sizes, "learner_resources": {"cpus": 0.1}}, budget={"env_steps": 100_000_000})
-    driver = matrix(endless, tmp_path / "out")
+    driver = start_matrix(endless, tmp_path / "out")
     request.addfinalizer(driver.kill)
     started: set[psutil.Process] = set()
     deadline = time.monotonic() + DEADLINE_S
@@ -127,7 +127,7 @@ def test_runs_share_one_cluster_and_leave_nothing(
 def test_a_matrix_too_large_for_the_cluster_starts_nothing(write_matrix: Callable[..., Path], tmp_path: Path) -> None:
     sizes = {"width": 8, "environments": 4, "unroll_length": 5}
     large = write_matrix(collector={**sizes, "collector_resources": {"gpus": 1000}})
-    driver = matrix(large, tmp_path / "out")
+    driver = start_matrix(large, tmp_path / "out")
     printed, errors = driver.communicate(timeout=DEADLINE_S)
     assert (driver.returncode, printed) == (2, "")
     assert "run point_u_maze-c4-s0: collector-0 needs 1000 GPUs, the largest node has" in errors

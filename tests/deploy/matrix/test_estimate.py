@@ -10,9 +10,9 @@ from deploy.matrix.expand import MatrixConfig
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-def test_the_plan_adds_up(recorded: bool, make_matrix: Callable[..., MatrixConfig]) -> None:
-    planned = estimate_matrix(make_matrix(record=recorded))
-    rows, totals = planned["rows"], planned["totals"]
+def test_the_estimate_adds_up(recorded: bool, make_matrix: Callable[..., MatrixConfig]) -> None:
+    estimate = estimate_matrix(make_matrix(record=recorded))
+    rows, totals = estimate["rows"], estimate["totals"]
     assert [(row["learner"], row["depth"]) for row in rows] == 2 * [("active", 4), ("d4", 4), ("d8", 8)]
     assert totals["runs"] == 2
     assert totals["cells"] == 4
@@ -22,7 +22,7 @@ def test_the_plan_adds_up(recorded: bool, make_matrix: Callable[..., MatrixConfi
     assert totals["gradient_steps"] == 6 * 20
     assert {row["stream_bytes"] for row in rows} == {400 * 4 * (4 + 2 + 3)}
     assert totals["stream_bytes"] == 800 * 4 * (4 + 2 + 3)
-    assert planned["recorded"] == recorded
+    assert estimate["recorded"] == recorded
     assert rows[0]["parameters"] == rows[1]["parameters"] < rows[2]["parameters"]
     assert rows[0]["memory_bytes"] == 16 * rows[0]["parameters"]
 
@@ -30,8 +30,8 @@ def test_the_plan_adds_up(recorded: bool, make_matrix: Callable[..., MatrixConfi
 def test_the_references_humanoid_records_115_gigabytes() -> None:
     experiment = {"env_options": {"reference_state": True}, "budget": {"env_steps": 10**8}}
     axes = {"envs": ("humanoid",), "collector_depths": (4,), "learner_depths": (4,)}
-    planned = estimate_matrix(MatrixConfig.model_validate({**axes, "experiment": experiment}))
-    assert readable_bytes(planned["totals"]["stream_bytes"]) == "115 GB"
+    estimate = estimate_matrix(MatrixConfig.model_validate({**axes, "experiment": experiment}))
+    assert readable_bytes(estimate["totals"]["stream_bytes"]) == "115 GB"
 
 
 def test_a_dry_run_starts_nothing(

@@ -1,4 +1,4 @@
-"""Matrices that are carried out: each run is a process of its own."""
+"""Execution of matrices: each run is a process of its own."""
 
 import csv
 import io
@@ -44,7 +44,7 @@ class Printed(NamedTuple):
 
 
 def fathom_matrix(matrix: MatrixConfig, out: Path, *options: str) -> Printed:
-    """`fathom matrix`, and what it prints."""
+    """Runs `fathom matrix`; returns its status and its output."""
     path = out.with_name("asked.yaml")
     save_matrix(matrix, path)
     printed, complained = io.StringIO(), io.StringIO()
@@ -67,9 +67,9 @@ def no_ray() -> Iterator[None]:
 
 
 class Grown(NamedTuple):
-    """A matrix of two seeds that was carried out twice, two runs at a time.
+    """A matrix of two seeds that was executed twice, two runs at a time.
 
-    At first it has depth 4 alone, and seed 1 fails. Then depth 8 is added, before it, and nothing fails.
+    The first time it has depth 4 alone, and seed 1 fails. Then depth 8 is added before depth 4, and nothing fails.
     """
 
     out: Path
@@ -88,7 +88,7 @@ def grown(make_matrix: MakeMatrix, tmp_path_factory: pytest.TempPathFactory) -> 
     blocked = out / "point_u_maze-c4-s1"
     blocked.mkdir(parents=True)
     save_matrix(few, out / "matrix.yaml")
-    (blocked / "thesis.tex").touch()  # which no run may replace
+    (blocked / "thesis.tex").touch()  # no run may replace it
     first = fathom_matrix(few, out, *options)
     first_summary = json.loads((out / "summary.json").read_text())
     first_status = (out / "point_u_maze-c4-s0" / "status.json").read_text()
@@ -97,7 +97,7 @@ def grown(make_matrix: MakeMatrix, tmp_path_factory: pytest.TempPathFactory) -> 
     return Grown(out, more, first, first_summary, first_status, second)
 
 
-def test_runs_fail_alone(grown: Grown) -> None:
+def test_a_failed_run_does_not_stop_the_others(grown: Grown) -> None:
     assert grown.first.status == 1
     assert "1 of 2 runs failed: point_u_maze-c4-s1" in grown.first.err
     blocked = grown.out / "point_u_maze-c4-s1"
@@ -106,20 +106,20 @@ def test_runs_fail_alone(grown: Grown) -> None:
     assert stat.S_IMODE((grown.out / "point_u_maze-c4-s0").stat().st_mode) == 0o750
 
 
-def test_failed_runs_are_made_up_for(grown: Grown) -> None:
+def test_failed_runs_are_repeated(grown: Grown) -> None:
     assert grown.second.status == 0
     assert "point_u_maze-c4-s0: done before" in grown.second.out
     assert (grown.out / "point_u_maze-c4-s0" / "status.json").read_text() == grown.first_status
     rows = cells(grown.out)
     assert tuple(rows[0]) == COLUMNS
-    # Rows of an added depth stand where the matrix names it.
+    # Rows of an added depth are in the order of the matrix.
     assert [(row["learner_depth"], row["seed"]) for row in rows] == [("8", "0"), ("4", "0"), ("8", "1"), ("4", "1")]
     assert {row["gradient_steps"] for row in rows} == {"20"}
     assert all(float(row["coverage"]) > 0 for row in rows)
     assert len(json.loads((grown.out / "summary.json").read_text())["active"]) == 2
 
 
-def test_what_is_done_is_not_run_again(grown: Grown) -> None:
+def test_runs_that_are_done_are_skipped(grown: Grown) -> None:
     logs = {path: path.stat().st_mtime_ns for path in grown.out.glob("*.log")}
     printed = fathom_matrix(grown.matrix, grown.out)
     assert (printed.status, printed.out.count("done before")) == (0, len(logs))
@@ -127,7 +127,7 @@ def test_what_is_done_is_not_run_again(grown: Grown) -> None:
     assert sorted(path.stem for path in logs) == [f"point_u_maze-c4-{run}" for run in ("s0", "s0-d8", "s1")]
 
 
-def test_a_depth_that_cannot_be_added_is_refused(grown: Grown, make_matrix: MakeMatrix) -> None:
+def test_a_depth_is_not_added_to_an_incomplete_stream(grown: Grown, make_matrix: MakeMatrix) -> None:
     manifest = grown.out / "point_u_maze-c4-s0" / "stream" / "manifest.json"
     aside = manifest.rename(manifest.with_name("aside"))
     try:
@@ -136,18 +136,18 @@ def test_a_depth_that_cannot_be_added_is_refused(grown: Grown, make_matrix: Make
         aside.rename(manifest)
     assert printed.status == 2
     assert "12 was added, but" in printed.err
-    assert "12" not in (grown.out / "matrix.yaml").read_text()  # nothing was begun
+    assert "12" not in (grown.out / "matrix.yaml").read_text()  # nothing was started
 
 
 def state_of(run_dir: Path, matrix: MatrixConfig, name: str) -> Any:
-    """The trained state of the first run's learner `name`."""
+    """Returns the trained state of learner `name` of the first run."""
     experiment = expand(matrix)[0].experiment
     spec = make_envs(experiment).training.spec
     like = Learner(experiment, make_plan(experiment, spec), spec, name).state
     return checkpoint.load(run_dir / "checkpoints" / name, like)._replace(key=np.zeros(()))  # NumPy knows no keys
 
 
-def test_an_added_depth_is_what_it_would_have_been_from_the_start(grown: Grown, tmp_path: Path) -> None:
+def test_an_added_depth_equals_one_that_was_there_from_the_start(grown: Grown, tmp_path: Path) -> None:
     out, matrix, once = grown.out, grown.matrix, tmp_path / "once"
     added = out / "point_u_maze-c4-s0-d8"
     path = tmp_path / "experiment.yaml"
@@ -180,7 +180,7 @@ def test_a_run_failed_unless_its_process_ended_with_status_0(tmp_path: Path) -> 
     assert _why_failed(log, -9) == f"failed (exit status -9; see {log})"
 
 
-def test_ctrl_c_ends_the_runs_too(write_matrix: WriteMatrix, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_runs(write_matrix: WriteMatrix, tmp_path: Path) -> None:
     path, out = write_matrix(learner_depths=[4]), tmp_path / "out"
     command = [sys.executable, "-m", "deploy.cli", "matrix", str(path), "--out", str(out), "--in-process"]
     process = subprocess.Popen([*command, "--parallel", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -22,7 +22,7 @@ def test_every_combination_is_one_run_with_all_learners(make_matrix: Callable[..
     assert not any(run.fed for run in runs)
 
 
-def test_learners_get_what_the_collector_learner_gets(make_matrix: Callable[..., MatrixConfig]) -> None:
+def test_learners_copy_the_collector_learner(make_matrix: Callable[..., MatrixConfig]) -> None:
     collector = {
         "width": 8,
         "layer_norm": False,
@@ -37,11 +37,11 @@ def test_learners_get_what_the_collector_learner_gets(make_matrix: Callable[...,
     ("changes", "message"),
     [
         ({"seeds": []}, "seeds: is empty; name at least one"),
-        ({"learner_depths": [4, 8, 4]}, "learner_depths: 4 is there twice; name each once"),
+        ({"learner_depths": [4, 8, 4]}, "learner_depths: 4 is named twice; name each once"),
         ({"learner_depths": [6]}, "learners.d6.depth: depth 6 is not a positive multiple of 4"),
         ({"seed": 1}, "experiment.seed: the matrix sets it; leave it out"),
         ({"collector": {"depth": 4}}, "experiment.collector.depth: the matrix sets it; leave it out"),
-        ({"replay": {"pace": "free"}}, "experiment.replay.pace: free would not treat all cells alike; use lockstep"),
+        ({"replay": {"pace": "free"}}, "experiment.replay.pace: free gives cells different paces; use lockstep"),
         ({"bugdet": {}}, "bugdet: unknown key; known here: env, "),
         ({"evaluation_envs": {"ant": "ant"}}, "evaluation_envs.ant: not among envs"),
     ],

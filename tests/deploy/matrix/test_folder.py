@@ -15,14 +15,14 @@ MakeMatrix = Callable[..., MatrixConfig]
 
 
 def finish(run_dir: Path, experiment: Experiment, state: str = "done") -> None:
-    """What a run leaves that says so."""
+    """Writes the files of a finished run."""
     run_dir.mkdir(parents=True)
     write_config(run_dir, experiment)
     write_json(run_dir / "status.json", {"state": state})
 
 
 def fill(out: Path, matrix: MatrixConfig) -> None:
-    """All runs of `matrix`, done, their streams kept."""
+    """Finishes all runs of `matrix`, with their streams."""
     for run in runs_in(matrix, out):
         if not (out / run.name).exists():
             finish(out / run.name, run.experiment)
@@ -35,7 +35,7 @@ def names(matrix: MatrixConfig, out: Path) -> list[str]:
     return [run.name.removeprefix("point_u_maze-") for run in runs_in(matrix, out)]
 
 
-def test_added_depths_are_runs_on_the_streams_of_those_that_are_done(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+def test_added_depths_are_runs_on_the_streams_of_finished_runs(make_matrix: MakeMatrix, tmp_path: Path) -> None:
     few, more = make_matrix(learner_depths=[4], record=True), make_matrix(learner_depths=[8, 4, 12], record=True)
     assert runs_in(more, tmp_path) == expand(more)
     done, not_done = expand(few)
@@ -44,12 +44,12 @@ def test_added_depths_are_runs_on_the_streams_of_those_that_are_done(make_matrix
 
     kept, d8, d12, whole = runs_in(more, tmp_path)
     assert kept == done
-    assert whole == expand(more)[1]  # it has to be made anyway, so with all depths
+    assert whole == expand(more)[1]  # not done, so it trains all depths
     assert [d8.name, d12.name] == ["point_u_maze-c4-s0-d8", "point_u_maze-c4-s0-d12"]
     assert (d8.learner_depths, d12.learner_depths) == ((8,), (12,))
     assert d8.fed
     assert d12.fed
-    # All else is as in a run that would have had these learners from the start.
+    # Everything else equals a run that had these learners from the start.
     wanted = expand(more)[0].experiment
     stream = str(tmp_path / done.name / "stream")
     for run, name in ((d8, "d8"), (d12, "d12")):
@@ -67,14 +67,14 @@ def test_depths_are_added_one_after_the_other(make_matrix: MakeMatrix, tmp_path:
     assert done == [True, False, True, True, False, True, False]
 
 
-def test_ordinary_training_can_get_learners_later(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+def test_learners_can_be_added_to_ordinary_training(make_matrix: MakeMatrix, tmp_path: Path) -> None:
     grown = make_matrix(seeds=[0], record=True)
     fill(tmp_path, grown.model_copy(update={"learner_depths": ()}))
     assert names(grown, tmp_path) == ["c4-s0", "c4-s0-d4", "c4-s0-d8"]
     assert is_done(tmp_path / "point_u_maze-c4-s0", runs_in(grown, tmp_path)[0])
 
 
-def test_a_run_of_another_experiment_is_no_part_of_it(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+def test_a_run_of_another_experiment_is_no_part_of_the_matrix(make_matrix: MakeMatrix, tmp_path: Path) -> None:
     fill(tmp_path, make_matrix(learner_depths=[4], record=True, collector={"width": 16}))
     assert names(make_matrix(record=True), tmp_path) == ["c4-s0", "c4-s1"]
 
@@ -92,14 +92,14 @@ def test_the_folder_can_be_moved(make_matrix: MakeMatrix, tmp_path: Path) -> Non
     assert not is_done(after / added.name, other)
 
 
-def test_axes_grow_and_nothing_else_changes(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+def test_only_axes_may_grow(make_matrix: MakeMatrix, tmp_path: Path) -> None:
     fill(tmp_path, make_matrix(record=True))
     grown = {"envs": ["ant", "point_u_maze"], "collector_depths": [8, 4], "seeds": [3, 0, 1]}
     check_out(tmp_path, make_matrix(record=True, learner_depths=[4, 16, 8], **grown))
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"learner_depths": [4, 16]}, "holds a matrix with learner_depths 8, too; name another folder"),
-        ({"seeds": [1]}, "holds a matrix with seeds 0, too; name another folder"),
-        ({"budget": {"env_steps": 800}}, "holds a matrix with other experiment; name another folder"),
+        ({"learner_depths": [4, 16]}, "holds a matrix that also has learner_depths 8; name another folder"),
+        ({"seeds": [1]}, "holds a matrix that also has seeds 0; name another folder"),
+        ({"budget": {"env_steps": 800}}, "holds a matrix with another experiment; name another folder"),
         (
             {"evaluation_envs": {"point_u_maze": "point_u_maze"}},
             "holds a matrix with other evaluation_envs; name another folder",
@@ -123,7 +123,7 @@ def test_without_a_stream_no_depth_is_added(
     fill(tmp_path, make_matrix(record=recorded, learner_depths=[4, 8, 12]))
     for manifest in tmp_path.glob("*/stream/manifest.json"):
         manifest.unlink()
-    check_out(tmp_path, make_matrix(record=recorded, learner_depths=[4, 8, 12]))  # which is done already
+    check_out(tmp_path, make_matrix(record=recorded, learner_depths=[4, 8, 12]))  # all done already
     with pytest.raises(ConfigError) as error:
         check_out(tmp_path, make_matrix(record=recorded, learner_depths=[4, 8, 12, 32]))
     run_dir = tmp_path / "point_u_maze-c4-s0"

@@ -1,4 +1,4 @@
-"""Pictures are looked at by their pixels: each thing in a scene has a hue of its own."""
+"""Tests of pictures by their pixels: goals, bodies and walls have different hues."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ GOAL, BODY, WALL = "goal", "body", "wall"
 
 
 class Slider(BraxEnv):
-    """A ball slides along x, in front of a wall. Its goal, x, starts at 1 and moves on by 0.1 each step."""
+    """A ball that slides along x in front of a wall. The goal is x; it starts at 1 and moves by 0.1 each step."""
 
     timings = TIMINGS
 
@@ -73,7 +73,7 @@ class Slider(BraxEnv):
 
 
 class Falling(GoalEnv):
-    """State: steps since the start. It falls in its sixth step, and starts again at 0."""
+    """An environment whose state counts steps from 0; it terminates in its sixth step."""
 
     @property
     def spec(self) -> EnvSpec:
@@ -107,14 +107,14 @@ def draw(env: GoalEnv, out: Path, picture: Picture, steps: int | None = None) ->
 
 
 def count(pixels: np.ndarray) -> dict[str, int]:
-    """How many of `pixels` `[..., 3]` in 0..1 show what."""
+    """Returns how many of `pixels` `[..., 3]`, in 0..1, show a goal, a body and a wall."""
     r, g, b = np.moveaxis(pixels[..., :3], -1, 0)
     kinds = {GOAL: (g > r + 0.15) & (g > b + 0.1), BODY: (r > g + 0.1) & (g > b + 0.2), WALL: (b > r + 0.05) & (b > g)}
     return {kind: int(found.sum()) for kind, found in kinds.items()}
 
 
 def film(path: Path) -> tuple[np.ndarray, Fraction | None, str]:
-    """Frames `[T, height, width, 3]`, their rate and their format."""
+    """Returns frames `[T, height, width, 3]`, their rate and their format."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
@@ -130,7 +130,7 @@ def test_an_episode_ends_where_the_next_would_begin() -> None:
 
 def test_an_episode_is_cut_off(slide: Episode) -> None:
     assert len(make_recorder(Falling(), random_policy(1), 3)({}, jax.random.key(0)).states) == 3
-    assert len(slide.states) == LENGTH  # truncated by the environment's own length
+    assert len(slide.states) == LENGTH  # the environment's own length
 
 
 def test_goals_move(slider: Slider, slide: Episode) -> None:
@@ -140,7 +140,7 @@ def test_goals_move(slider: Slider, slide: Episode) -> None:
     np.testing.assert_array_equal(positions[:, 0], slide.states[:, 0])
 
 
-def test_a_sheet_shows_all_there_is(slider: Slider, tmp_path: Path) -> None:
+def test_a_sheet_shows_goal_body_and_wall_at_each_moment(slider: Slider, tmp_path: Path) -> None:
     said = draw(slider, tmp_path / "new" / "sheet.png", "png")
     assert "12 steps" in said[0]
     pixels = image.imread(tmp_path / "new" / "sheet.png")
@@ -153,7 +153,7 @@ def test_a_sheet_shows_all_there_is(slider: Slider, tmp_path: Path) -> None:
 def test_a_film_of_a_body(slider: Slider, tmp_path: Path) -> None:
     draw(slider, tmp_path / "film.mp4", "mp4")
     frames, rate, kind = film(tmp_path / "film.mp4")
-    assert frames.shape == (LENGTH / 2, 720, 960, 3)  # 100 steps a second are too many: every other one
+    assert frames.shape == (LENGTH / 2, 720, 960, 3)  # every other one of 100 steps a second
     assert (rate, kind) == (50, "h264 yuv420p")
     assert min(count(frames[-1] / 255).values()) > 1000
     assert (frames[0] != frames[-1]).any()
@@ -162,7 +162,7 @@ def test_a_film_of_a_body(slider: Slider, tmp_path: Path) -> None:
 def test_a_page_holds_the_episode(slider: Slider, slide: Episode, tmp_path: Path) -> None:
     draw(slider, tmp_path / "page.html", "html")
     page = (tmp_path / "page.html").read_text()
-    assert "viewer.camera.position.set(...[" in page  # brax's page still opens its viewer the way we know
+    assert "viewer.camera.position.set(...[" in page  # fails where brax's page opens its viewer in another way
     coded = re.search(r'var system = "([^"]+)"', page)
     assert coded
     system = json.loads(zlib.decompress(base64.b64decode(coded[1])))
@@ -177,7 +177,7 @@ def test_a_page_holds_the_episode(slider: Slider, slide: Episode, tmp_path: Path
 
 @cache
 def still(env_id: str) -> tuple[Any, Episode]:
-    """An environment, and an episode of it that does not get beyond its start, so that no step is compiled."""
+    """Returns an environment and an episode that ends at its start, so that no step is compiled."""
     env: Any = make_env(env_id)
     q, _, goal = jax.jit(env.start)(jax.random.key(0))
     return env, Episode(np.zeros((1, 1)), goal[None], np.zeros(1), [SimpleNamespace(q=np.array(q)[None])])
@@ -197,7 +197,7 @@ def test_bodies_are_where_brax_has_them() -> None:
 
     env, episode = still("ant_push")
     q = episode.physics[0].q[0].copy()
-    q[3:7] /= np.linalg.norm(q[3:7])  # which MuJoCo does by itself
+    q[3:7] /= np.linalg.norm(q[3:7])  # MuJoCo normalises it by itself
     (data,) = Scene(env, episode).moments([0])
     system = env.physics.system
     there = jax.jit(kinematics.forward)(system, q, jnp.zeros(system.qd_size()))[0]
@@ -205,7 +205,7 @@ def test_bodies_are_where_brax_has_them() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 6, 0.2), (3, 9, 0.5), (1, 1, 1), (1, 1, 4)])
-def test_the_camera_sees_every_point_and_is_no_farther_than_that(size: tuple[float, ...]) -> None:
+def test_the_camera_sees_every_point_from_the_smallest_distance(size: tuple[float, ...]) -> None:
     points = np.random.default_rng(0).uniform(size=(500, 3)) * size + 5
     camera = look_at(points, aspect=1.5, field_of_view=45)
     ahead = view_direction(camera)
@@ -235,7 +235,7 @@ def test_a_film_of_a_point_maze_grows(tmp_path: Path) -> None:
     assert changed[-1] > 0
 
 
-def test_what_cannot_be_drawn_is_said_at_once(tmp_path: Path) -> None:
+def test_environments_that_cannot_be_drawn_are_refused_before_playing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Falling cannot be drawn"):
         draw(Falling(), tmp_path / "a.png", "png")
     with pytest.raises(ConfigError, match="point mazes have no 3-D page"):
@@ -243,7 +243,7 @@ def test_what_cannot_be_drawn_is_said_at_once(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_without_opengl_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_opengl_error_names_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(gl, "find_library", lambda name: None)
     for picture in ("png", "mp4"):
@@ -260,7 +260,7 @@ def test_without_opengl_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp
         ("", ("EGL",), False, "egl"),
         ("", ("OSMesa",), True, "osmesa"),
         ("egl", (), False, "egl"),
-        ("disable", ("OSMesa",), False, "osmesa"),  # of a viewer's window; nothing is shown here
+        ("disable", ("OSMesa",), False, "osmesa"),  # concerns a viewer's window, which is not used here
     ],
 )
 def test_the_choice_of_opengl(
@@ -275,7 +275,7 @@ def test_the_choice_of_opengl(
 def test_a_broken_opengl_is_one_line(slider: Slider, slide: Episode, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(slider, slide)
     assert len(list(scene.frames([0], 64, 48))) == 1
-    # A process can have one of the two only: the other is as good as broken now.
+    # A process can use only one of the two, so the other one fails now.
     other = "egl" if gl.choose_gl() == "osmesa" else "osmesa"
     monkeypatch.setenv("MUJOCO_GL", other)
     with pytest.raises(ConfigError, match=rf"^OpenGL by {other} does not work here \(.*html needs none$") as caught:

@@ -1,4 +1,4 @@
-"""Public addresses and what answers there, in network namespaces of their own; and the modes of run directories."""
+"""Public addresses at which a server answers, in network namespaces of their own; and modes of run directories."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def listening(address):
 
 
 def in_namespace(addresses: Sequence[str], script: str) -> str:
-    """What `script` prints where the loopback interface has `addresses`, too, and there is nothing else."""
+    """Returns the output of `script` in a namespace whose only interface is loopback, with `addresses` added."""
     if missing := _no_namespaces():
         pytest.skip(missing)
     added = " && ".join(f"ip addr add {address} dev lo" for address in addresses)
@@ -49,7 +49,7 @@ def in_namespace(addresses: Sequence[str], script: str) -> str:
 
 @cache
 def _no_namespaces() -> str:
-    """Why there can be no network namespaces here; empty where there can."""
+    """Returns the reason why network namespaces are not available; empty if they are."""
     if os.getuid() != 0 or not (shutil.which("unshare") and shutil.which("ip")):
         return "needs root, unshare and ip for a network namespace"
     made = subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode == 0
@@ -88,7 +88,7 @@ print(exposed(port), warning(port))
 
 
 @pytest.mark.processes
-def test_only_what_accepts_is_exposed() -> None:
+def test_only_addresses_that_accept_connections_are_exposed() -> None:
     reached = {"0.0.0.0": ["8.8.8.8"], "127.0.0.1": [], "8.8.8.8": ["8.8.8.8"]}
     script = f"import json; servers = [listening(address) for address in {[*reached]}]; "
     script += "print(json.dumps([exposed(port) for _, port in servers]))"
@@ -96,7 +96,7 @@ def test_only_what_accepts_is_exposed() -> None:
 
 
 @pytest.mark.processes
-def test_a_port_that_drops_everything_is_not_waited_for() -> None:
+def test_a_port_that_drops_packets_delays_nothing() -> None:
     if not shutil.which("iptables"):
         pytest.skip("needs iptables")
     script = """
@@ -116,10 +116,10 @@ else:
 
 
 @pytest.mark.processes
-def test_firewall_lines_close_the_public_address_alone() -> None:
-    """Two namespaces with a wire between them: a server with a public and a private address, and somebody else.
+def test_firewall_lines_close_only_the_public_address() -> None:
+    """Connects two namespaces: that of a server with a public and a private address, and that of a client.
 
-    First the warning's command, then that of the documentation.
+    Runs the command of the warning, then that of the documentation.
     """
     documented = re.search("^iptables -I .*7777.*$", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE)
     assert documented
@@ -167,7 +167,7 @@ finally:
     assert printed.splitlines() == ["[True, True]", *["[False, True] ['8.8.8.8']"] * 2]
 
 
-def test_on_this_machine_it_answers_soon() -> None:
+def test_a_local_server_is_not_exposed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert exposed(port) == []
@@ -175,7 +175,7 @@ def test_on_this_machine_it_answers_soon() -> None:
     assert isinstance(public_addresses(), list)
 
 
-def test_a_line_for_each_family() -> None:
+def test_each_address_family_has_its_own_command() -> None:
     assert firewall_line(["8.8.8.8"], 7) == "iptables -I INPUT ! -i lo -d 8.8.8.8 -p tcp --dport 7 -j DROP"
     assert firewall_line(["2600::1"], 7) == "ip6tables -I INPUT ! -i lo -d 2600::1 -p tcp --dport 7 -j DROP"
 
@@ -201,12 +201,12 @@ def test_a_new_folder_has_its_mode_whatever_the_umask(umask: int, tmp_path: Path
     assert mode(folder.parent) == 0o777 & ~umask
 
 
-def test_a_run_directory_is_its_owner_s_unless_said_otherwise(tmp_path: Path) -> None:
+def test_a_run_directory_is_closed_to_others_by_default(tmp_path: Path) -> None:
     assert mode(prepare_run_dir(tmp_path / "run", overwrite=False)) == 0o700
     assert mode(prepare_run_dir(tmp_path / "shared", overwrite=False, mode=0o755)) == 0o755
 
 
-def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+def test_an_existing_folder_keeps_its_mode(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir(mode=0o755)
     assert mode(prepare_run_dir(tmp_path / "run", overwrite=False)) == 0o755
     (tmp_path / "run" / "config.yaml").touch()
@@ -221,13 +221,13 @@ def test_a_mode_is_octal(text: str, value: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "0", "70", "0800", "0o700", "u=rwx", "0600", "07000", "-700", "0700 ", "4755", "７５０"]
 )
-def test_a_mode_that_is_none_is_one_line(text: str) -> None:
+def test_an_invalid_mode_is_one_line(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--dir-mode: .* is not the mode of a folder .*, such as 0750$"):
         folder_mode(text)
 
 
 @pytest.mark.parametrize("command", [["run", DEMO, "--run-dir"], ["matrix", DEMO, "--out"]], ids=["run", "matrix"])
-def test_the_commands_refuse_a_mode(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_refuse_a_wrong_mode(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([*command, str(tmp_path / "out"), "--dir-mode", "75"]) == 2
     printed = capsys.readouterr().err.strip()
     assert printed.startswith("fathom: --dir-mode: '75' is not the mode of a folder")
@@ -237,7 +237,7 @@ def test_the_commands_refuse_a_mode(command: list[str], tmp_path: Path, capsys: 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("options", "wanted"), [([], 0o700), (["--dir-mode", "0750"], 0o750)])
-def test_the_command_makes_its_folder_so(
+def test_the_command_creates_its_folder_with_the_mode(
     options: list[str], wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FATHOM_REVERB_PYTHON", str(tmp_path / "no-python"))  # it ends before anything starts

@@ -1,4 +1,4 @@
-"""A matrix's folder as runs leave it, with numbers chosen by hand."""
+"""A matrix's folder as its runs write it, with numbers chosen by hand."""
 
 import copy
 import json
@@ -42,7 +42,7 @@ WriteRuns = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A matrix's folder with all runs done; written once, `write_runs` copies it."""
+    """A matrix's folder with all runs done; `write_runs` copies it."""
     matrix = MatrixConfig.model_validate(copy.deepcopy(MATRIX))
     folder = tmp_path_factory.mktemp("runs") / "matrix"
     folder.mkdir()
@@ -54,9 +54,9 @@ def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def write_runs(all_runs: Path, tmp_path: Path) -> WriteRuns:
-    """`write_runs(skip=(), changes={})` writes a matrix's folder and returns it.
+    """Returns `write_runs(skip=(), changes={})`, which writes a matrix's folder and returns its path.
 
-    `skip`: runs that are left out; `changes`: (run, learner) -> what its summary says instead.
+    `skip`: runs that are left out. `changes`: (run, learner) -> new values in the learner's summary.
     """
 
     def write(skip: tuple[str, ...] = (), changes: dict[tuple[str, str], Any] | None = None) -> Path:
@@ -102,7 +102,7 @@ def _write_run(folder: Path, run: MatrixRun) -> None:
             "success_rate": final / 20,
         }
     for unroll in range(1, plan.unrolls + 1):
-        visited = min(unroll, run.collector_depth)  # one cell more each unroll, up to so many
+        visited = min(unroll, run.collector_depth)  # one cell more with each unroll, up to the depth
         visits = [unroll * (cell < visited) for cell in range(20)]
         writer.write("collector-0", {"time": started, "env_steps": unroll * 20, "visits": visits})
     writer.close()

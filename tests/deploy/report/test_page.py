@@ -1,4 +1,4 @@
-"""The page as a person opens it: Chromium and its driver, both Debian's."""
+"""The page in a browser: Chromium and its driver, both from Debian."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="module")
 def whole(all_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page that `fathom report` makes of a matrix with all runs done."""
+    """The page of a matrix with all runs done, as `fathom report` writes it."""
     folder = tmp_path_factory.mktemp("report") / "matrix"
     shutil.copytree(all_runs, folder)
     assert run_command(["report", str(folder)]) == 0
@@ -47,7 +47,7 @@ def page_of(folder: Path) -> Path:
 
 
 def show(browser: webdriver.Chrome, page: Path, width: int) -> None:
-    """Opens the page in a window of that width (pixels), without a network."""
+    """Opens the page without a network in a window of `width` pixels."""
     browser.execute_cdp_cmd("Network.enable", {})
     browser.execute_cdp_cmd(
         "Network.emulateNetworkConditions",
@@ -64,10 +64,10 @@ def heatmap(browser: webdriver.Chrome, name: str) -> tuple[list[str], list[str],
     return x, y, z
 
 
-def test_the_heatmap_carries_the_right_numbers(browser: webdriver.Chrome, whole: Path) -> None:
+def test_heatmaps_show_the_numbers_of_the_runs(browser: webdriver.Chrome, whole: Path) -> None:
     show(browser, whole, DESK)
     x, y, z = heatmap(browser, "point_u_maze-matrix-0")
-    assert (x, y) == (["4", "16"], ["4", "16"])  # learner depths along, collector depths up
+    assert (x, y) == (["4", "16"], ["4", "16"])  # learner depths from left to right, collector depths upwards
     assert z == [[5, 6], [7, 13]]
     assert heatmap(browser, "point_u_maze-difference-0") == (["16"], ["4", "16"], [[1], [6]])
     written = browser.find_element(By.ID, "point_u_maze-matrix-0").text
@@ -75,7 +75,7 @@ def test_the_heatmap_carries_the_right_numbers(browser: webdriver.Chrome, whole:
     assert browser.get_log("browser") == []
 
 
-def test_it_fits_a_phone_and_paper(browser: webdriver.Chrome, whole: Path) -> None:
+def test_page_fits_a_phone_and_paper(browser: webdriver.Chrome, whole: Path) -> None:
     show(browser, whole, PHONE)
     assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE
     figures = browser.find_elements(By.CLASS_NAME, "js-plotly-plot")
@@ -89,20 +89,24 @@ def test_it_fits_a_phone_and_paper(browser: webdriver.Chrome, whole: Path) -> No
     assert browser.get_log("browser") == []
 
 
-def test_it_says_what_is_missing_and_marked(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
+def test_missing_runs_and_marked_learners_are_shown(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
     changes = {("point_u_maze-c4-s0", "d16"): {"gradient_steps": 16}}
     missing = tuple(f"point_u_maze-c16-s{seed}" for seed in range(3))
     show(browser, page_of(write_runs(skip=missing, changes=changes)), DESK)
     assert all(name in browser.find_element(By.ID, "missing").text for name in missing)
     assert heatmap(browser, "point_u_maze-matrix-0")[2] == [[5, 6], [None, None]]
     assert browser.find_element(By.ID, "point_u_maze-matrix-0").text.count("missing") == 2
+    axes = (
+        "const l = document.getElementById('point_u_maze-matrix-0')._fullLayout; return [l.xaxis.range, l.yaxis.range]"
+    )
+    assert browser.execute_script(axes) == [[-0.5, 1.5], [-0.5, 1.5]]  # two cells each way, also where one is missing
     page = browser.find_element(By.TAG_NAME, "body").text
     assert "1 learner was not treated like the others" in page
     assert "16 gradient steps, most have 20" in page
     assert browser.get_log("browser") == []
 
 
-def test_nothing_done_is_a_page_too(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
+def test_matrix_without_finished_runs_gives_a_page(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
     every = tuple(f"point_u_maze-c{depth}-s{seed}" for depth in (4, 16) for seed in range(3))
     folder = write_runs(skip=every)
     assert run_command(["report", str(folder)]) == 0

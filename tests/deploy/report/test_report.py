@@ -10,26 +10,27 @@ from PIL import Image
 
 from deploy.cli.main import run_command
 from deploy.report import text
-from deploy.report.analyse import EXPLORING, EXPRESSING, TOGETHER, EnvironmentReport, _paired, make_report
+from deploy.report.analyse import EXPLORING, EXPRESSING, TOGETHER, _paired, make_report
+from deploy.report.contents import EnvironmentReport
 from deploy.report.read import _seconds, read_matrix
 from deploy.report.statistics import Interval, estimate
 
 WriteRuns = Callable[..., Path]
 
 
-def of(folder: Path) -> EnvironmentReport:
+def report_on(folder: Path) -> EnvironmentReport:
     return make_report(read_matrix(folder)).envs[0]
 
 
 @pytest.fixture(scope="module")
 def whole(all_runs: Path) -> EnvironmentReport:
-    """The report of a matrix with all runs done."""
-    return of(all_runs)
+    """Report on a matrix with all runs done."""
+    return report_on(all_runs)
 
 
 def test_cells_hold_the_last_evaluations_of_all_seeds(whole: EnvironmentReport) -> None:
     cells = {(cell.collector_depth, cell.learner_depth): cell for cell in whole.cells}
-    # Seeds 0, 1 and 2 add 0, 1 and 2 steps; of three seeds none is cut.
+    # Seeds 0, 1 and 2 add 0, 1 and 2 steps; the interquartile mean cuts none of three seeds.
     assert {place: cell.time_at_goal.value for place, cell in cells.items()} == {
         (4, 4): 5, (4, 16): 6, (16, 4): 7, (16, 16): 13,
     }  # fmt: skip
@@ -50,19 +51,20 @@ def test_gains_separate_exploring_from_expressing(whole: EnvironmentReport) -> N
 
 
 def test_learners_are_compared_seed_by_seed(write_runs: WriteRuns) -> None:
-    report = of(write_runs(skip=("point_u_maze-c16-s1",)))
+    report = report_on(write_runs(skip=("point_u_maze-c16-s1",)))
     found = [(each.collector_depth, each.deeper, each.shallower, each.time_at_goal.mean) for each in report.neighbours]
     assert found == [(4, 16, 4, 1), (16, 16, 4, 6)]
     deep = report.neighbours[1].time_at_goal
-    assert (deep.seeds, deep.wins, deep.interval) == (2, 2, Interval(6, 6))  # seeds differ, the difference does not
+    assert (deep.seeds, deep.wins, deep.interval) == (2, 2, Interval(6, 6))  # seeds differ equally at both depths
 
 
-def test_a_difference_is_of_one_seed() -> None:
-    found = _paired({0: 3.0, 1: 5.0, 2: 9.0}, {1: 1.0, 0: 4.0})
+def test_differences_pair_equal_seeds() -> None:
+    found = _paired(np.array([3.0, 5.0, 9.0]), np.array([4.0, 1.0, np.nan]))
     assert (found.seeds, found.wins, found.mean) == (2, 1, 1.5)
+    assert _paired(np.array([3.0, np.nan]), np.array([np.nan, 1.0])) is None
 
 
-def test_wall_clock_leaves_out_the_time_between_a_runs_lives() -> None:
+def test_wall_clock_leaves_out_the_time_between_incarnations_of_a_run() -> None:
     status = {"started": 100.0, "resumed": [{"time": 500.0, "seconds": 60.0}]}
     assert [_seconds(status, time) for time in (130.0, 500.0, 520.0)] == [30.0, 60.0, 80.0]
 
@@ -103,8 +105,8 @@ def test_coverage_of_all_points_of_a_run(whole: EnvironmentReport) -> None:
         ({"sample_age": 159.0}, ""),
     ],
 )
-def test_what_was_not_treated_alike_is_marked(change: dict, mark: str, write_runs: WriteRuns) -> None:
-    report = of(write_runs(changes={("point_u_maze-c4-s2", "d16"): change}))
+def test_learners_that_were_treated_differently_are_marked(change: dict, mark: str, write_runs: WriteRuns) -> None:
+    report = report_on(write_runs(changes={("point_u_maze-c4-s2", "d16"): change}))
     marked = [row for row in report.fairness if row.mark]
     assert [(row.run, row.learner_depth, row.mark) for row in marked] == (
         [("point_u_maze-c4-s2", 16, mark)] if mark else []
@@ -113,7 +115,7 @@ def test_what_was_not_treated_alike_is_marked(change: dict, mark: str, write_run
     assert marks == ({(4, 16): (f"seed 2: {mark}",)} if mark else {})
 
 
-def test_a_half_done_matrix_says_what_is_missing(write_runs: WriteRuns) -> None:
+def test_half_done_matrix_lists_missing_runs(write_runs: WriteRuns) -> None:
     folder = write_runs()
     quarter = {"env_steps": 200, "budget": 400, "updates": {"active": 5, "d4": 0}, "updates_planned": 5}
     for name, status in {
@@ -123,17 +125,17 @@ def test_a_half_done_matrix_says_what_is_missing(write_runs: WriteRuns) -> None:
         (folder / name / "status.json").write_text(json.dumps(status))
     (folder / "point_u_maze-c4-s2" / "status.json").write_text('{"state": "do')
     report = make_report(read_matrix(folder))
-    assert [*report.unfinished] == [
+    assert [(each.run, each.state) for each in report.unfinished] == [
         ("point_u_maze-c4-s0", "failed at 25 %: out of memory"),
         ("point_u_maze-c4-s1", "running, 25 %"),
         ("point_u_maze-c4-s2", "not started"),
     ]
     assert (report.done, report.runs) == (3, 6)
     assert {cell.collector_depth for cell in report.envs[0].cells} == {16}
-    assert [gain.cause for gain in report.envs[0].gains] == []  # each needs a cell that is missing
+    assert [gain.cause for gain in report.envs[0].gains] == []  # every gain needs a missing cell
 
 
-def test_files_say_the_same(write_runs: WriteRuns, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_have_the_numbers_of_the_page(write_runs: WriteRuns, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tuple(f"point_u_maze-c16-s{seed}" for seed in range(3))
     folder = write_runs(skip=missing, changes={("point_u_maze-c4-s0", "d16"): {"gradient_steps": 16}})
     assert run_command(["report", str(folder)]) == 0
@@ -164,7 +166,7 @@ def test_a_folder_without_a_matrix_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert "holds no matrix; name a folder that `fathom matrix` filled" in " ".join(capsys.readouterr().err.split())
 
 
-def test_numbers_are_written_as_they_are_read() -> None:
+def test_numbers_as_text() -> None:
     assert [text.number(each) for each in (0.0, 0.123, 9.996, 12.34, 99.96, 1234.5, -2.5, float("inf"), 4000)] == [
         "0.00", "0.12", "10.0", "12.3", "100", "1,234", "−2.50", "∞", "4,000",
     ]  # fmt: skip

@@ -29,9 +29,9 @@ def width(ends: Interval | None) -> float:
     [
         ([7], 7),
         ([1, 3], 2),
-        ([1, 3, 11], 5),  # fewer than 4: none left out, the mean
+        ([1, 3, 11], 5),  # fewer than 4: none is left out
         ([100, 2, 4, -50], 3),
-        ([1, 2, 3, 4, 1000], 3),  # 5 // 4: one at either end
+        ([1, 2, 3, 4, 1000], 3),  # 5 // 4: one at each end
         ([9, 1, 8, 2, 7, 3, 6, 4], 5),  # 3, 4, 6 and 7
     ],
 )
@@ -65,7 +65,7 @@ def test_the_interval_is_scipys_percentile_bootstrap(ours: Statistic, scipys: St
 
 
 def test_the_interval_of_few_seeds_by_hand() -> None:
-    # All resamples equal the lowest of 2 in 1 of 4, of 3 in 1 of 27: both more than 2.5 %.
+    # A resample holds only the lowest value in 1 of 4 cases (2 seeds) and 1 of 27 (3 seeds), both more than 2.5 %.
     assert held([1, 5], np.mean) == Interval(1, 5)
     assert held([1, 5, 6], np.mean) == Interval(1, 6)
     assert statistics.interval([3], np.mean) is None
@@ -78,7 +78,7 @@ def test_the_interval_without_spread_has_no_width() -> None:
         assert held([2.5, 2.5]) == Interval(2.5, 2.5)
 
 
-def test_the_interval_is_the_same_each_time_and_follows_units() -> None:
+def test_the_interval_is_reproducible_and_scales_with_units() -> None:
     values = np.random.default_rng(0).normal(size=6)
     first = held(values)
     assert held(values) == first
@@ -90,9 +90,7 @@ def test_the_interval_is_the_same_each_time_and_follows_units() -> None:
     ("seeds", "statistic", "expected"),
     [(5, np.mean, 0.84), (20, np.mean, 0.93), (20, statistics.interquartile_mean, 0.95)],
 )
-def test_the_interval_holds_the_true_mean_as_often_as_the_module_says(
-    seeds: int, statistic: Statistic, expected: float
-) -> None:
+def test_the_interval_covers_the_true_mean_as_documented(seeds: int, statistic: Statistic, expected: float) -> None:
     samples = np.random.default_rng(1).normal(loc=3, size=(300, seeds))
     covered = np.mean([each.low <= 3 <= each.high for each in (held(sample, statistic) for sample in samples)])
     assert covered == pytest.approx(expected, abs=0.05)  # standard error at most 0.021
@@ -110,7 +108,7 @@ def test_area_under_curve_by_hand() -> None:
     assert statistics.area_under_curve([500, 600, 900], [7, 7, 7]) == pytest.approx(7)
 
 
-def test_area_under_curve_does_not_depend_on_where_a_line_is_evaluated() -> None:
+def test_area_under_a_straight_line_does_not_depend_on_the_evaluations() -> None:
     assert statistics.area_under_curve([0, 1, 50, 100], [0, 1, 50, 100]) == pytest.approx(50)
 
 
@@ -121,7 +119,7 @@ def test_paired_difference_by_hand() -> None:
     assert statistics.paired_difference([3], [1]).interval is None
 
 
-def test_pairing_takes_out_what_seeds_share() -> None:
+def test_pairing_removes_variation_shared_by_seeds() -> None:
     noise = np.random.default_rng(0).normal(size=(3, 8))
     theirs, ours = 10 * noise[0] + noise[1], 10 * noise[0] + noise[2] + 3
     paired = statistics.paired_difference(ours, theirs)
@@ -171,7 +169,7 @@ def critical(values: dict[int, list[float]]) -> list[int]:
     return [each.deeper for each in statistics.depth_ratios(values) if each.critical]
 
 
-def test_the_critical_depth_stands_clear() -> None:
+def test_the_critical_depth_lies_above_all_others() -> None:
     jump = {4: [10.0, 11, 9, 10], 8: [11.0, 10, 10, 12], 16: [50.0, 60, 55, 52], 32: [60.0, 58, 61, 57]}
     assert critical(jump) == [16]
     even = {4: [10.0, 11, 9, 10], 8: [20.0, 24, 17, 21], 16: [45.0, 40, 36, 47], 32: [80.0, 99, 78, 90]}
@@ -180,11 +178,11 @@ def test_the_critical_depth_stands_clear() -> None:
     assert critical(uncertain) == []
 
 
-def test_nothing_is_critical_that_cannot_be_compared_or_only_loses_least() -> None:
+def test_ratios_that_cannot_be_compared_or_lie_below_one_are_not_critical() -> None:
     assert critical({4: [1.0, 1, 1], 8: [9.0, 9, 9]}) == []  # a single ratio
     assert critical({4: [1.0], 8: [1.0], 16: [9.0]}) == []  # a single seed
     assert critical({4: [100.0, 100], 8: [90.0, 90], 16: [9.0, 9]}) == []  # the largest is 0.9
-    assert critical({4: [0.0, 0], 8: [1.0, 1], 16: [9.0, 9]}) == []  # from 0 to 1: the larger step, of unknown size
+    assert critical({4: [0.0, 0], 8: [1.0, 1], 16: [9.0, 9]}) == []  # the step from 0 to 1 may be the largest
     assert statistics.depth_ratios({}) == statistics.depth_ratios({4: [1.0]}) == []
 
 

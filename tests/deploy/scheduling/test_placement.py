@@ -1,4 +1,4 @@
-"""Plans by hand-counted nodes, and two real Ray nodes with GPUs that only Ray believes in."""
+"""Placement on nodes that are counted by hand, and on two real Ray nodes with GPUs that exist only for Ray."""
 
 import os
 import time
@@ -31,7 +31,7 @@ ON_CPU = {"resources": {"gpus": 0}}
 
 
 def experiment(learners: int = 0, collectors: int = 1, **keys: Any) -> Experiment:
-    """`learners`: passive ones, called a, b, ..."""
+    """Makes an experiment with so many passive `learners`, called a, b, ..., and so many collectors."""
     collector = {"actors": collectors, **keys.pop("collector", {})}
     passive = {chr(ord("a") + index): {} for index in range(learners)}
     return Experiment.model_validate({"env": "point_u_maze", "collector": collector, "learners": passive, **keys})
@@ -47,7 +47,7 @@ def role(text: str) -> Role:
 
 
 def gpus(run: Experiment, nodes: list[Node]) -> dict[str, float | None]:
-    """What each role gets, those left out that stay on the CPU."""
+    """Returns the GPUs of each role that has any."""
     return {str(role): given.gpus for role, given in assign_resources(run, nodes).items() if given.gpus}
 
 
@@ -59,17 +59,17 @@ def on_gpus(gpus_by_role: dict[str, float]) -> dict[Role, Resources]:
     return {role(text): wanted for text, wanted in asking(gpus_by_role).items()}
 
 
-# --- resources left open ---
+# --- open resources ---
 
 
-def test_without_gpus_everyone_shares_the_cpu() -> None:
+def test_without_gpus_all_roles_share_the_cpu() -> None:
     placement = place(experiment(learners=2), machine(0, cpus=1))
     assert set(placement.roles.values()) == {Resources(gpus=0)}
     assert placement.notes == []
     assert all(bundle.amounts == {"memory": 1} and bundle.selector == {} for bundle in placement.bundles)
 
 
-def test_one_gpu_is_shared_by_all() -> None:
+def test_all_roles_share_a_single_gpu() -> None:
     shares = gpus(experiment(learners=1), machine(1))
     assert shares == {"collector-0": 0.307, "evaluator": 0.076, "learner-active": 0.307, "learner-a": 0.307}
     placement = place(experiment(learners=1), machine(1))
@@ -81,7 +81,7 @@ def test_one_gpu_is_shared_by_all() -> None:
     ]
 
 
-def test_of_two_gpus_one_acts_and_one_learns() -> None:
+def test_collectors_and_learners_get_one_of_two_gpus_each() -> None:
     run = experiment(learners=2)
     assert gpus(run, machine(2)) == {
         "collector-0": 0.8,
@@ -94,7 +94,7 @@ def test_of_two_gpus_one_acts_and_one_learns() -> None:
     assert bundles[:2] == [{"collector-0", "evaluator"}, {"learner-active", "learner-a", "learner-b"}]
 
 
-def test_eight_gpus_are_one_each_as_far_as_they_go() -> None:
+def test_each_role_gets_one_of_eight_gpus_as_far_as_possible() -> None:
     everyone = {"collector-0": 1.0, "evaluator": 1.0, "learner-active": 1.0, "learner-a": 1.0}
     assert gpus(experiment(learners=1), machine(8)) == everyone
     full = gpus(experiment(learners=5, collectors=2), machine(8))
@@ -105,7 +105,7 @@ def test_eight_gpus_are_one_each_as_far_as_they_go() -> None:
     assert [crowded[role] for role in ("collector-0", "collector-1", "evaluator")] == [0.444, 0.444, 0.111]
 
 
-def test_every_plan_fits() -> None:
+def test_every_placement_fits() -> None:
     for count, learners, collectors, strategy in product((0, 1, 2, 3, 8), range(10), (1, 2, 5), ("pack", "spread")):
         run = experiment(learners, collectors, placement=strategy)
         for nodes in (machine(count), [Node("a", 8), Node("b", 8, count), Node("c", 8, 2)]):
@@ -117,21 +117,21 @@ def test_every_plan_fits() -> None:
             assert not apart or all("ray.io/node-id" in bundle.selector for bundle in placement.bundles)
 
 
-def test_what_is_said_stays_and_the_rest_is_shared() -> None:
+def test_roles_with_open_gpus_share_those_that_are_left() -> None:
     run = experiment(collector={"collector_resources": {"gpus": 0.5}}, evaluation=ON_CPU)
     assert gpus(run, machine(1)) == {"collector-0": 0.5, "learner-active": 0.5}
     assert gpus(run, machine(2)) == {"collector-0": 0.5, "learner-active": 1.0}
     full = experiment(collector={"collector_resources": {"gpus": 1}})
     assert gpus(full, machine(1)) == {"collector-0": 1.0}
-    assert gpus(full, machine(0)) == {"collector-0": 1.0}  # too much already: nobody else adds to it
+    assert gpus(full, machine(0)) == {"collector-0": 1.0}  # too much already: no other role adds to it
     fed = experiment(learners=1, stream="somewhere")
     assert gpus(fed, machine(1)) == {"learner-a": 0.8, "evaluator": 0.2}
 
 
-# --- what is asked for ---
+# --- requested resources ---
 
 
-def test_labels_come_with_gpus_and_gpus_are_whole_or_a_share() -> None:
+def test_labels_need_gpus_and_gpus_are_whole_or_a_share() -> None:
     with pytest.raises(ConfigError, match=r"evaluation.resources: labels say where the role goes; say by gpus"):
         parse_experiment({"env": "a", "evaluation": {"resources": {"labels": {"pool": "x"}}}})
     with pytest.raises(ConfigError, match=r"evaluation.resources.gpus: 1.5 GPUs are neither .* use 1 or 2"):
@@ -140,7 +140,7 @@ def test_labels_come_with_gpus_and_gpus_are_whole_or_a_share() -> None:
         parse_experiment({"env": "a", "evaluation": {"resources": {"gpus": 0, "labels": {"pool": "!x"}}}})
 
 
-def test_labels_can_be_said_on_the_command_line(tmp_path: Any) -> None:
+def test_labels_can_be_set_on_the_command_line(tmp_path: Any) -> None:
     options = ["--evaluation.resources.gpus", "0", "--evaluation.resources.labels", "{pool: x}"]
     changed = override(experiment(), [*options, "--placement", "spread"], tmp_path)
     assert changed.evaluation.resources == Resources(gpus=0, labels={"pool": "x"})
@@ -148,7 +148,7 @@ def test_labels_can_be_said_on_the_command_line(tmp_path: Any) -> None:
     assert override(changed, [], tmp_path) == changed
 
 
-# --- too little ---
+# --- shortages ---
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_labels_can_be_said_on_the_command_line(tmp_path: Any) -> None:
         (
             {role("collector-0"): Resources(gpus=0, labels={"pool": "x"})},
             [Node("a", labels={"pool": "y"}), Node("b")],
-            "collector-0 needs a node labelled pool=x, none of 2 is",
+            "collector-0 needs a node labelled pool=x, the cluster has 2 without",
         ),
         (
             {role("collector-0"): Resources(gpus=1, labels={"pool": "x"})},
@@ -183,7 +183,7 @@ def test_labels_can_be_said_on_the_command_line(tmp_path: Any) -> None:
         ),
     ],
 )
-def test_a_shortage_is_said_with_its_numbers(roles: dict[str, Resources], nodes: list[Node], shortage: str) -> None:
+def test_a_shortage_is_one_line_with_the_numbers(roles: dict[str, Resources], nodes: list[Node], shortage: str) -> None:
     assert find_shortage(roles, nodes).startswith(shortage)
 
 
@@ -198,7 +198,7 @@ def test_shares_are_packed_gpu_by_gpu() -> None:
     }
 
 
-def test_spread_gives_those_who_act_and_those_who_learn_nodes_of_their_own() -> None:
+def test_spread_separates_the_nodes_of_collectors_and_learners() -> None:
     head, small, large = Node("head", 1), Node("small", 8, 1), Node("large", 8, 8)
     run = experiment(placement="spread")
     assert split_nodes(assign_resources(run, [small, large]), [small, large]) == ([small], [large])
@@ -215,7 +215,7 @@ def test_spread_gives_those_who_act_and_those_who_learn_nodes_of_their_own() -> 
 
 @pytest.fixture
 def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Node]]:
-    """Two nodes of one core and one GPU each, the second labelled."""
+    """Starts two nodes of one core and one GPU each, the second labelled."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/nowhere")
     cluster = Cluster()
     sizes = {"num_cpus": 1, "num_gpus": 1, "object_store_memory": 100 * 2**20, "include_dashboard": False}
@@ -228,7 +228,7 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Node]]:
 
 
 def found(places: dict[str, Reserved], roles: list[str]) -> dict[str, Any]:
-    class Where:  # in here, so that an actor gets its code by value and imports neither this module nor JAX
+    class Where:  # defined here: actors get its code by value and import neither this module nor JAX
         def where(self) -> tuple[str, str | None, str | None]:
             names = ("CUDA_VISIBLE_DEVICES", "XLA_CLIENT_MEM_FRACTION")
             return ray.get_runtime_context().get_node_id(), *(os.environ.get(name) for name in names)  # type: ignore[return-value]
@@ -239,7 +239,7 @@ def found(places: dict[str, Reserved], roles: list[str]) -> dict[str, Any]:
 
 @pytest.mark.ray
 @pytest.mark.timeout(180)
-def test_roles_lie_where_they_were_placed(two_nodes: list[Node]) -> None:
+def test_roles_run_where_they_are_placed(two_nodes: list[Node]) -> None:
     said: list[str] = []
     with reserved(experiment(placement="spread"), said.append) as places:
         seats = found(places, ["collector-0", "learner-active", "services"])
@@ -249,7 +249,7 @@ def test_roles_lie_where_they_were_placed(two_nodes: list[Node]) -> None:
         waits = experiment(collector={"learner_resources": {"gpus": 0.5}}, supervision={"start_seconds": 1})
         assert _reserve(waits) == (
             "resources: this run needs 2 GPUs (collector-0 1, evaluator 0.5, learner-active 0.5), 0 of 2 are free; "
-            "other jobs have given up no more in 1 s"
+            "other jobs released nothing more within 1 s"
         )
     assert said == ["GPUs were shared out: collector-0 0.8, evaluator 0.2, learner-active 1"]
     labelled = {"gpus": 0, "cpus": 1, "labels": {"pool": "second"}}
@@ -264,7 +264,7 @@ def test_roles_lie_where_they_were_placed(two_nodes: list[Node]) -> None:
 
 
 def _reserve(run: Experiment) -> str:
-    """Why there is no place for a run."""
+    """Returns the reason why a run cannot be placed."""
     with pytest.raises(RunFailed) as failed, reserved(run, print):
         pass
     return str(failed.value)

@@ -1,4 +1,4 @@
-"""What arrives at Weights & Biases, read back with wandb's own reader; nothing is sent anywhere."""
+"""Rows that arrive at Weights & Biases, read back with wandb's own reader; nothing is sent anywhere."""
 
 import json
 import os
@@ -35,8 +35,8 @@ ROW = {"time": 5.0, "env_steps": 10, "critic/loss": 0.5, "visits": [1, 2]}
 
 
 @pytest.fixture(autouse=True)
-def nobodys_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Neither a key nor settings of whoever runs the tests."""
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hides the key and the settings of the user who runs the tests."""
     for name in os.environ:
         if name.startswith("WANDB_"):
             monkeypatch.delenv(name)
@@ -45,7 +45,7 @@ def nobodys_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class Mirrored:
-    """A run of which nothing but its record is there, and its mirror."""
+    """A mirror of a run that consists of its record alone."""
 
     def __init__(self, run_dir: Path) -> None:
         experiment = Experiment.model_validate(EXPERIMENT | {"wandb": {"project": "fathom"}})
@@ -61,7 +61,7 @@ class Mirrored:
 
 
 def read_back(run_dir: Path) -> dict[str, list[Row]]:
-    """What wandb holds of an offline run: its records by type."""
+    """Returns wandb's records of an offline run by type."""
     (folder,) = (run_dir / "wandb").glob("offline-run-*")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
@@ -72,13 +72,13 @@ def read_back(run_dir: Path) -> dict[str, list[Row]]:
 
 
 def logged(records: dict[str, list[Row]]) -> list[Row]:
-    """Every logged row without wandb's own columns."""
+    """Returns every logged row without wandb's own columns."""
     rows = [record["item"] for record in records["history"]]
     return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
 
 
 def named(name: str, row: Row) -> Row:
-    """`row` as it is to be logged."""
+    """Returns `row` as the mirror should log it."""
     return {
         f"{name}/{key}": value
         for key, value in row.items()
@@ -102,7 +102,7 @@ def test_every_roles_metrics_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         started |= set(psutil.Process(run.pid).children(recursive=True))
         time.sleep(0.1)
     assert run.returncode == 0
-    assert len(started) >= 2  # ours and wandb's
+    assert len(started) >= 2  # the mirror and wandb's service
     assert not [process for process in started if process.is_running()]
     assert run.stdout is not None
     assert run.stdout.readline().startswith("wandb: offline (No API key")
@@ -128,7 +128,7 @@ def test_every_roles_metrics_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [record["exit_code"] for record in records["exit"]] == [0]
 
 
-def test_undone_rows_are_left_out(tmp_path: Path) -> None:
+def test_rewound_rows_are_left_out(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     for updates in (1, 2):
         writer.write("learner-a", {"index": updates})
@@ -140,9 +140,9 @@ def test_undone_rows_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_without_an_answer_it_goes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_offline_without_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     run = Mirrored(tmp_path / "run")
     run.record.add(REPLAY, ROW)
@@ -156,7 +156,7 @@ def test_without_an_answer_it_goes_offline(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.processes
-def test_its_death_is_one_line(tmp_path: Path) -> None:
+def test_the_death_of_the_mirror_is_one_line(tmp_path: Path) -> None:
     before = set(psutil.Process().children())
     run = Mirrored(tmp_path / "run")
     (mirror,) = set(psutil.Process().children()) - before
@@ -166,12 +166,12 @@ def test_its_death_is_one_line(tmp_path: Path) -> None:
     run.record.add(REPLAY, ROW)
     run.end()
     (complaint,) = run.complaints
-    assert complaint.startswith("wandb did not get everything")
+    assert complaint.startswith("not all metrics reached wandb")
     assert psutil.wait_procs([mirror, *service], timeout=10)[1] == []
     assert read_metrics(tmp_path / "run", REPLAY) == [ROW]
 
 
-def test_what_is_not_installed_is_named(
+def test_missing_wandb_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Brax System")
 
 
 class Seen(NamedTuple):
-    """The little of a pipeline's state that an ant's task looks at."""
+    """Parts of a pipeline's state that an ant's observation needs."""
 
     q: Array
     qd: Array
@@ -45,14 +45,14 @@ DRAWN = ("ant", "ant_u5_maze", "ant_big_maze_eval", "ant_u2_maze_gen_1f3f", "ant
 
 @cache
 def all_drawn() -> dict[str, tuple[np.ndarray, ...]]:
-    """`drawn` of each of `DRAWN`, compiled at once."""
+    """Returns `drawn` for each of `DRAWN`, compiled at once."""
     envs = {env_id: build(env_id, OPTIONS) for env_id in DRAWN}
     draw = jax.jit(lambda keys: {env_id: jax.vmap(env.start)(keys) for env_id, env in envs.items()})
     return jax.device_get(draw(jax.random.split(jax.random.key(0), 500)))
 
 
 def drawn(env_id: str) -> tuple[np.ndarray, ...]:
-    """Positions, velocities and goals of 500 starts."""
+    """Returns positions, velocities and goals of 500 starts."""
     return all_drawn()[env_id]
 
 
@@ -66,7 +66,7 @@ def geom(model: mujoco.MjModel, name: str) -> int:
 
 
 @pytest.mark.parametrize("backend", ["spring", "generalized", "mjx"])
-def test_the_body_is_brax_s(backend: Any) -> None:
+def test_body_equals_brax(backend: Any) -> None:
     ours, theirs = build("ant", EnvOptions(backend=backend)).physics, BraxAnt(backend=backend)
     assert ours.seconds_per_step == pytest.approx(float(theirs.dt))
     scales = ("ang_damping", "vel_damping", "joint_scale_pos", "joint_scale_ang")
@@ -79,7 +79,7 @@ def test_the_body_is_brax_s(backend: Any) -> None:
             assert getattr(ours.system.opt, name) == getattr(theirs.sys.opt, name)
 
 
-def test_in_a_maze_torso_hips_and_feet_touch_walls() -> None:
+def test_torso_hips_and_feet_touch_walls_in_a_maze() -> None:
     model = model_of("ant_u4_maze")
     touching = {model.geom(i).name for i in range(model.ngeom) if model.geom_bodyid[i] and model.geom_conaffinity[i]}
     assert len(touching) == 9
@@ -90,7 +90,7 @@ def test_in_a_maze_torso_hips_and_feet_touch_walls() -> None:
     assert not plain.geom_conaffinity[plain.geom_bodyid > 0].any()
 
 
-def test_the_ball_slides_and_its_place_is_the_goal_s() -> None:
+def test_ball_slides_and_its_position_is_compared_with_the_goal() -> None:
     env, model = build("ant_ball", OPTIONS), model_of("ant_ball")
     assert model.body("ball").mass[0] == pytest.approx(0.576, abs=1e-3)
     assert (model.dof_damping[-2:] == 0).all()
@@ -104,7 +104,7 @@ def test_the_ball_slides_and_its_place_is_the_goal_s() -> None:
     np.testing.assert_array_equal(state[list(env.spec.goal_indices)], [15, 16])
 
 
-def test_the_pushing_ant_is_heavy_and_its_room_is_the_reference_s() -> None:
+def test_pushing_ant_is_heavy_and_its_walls_equal_the_reference() -> None:
     env, model = build("ant_push", OPTIONS), model_of("ant_push")
     assert model.body("torso").mass[0] == pytest.approx(3.87, abs=0.01)
     assert model.body("block").mass[0] == pytest.approx(2e-4)
@@ -132,7 +132,7 @@ def test_the_pushing_ant_is_heavy_and_its_room_is_the_reference_s() -> None:
 
 
 @pytest.mark.parametrize("env_id", DRAWN[:4])
-def test_starts_are_noisy_and_goals_are_in_cells(env_id: str) -> None:
+def test_starts_are_noisy_and_goals_lie_in_cells(env_id: str) -> None:
     q, qd, goal = drawn(env_id)
     space = build(env_id, OPTIONS).space
     rest = [0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1]
@@ -146,7 +146,7 @@ def test_starts_are_noisy_and_goals_are_in_cells(env_id: str) -> None:
         return
     assert not space.walls[tuple(np.round(goal / 4).astype(int).T)].any()
     off = abs(q[:, :2] - 4 * np.round(q[:, :2] / 4)).max()
-    if space.hops:  # exact, in every cell that a hop starts from
+    if space.hops:  # starts are exact, in every cell that a hop starts from
         assert off == 0
         assert len(np.unique(q[:, :2], axis=0)) == 8
     else:
@@ -155,7 +155,7 @@ def test_starts_are_noisy_and_goals_are_in_cells(env_id: str) -> None:
         assert len(np.unique(goal, axis=0)) == len(space.goals)
 
 
-def test_health_and_success_of_hand_made_states() -> None:
+def test_health_and_distance_of_given_states() -> None:
     env = build("ant", OPTIONS)
 
     @jax.jit
@@ -167,7 +167,7 @@ def test_health_and_success_of_hand_made_states() -> None:
     heights = np.array([0.19, 0.21, 0.99, 1.01, np.nan], np.float32)
     fell, distances = compute(heights, np.array([[3.0, 4.0], [0.0, 0.0]], np.float32))
     assert fell.tolist() == [True, False, False, True, True]
-    assert distances.tolist() == [0, 5]  # height does not count
+    assert distances.tolist() == [0, 5]  # without the height
     assert (env.spec.goal_radius, env.spec.easy_radius, env.spec.hard_radius) == (0.5, 2.0, None)
 
 
@@ -185,7 +185,7 @@ def test_options_change_the_physics_or_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def thrown() -> tuple[Ant, EnvState, list[EnvState], int]:
-    """Two ants in the U-maze, one thrown at the wall below x = 2 and one along the corridor: a second of it."""
+    """Two ants in the U-maze for a second, thrown at the wall below x = 2 and along the corridor."""
     env = build("ant_u_maze", OPTIONS)
     traces = 0
 
@@ -199,7 +199,7 @@ def thrown() -> tuple[Ant, EnvState, list[EnvState], int]:
     qd[0, 0], qd[1, 1] = -8.0, 8.0
 
     def begin(key: Array, q: Array, qd: Array) -> tuple[EnvState, EnvState]:
-        """A reset, and the same with the ant at `q` and `qd`."""
+        """Returns a reset, and the same reset with the ant at `q` and `qd`."""
         fresh = env.reset(key)
         return fresh, fresh._replace(physics=env.physics.init(q, qd))
 
@@ -217,7 +217,7 @@ def test_steps_are_finite_and_compiled_once(thrown: tuple[Ant, EnvState, list[En
     assert traces == 1
     assert fresh.state.shape == (2, 29)
     assert not np.array_equal(fresh.state[0], fresh.state[1])
-    for goal in np.asarray(fresh.goal):  # which the state does not hold
+    for goal in np.asarray(fresh.goal):  # the state must not hold the goal
         assert not any(np.array_equal(pair, goal) for pair in zip(fresh.state[0][:-1], fresh.state[0][1:], strict=True))
     assert all(np.isfinite(state.state).all() for state in seen)
     np.testing.assert_array_equal(seen[-1].goal, fresh.goal)

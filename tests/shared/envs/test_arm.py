@@ -1,4 +1,4 @@
-"""The arm's compiled models against the numbers of the reference, which are written out here once more."""
+"""Tests of the arm's compiled models against the reference's numbers, which are written out here once more."""
 
 import itertools
 from collections.abc import Callable
@@ -22,7 +22,7 @@ WITH_CUBE = IDS[1:]
 MOVES = IDS[2:]
 START = (1.571, 0.742, 0, -1.571, 0, 3.054, 1.449)
 FINGERS = ("left_finger", "right_finger")
-SETTLED = np.array([1, 1, 2000 / 3500, 2000 / 3500, 0.5, 0.5, 0.5])  # of what the servos are told
+SETTLED = np.array([1, 1, 2000 / 3500, 2000 / 3500, 0.5, 0.5, 0.5])  # share of its control that a joint reaches
 
 QUICK = {  # to compile
     "xla_backend_optimization_level": 0,
@@ -71,7 +71,7 @@ def numbers(table: str) -> np.ndarray:
 
 
 def started(env_id: str, control: Array | None = None, seconds: float = 0.0) -> mujoco.MjData:
-    """MuJoCo's own simulation from a start, with `control` held."""
+    """Returns MuJoCo's own simulation after `seconds` from a start, with constant `control`."""
     model_, data = model(env_id), mujoco.MjData(model(env_id))
     model_.opt.timestep = 0.002
     data.qpos[:] = drawn(env_id)[0][0]
@@ -85,19 +85,19 @@ def started(env_id: str, control: Array | None = None, seconds: float = 0.0) -> 
 
 @cache
 def all_drawn() -> dict[str, tuple[np.ndarray, ...]]:
-    """`drawn` of all environments, compiled at once."""
+    """Returns `drawn` for all environments, compiled at once."""
     draw = jax.jit(lambda keys: {env_id: jax.vmap(env(env_id).start)(keys) for env_id in IDS})
     return jax.device_get(draw(jax.random.split(jax.random.key(0), 1000)))
 
 
 def drawn(env_id: str) -> tuple[np.ndarray, ...]:
-    """Positions, velocities and goals of 1000 starts."""
+    """Returns positions, velocities and goals of 1000 starts."""
     return all_drawn()[env_id]
 
 
 @cache
 def compiled_control(env_id: str) -> Callable[[np.ndarray], Array]:
-    """`control` of actions `[N, A]`."""
+    """Returns `control` for actions `[N, A]`, compiled."""
     return jax.jit(jax.vmap(partial(env(env_id).control, None)))
 
 
@@ -114,7 +114,7 @@ def compiled_cell(env_id: str) -> Callable[[np.ndarray], Array]:
 
 
 @every_id
-def test_bodies_have_the_reference_s_masses_whatever_is_drawn(env_id: str) -> None:
+def test_bodies_have_the_masses_of_the_reference(env_id: str) -> None:
     compiled = model(env_id)
     names = [compiled.body(number).name for number in range(1, compiled.nbody)]
     arm = [f"link{number}" for number in range(1, 8)]
@@ -195,7 +195,7 @@ def test_only_named_pairs_touch(env_id: str, pairs: int, impratio: float) -> Non
     assert compiled.opt.cone == mujoco.mjtCone.mjCONE_PYRAMIDAL
 
 
-def test_what_touches_has_the_reference_s_sizes() -> None:
+def test_colliding_geoms_have_the_sizes_of_the_reference() -> None:
     compiled = model("arm_binpick_hard")
     hand = compiled.geom("hand")
     np.testing.assert_allclose(hand.pos, (0, 0, 0.142), atol=1e-9)
@@ -213,7 +213,7 @@ def test_what_touches_has_the_reference_s_sizes() -> None:
 @pytest.mark.parametrize(
     ("env_id", "x", "inner"), [("arm_binpick_easy", 0.17, 0.135), ("arm_binpick_hard", 0.3, 0.185)]
 )
-def test_bins_are_closed_and_hold_cube_and_goal(env_id: str, x: float, inner: float) -> None:
+def test_bins_are_closed_and_contain_cube_and_goal(env_id: str, x: float, inner: float) -> None:
     compiled = model(env_id)
     walls = [compiled.geom(number) for number in range(compiled.ngeom) if "wall" in compiled.geom(number).name]
     assert len(walls) == 8
@@ -239,13 +239,13 @@ def test_start_pose(env_id: str) -> None:
 
 
 @every_id
-def test_servos_settle_where_their_gains_say(env_id: str) -> None:
-    told = np.array(START)
-    control = np.append(told, [255, 255]) if env_id in WITH_CUBE else told
+def test_servos_settle_at_the_angles_that_their_gains_imply(env_id: str) -> None:
+    command = np.array(START)
+    control = np.append(command, [255, 255]) if env_id in WITH_CUBE else command
     data = started(env_id, control, seconds=3.0)
     q = data.qpos[7:] if env_id in WITH_CUBE else data.qpos
-    np.testing.assert_allclose(q[:7], SETTLED * told, atol=0.015)
-    np.testing.assert_allclose(q[[3, 5, 6]], (-0.903, 1.526, 0.724), atol=1e-3)  # as the reference's, weight included
+    np.testing.assert_allclose(q[:7], SETTLED * command, atol=0.015)
+    np.testing.assert_allclose(q[[3, 5, 6]], (-0.903, 1.526, 0.724), atol=1e-3)  # as in the reference, with the weight
     np.testing.assert_allclose(q[7:], 0.08, atol=1e-4)
     assert abs(data.qvel).max() < 1e-3
 
@@ -271,13 +271,13 @@ def test_sizes(env_id: str, state: int, goal_at: tuple[int, int], action: int) -
     assert (spec.episode_length, spec.backend) == (1000, "mjx")
     radii = (0.05, 0.15, 0.02) if env_id == "arm_grasp" else (0.1, 0.3, 0.03)
     assert (spec.goal_radius, spec.easy_radius, spec.hard_radius) == radii
-    # test_registry.py has the shapes of what a reset makes.
+    # test_registry.py checks the shapes that a reset returns.
     points = jax.eval_shape(env(env_id).goal_points, np.zeros(spec.goal_size, np.float32))
     assert points.shape == (2 if env_id == "arm_grasp" else 1, 3)
 
 
 @pytest.mark.parametrize("env_id", ["arm_reach", "arm_grasp", "arm_push_hard"])
-def test_what_is_seen(env_id: str) -> None:
+def test_observation(env_id: str) -> None:
     nu, with_cube = model(env_id).nu, env_id in WITH_CUBE
     data = started(env_id, np.append(START, [255, 255])[:nu], seconds=0.2)
     velocity = np.zeros((model(env_id).nbody, 6))
@@ -310,7 +310,7 @@ def test_what_is_seen(env_id: str) -> None:
     np.testing.assert_allclose(seen, np.concatenate(expected), atol=1e-4)
 
 
-def test_the_goal_of_a_grasp_follows_the_cube() -> None:
+def test_grasp_goal_follows_the_cube() -> None:
     cube = np.array([0.1, 0.5, 0.03])
     physics = SimpleNamespace(q=np.append(cube, np.zeros(13)))
     goal = jax.jit(lambda q: env("arm_grasp").follow(SimpleNamespace(q=q), np.zeros(7)))(physics.q)
@@ -351,7 +351,7 @@ def test_starts_and_goals(env_id: str, cube: Any, cube_reach: float, goal: Any, 
 
 
 def uniform(drawn: np.ndarray, centre: Any, reach: Any) -> None:
-    """`drawn` `[N, k]` fills the box around `centre` evenly."""
+    """Asserts that `drawn` `[N, k]` fills the box around `centre` evenly."""
     offset = drawn - np.array(centre)
     assert (abs(offset) <= np.array(reach) + 1e-6).all()
     np.testing.assert_allclose(offset.std(axis=0), np.array(reach) / 3**0.5, rtol=0.1, atol=1e-6)
@@ -359,26 +359,26 @@ def uniform(drawn: np.ndarray, centre: Any, reach: Any) -> None:
 
 
 @every_id
-def test_actions_are_where_to_turn(env_id: str) -> None:
+def test_actions_are_target_angles(env_id: str) -> None:
     lowest, highest = [0.3491, 0, 0, -3.0718, 0, 2.3562, 1.4487], [2.7925, 1.48353, 0, -0.0698, 0, 3.7525, 1.4487]
     fingers = 2 * (env_id in WITH_CUBE)
     size = env(env_id).spec.action_size
-    told = np.array([lowest, highest, np.mean([lowest, highest], axis=0)])
+    command = np.array([lowest, highest, np.mean([lowest, highest], axis=0)])
     alone = np.zeros(size)
     alone[2] = 1.0
     *seen, moved = controls(env_id, [np.full(size, -1.0), np.full(size, 1.0), np.zeros(size), alone])
     assert np.shape(seen) == (3, model(env_id).nu)
     np.testing.assert_allclose(
-        seen, np.append(told, [[255] * fingers, [0] * fingers, [255] * fingers], axis=1), atol=1e-6
+        seen, np.append(command, [[255] * fingers, [0] * fingers, [255] * fingers], axis=1), atol=1e-6
     )
     np.testing.assert_allclose(np.flatnonzero(moved - seen[2]), [3])
 
 
-def test_the_last_action_opens_or_closes() -> None:
-    last, told = (-1, -1e-3, 0, 1e-3, 1), (255, 255, 255, 0, 0)
+def test_last_action_opens_or_closes_the_fingers() -> None:
+    last, command = (-1, -1e-3, 0, 1e-3, 1), (255, 255, 255, 0, 0)
     actions = np.zeros((5, 5))
     actions[:, -1] = last
-    np.testing.assert_array_equal(controls("arm_push_hard", actions)[:, -2:], np.transpose([told, told]))
+    np.testing.assert_array_equal(controls("arm_push_hard", actions)[:, -2:], np.transpose([command, command]))
 
 
 GRASPS: list[tuple[float, float]] = [(0.0, 0.0), (1 - 1e-3, 1 - 1e-3), (1 + 1e-3, 0.0), (0.0, 1 + 1e-3)]
@@ -394,7 +394,7 @@ def grasp_distance() -> Callable[[np.ndarray, np.ndarray], Array]:
     [("goal_radius", 0.05, 0.02), ("easy_radius", 0.15, 0.05), ("hard_radius", 0.02, 0.005)],
 )
 @pytest.mark.parametrize("more", [False, True])
-def test_a_grasp_needs_both_its_place_and_its_opening(radius: str, midpoint: float, opening: float, more: bool) -> None:
+def test_grasp_needs_position_and_opening(radius: str, midpoint: float, opening: float, more: bool) -> None:
     grasp = env("arm_grasp")
     limit = getattr(grasp.spec, radius)
     cube = np.array([0.1, 0.5, 0.03])
@@ -412,8 +412,8 @@ def test_a_grasp_needs_both_its_place_and_its_opening(radius: str, midpoint: flo
     assert succeeds.tolist() == [True, True, False, False, False]
 
 
-def test_a_grasp_s_distance_by_hand_and_in_batches() -> None:
-    # Openings that are off by 0, .0025, .005, .0125, .02, .035, .05 and .08 count as these distances.
+def test_grasp_distance_by_hand_and_in_batches() -> None:
+    # An error of the opening counts like the distance in its place.
     errors, distances = (
         [0, 0.0025, 0.005, 0.0125, 0.02, 0.035, 0.05, 0.08],
         [0, 0.01, 0.02, 0.035, 0.05, 0.1, 0.15, 0.25],
@@ -423,11 +423,11 @@ def test_a_grasp_s_distance_by_hand_and_in_batches() -> None:
     state[..., 22] = np.multiply.outer([1, -1], errors)
     distance = jax.jit(env("arm_grasp").distance)
     np.testing.assert_allclose(distance(state, goal), [distances] * 2, atol=1e-6)
-    state[..., [16, 19]] = 0.12  # both tips are off by more
+    state[..., [16, 19]] = 0.12  # both tips are farther away
     np.testing.assert_allclose(distance(state, goal), [np.maximum(distances, 0.12)] * 2, atol=1e-6)
 
 
-def test_the_others_distance_is_euclidean() -> None:
+def test_distance_of_the_other_tasks_is_euclidean() -> None:
     push = env("arm_push_easy")
     state = np.zeros((2, 17))
     state[1, :3] = (0.03, 0.04, 0.0)
@@ -435,7 +435,7 @@ def test_the_others_distance_is_euclidean() -> None:
 
 
 @every_id
-def test_cells_tell_goals_apart(env_id: str) -> None:
+def test_cells_distinguish_goals(env_id: str) -> None:
     here, goals = env(env_id), drawn(env_id)[2]
     cells = np.asarray(compiled_cell(env_id)(goals.reshape(10, 100, -1)))
     assert (cells.shape, cells.dtype) == ((10, 100), np.int32)
@@ -449,7 +449,7 @@ def test_cells_tell_goals_apart(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", MOVES)
-def test_cells_are_those_between_cube_and_goal(env_id: str) -> None:
+def test_cells_span_the_area_of_cube_and_goal(env_id: str) -> None:
     q, _, goals = drawn(env_id)
     cells = [np.asarray(compiled_cell(env_id)(x.reshape(10, 100, -1))).ravel() for x in (q[:, :3], goals)]
     rows, columns = np.unravel_index(np.concatenate(cells), (16, 16))
@@ -457,13 +457,13 @@ def test_cells_are_those_between_cube_and_goal(env_id: str) -> None:
     assert len(np.unique(columns)) == 16
 
 
-def test_closed_tips_reach_cubes_and_goals() -> None:
+def test_closed_fingertips_reach_cubes_and_goals() -> None:
     compiled = model("arm_push_easy")
     data = mujoco.MjData(compiled)
     actions = np.array(list(itertools.product((0.0,), *[np.linspace(-1, 1, 14)] * 3, (1.0,))))
     reached = []
-    for told in controls("arm_push_easy", actions):
-        data.qpos[7:] = np.append(SETTLED * told[:7], [0, 0])
+    for command in controls("arm_push_easy", actions):
+        data.qpos[7:] = np.append(SETTLED * command[:7], [0, 0])
         mujoco.mj_kinematics(compiled, data)
         finger = data.body("left_finger")
         tip = finger.xpos + finger.xmat.reshape(3, 3) @ (0, 0.005, 0.07)
@@ -490,7 +490,7 @@ def test_options() -> None:
 
 
 class Strong(ArmReach):
-    """Servos without limits: MJX damps a servo that is at its limit, MuJoCo does not."""
+    """Arm with unlimited servos, because MJX damps a servo at its limit and MuJoCo does not."""
 
     def model_spec(self) -> mujoco.MjSpec:
         spec = super().model_spec()
@@ -500,7 +500,7 @@ class Strong(ArmReach):
 
 
 @pytest.mark.slow
-def test_compiled_once_it_does_what_mujoco_does() -> None:
+def test_steps_compile_once_and_equal_mujoco() -> None:
     reach = Strong(EnvOptions(), TASKS["arm_reach"])
     options = reach.physics.system.mj_model.opt
     assert (options.iterations, options.ls_iterations, options.timestep, options.disableflags) == (6, 12, 0.002, 0)
@@ -532,7 +532,7 @@ def test_compiled_once_it_does_what_mujoco_does() -> None:
     np.testing.assert_array_equal(env_state.goal, goal)
 
 
-def test_on_a_cpu_each_link_is_computed_once() -> None:
+def test_links_have_barriers_on_a_cpu() -> None:
     physics = build("arm_reach", EnvOptions()).physics
     model = physics.system
     traced = jax.make_jaxpr(physics.init)(jnp.zeros(model.q_size()), jnp.zeros(model.qd_size()))

@@ -10,7 +10,8 @@ import pytest
 
 from shared.config import EnvOptions
 from shared.envs.base import EnvState
-from shared.envs.classic import BoxedEnv, build
+from shared.envs.brax_env import BraxEnv
+from shared.envs.classic import build
 from shared.types import Array
 
 with warnings.catch_warnings():
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Brax System", "ignore:compiler a
 
 
 class Seen(NamedTuple):
-    """What a state is made of."""
+    """Parts of a pipeline's state that observations need."""
 
     q: Array
     qd: Array
@@ -42,24 +43,24 @@ class Seen(NamedTuple):
 
 
 @cache
-def env_of(env_id: str) -> BoxedEnv:
+def env_of(env_id: str) -> BraxEnv:
     return build(env_id, OPTIONS)
 
 
 @cache
 def all_drawn() -> dict[str, tuple[np.ndarray, ...]]:
-    """`drawn` of all environments, compiled at once."""
+    """Returns `drawn` for all environments, compiled at once."""
     draw = jax.jit(lambda keys: {env_id: jax.vmap(env_of(env_id).start)(keys) for env_id in IDS})
     return jax.device_get(draw(jax.random.split(jax.random.key(0), 2000)))
 
 
 def drawn(env_id: str) -> tuple[np.ndarray, ...]:
-    """Positions, velocities and goals of 2000 starts."""
+    """Returns positions, velocities and goals of 2000 starts."""
     return all_drawn()[env_id]
 
 
-def observed(env: BoxedEnv, q: np.ndarray, qd: np.ndarray) -> tuple[Seen, np.ndarray]:
-    """The links at `q` and `qd`, and the state `[S]` there."""
+def observed(env: BraxEnv, q: np.ndarray, qd: np.ndarray) -> tuple[Seen, np.ndarray]:
+    """Returns the links at `q` and `qd`, and the state `[S]` there."""
 
     def observe(q: Array, qd: Array) -> tuple[Seen, Array]:
         seen = Seen(q, qd, *kinematics.forward(env.physics.system, q, qd))
@@ -78,10 +79,10 @@ def observed(env: BoxedEnv, q: np.ndarray, qd: np.ndarray) -> tuple[Seen, np.nda
         ("cheetah", "mjx", BraxCheetah),
     ],
 )
-def test_without_the_target_the_rest_is_brax_s(
+def test_model_without_the_target_equals_brax(
     env_id: str, backend: Any, theirs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # where MuJoCo writes what it warns of in brax's own cheetah
+    monkeypatch.chdir(tmp_path)  # MuJoCo logs warnings about brax's own cheetah to the working directory
     physics = build(env_id, EnvOptions(backend=backend)).physics
     theirs = theirs(backend=backend)
     assert physics.seconds_per_step == pytest.approx(float(theirs.dt))
@@ -90,13 +91,13 @@ def test_without_the_target_the_rest_is_brax_s(
     assert ours.link_names == theirs.link_names[:links]
     assert ours.link_types == theirs.link_types[:links]
     assert set(theirs.link_names[links:]) <= {"target", "goal"}
-    for mine, brax_s in ((ours.link, theirs.link), (ours.dof, theirs.dof), (ours.actuator, theirs.actuator)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[: len(a)], rtol=1e-5, atol=1e-6), mine, brax_s)
+    for mine, reference in ((ours.link, theirs.link), (ours.dof, theirs.dof), (ours.actuator, theirs.actuator)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[: len(a)], rtol=1e-5, atol=1e-6), mine, reference)
     for name in ("ang_damping", "vel_damping", "spring_mass_scale", "spring_inertia_scale", "joint_scale_pos"):
         assert getattr(ours, name) == getattr(theirs, name)
     for name in ("geom_friction", "geom_contype", "geom_conaffinity", "geom_size", "geom_pos", "geom_margin"):
-        mine, brax_s = getattr(ours, name), getattr(theirs, name)
-        np.testing.assert_allclose(mine, brax_s[: len(mine)], atol=1e-6)
+        mine, reference = getattr(ours, name), getattr(theirs, name)
+        np.testing.assert_allclose(mine, reference[: len(mine)], atol=1e-6)
     if backend == "mjx":
         for name in ("timestep", "solver", "iterations", "ls_iterations", "disableflags"):
             assert getattr(ours.opt, name) == getattr(theirs.opt, name)
@@ -107,7 +108,7 @@ def test_without_the_target_the_rest_is_brax_s(
     [("reacher", (10, 3, 2)), ("pusher_easy", (20, 3, 7)), ("pusher_hard", (20, 3, 7)), ("cheetah", (18, 1, 6))],
 )
 def test_sizes(env_id: str, sizes: tuple[int, ...]) -> None:
-    env = env_of(env_id)  # test_registry.py has the shapes of what a reset makes
+    env = env_of(env_id)  # test_registry.py checks the shapes that a reset returns
     assert (env.spec.state_size, env.spec.goal_size, env.spec.action_size) == sizes
     assert len(env.spec.goal_indices) == sizes[1]
     assert env.spec.episode_length == 1000
@@ -117,7 +118,7 @@ def test_sizes(env_id: str, sizes: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(env.control(None, action), action)
 
 
-def test_the_reacher_s_tip_and_its_velocity() -> None:
+def test_reacher_tip_and_its_velocity() -> None:
     env = build("reacher", OPTIONS)
     q, qd, dt = np.array([0.7, -2.0]), np.array([3.0, -5.0]), 1e-3
     _, state = observed(env, q, qd)
@@ -133,7 +134,7 @@ def test_the_reacher_s_tip_and_its_velocity() -> None:
     assert float(distance) == pytest.approx(0.05, abs=1e-5)
 
 
-def test_the_pusher_s_wrist_and_object_are_where_brax_says() -> None:
+def test_pusher_wrist_and_object_positions_equal_brax() -> None:
     env = build("pusher_hard", OPTIONS)
     rng = np.random.default_rng(0)
     seen, state = observed(env, np.append(rng.uniform(-0.5, 0.5, 7), [-0.1, 0.2]), rng.normal(size=9))
@@ -146,7 +147,7 @@ def test_the_pusher_s_wrist_and_object_are_where_brax_says() -> None:
     np.testing.assert_allclose(state[13:], seen.qd[:7], rtol=1e-6)
 
 
-def test_the_reacher_starts_anywhere_near_straight_and_reaches_its_goals() -> None:
+def test_reacher_starts_nearly_straight_and_its_goals_are_within_reach() -> None:
     q, qd, goal = drawn("reacher")
     np.testing.assert_allclose([q.min(0), q.max(0)], [[-0.1] * 2, [0.1] * 2], atol=1e-3)
     np.testing.assert_allclose([qd.min(0), qd.max(0)], [[-0.005] * 2, [0.005] * 2], atol=1e-4)
@@ -161,7 +162,7 @@ def test_the_reacher_starts_anywhere_near_straight_and_reaches_its_goals() -> No
     ("env_id", "low", "high"),
     [("pusher_easy", (0.25, -0.6), (0.65, -0.3)), ("pusher_hard", (-0.1, -0.7), (0.9, 0.3))],
 )
-def test_the_pusher_s_object_lies_apart_from_its_goal(
+def test_pusher_object_starts_apart_from_its_goal(
     env_id: str, low: tuple[float, float], high: tuple[float, float]
 ) -> None:
     q, qd, goal = drawn(env_id)
@@ -179,7 +180,7 @@ def test_the_pusher_s_object_lies_apart_from_its_goal(
     assert (place.min(0) > np.array([0.25, -0.35]) - 0.17).all()
 
 
-def test_the_cheetah_runs_to_the_same_place_always() -> None:
+def test_cheetah_goal_is_always_the_same() -> None:
     env = env_of("cheetah")
     q, qd, goal = drawn("cheetah")
     np.testing.assert_allclose([q.min(0), q.max(0)], [[-0.1] * 9, [0.1] * 9], atol=1e-3)
@@ -198,7 +199,7 @@ def test_the_cheetah_runs_to_the_same_place_always() -> None:
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_goals_are_in_many_cells_and_what_is_outside_in_the_nearest(env_id: str) -> None:
+def test_goals_fill_many_cells_and_outside_points_count_in_the_nearest(env_id: str) -> None:
     env = env_of(env_id)
     goals = drawn(env_id)[2]
     outside = np.array([[-99.0], [99.0]], np.float32) * np.ones(env.spec.goal_size, np.float32)
@@ -216,7 +217,7 @@ def test_radii() -> None:
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_options_are_taken_or_refused(env_id: str) -> None:
+def test_options_are_accepted_or_refused(env_id: str) -> None:
     assert build(env_id, EnvOptions(episode_length=50)).spec.episode_length == 50
     for options, named in (
         (EnvOptions(reference_state=True), "reference_state"),
@@ -228,7 +229,7 @@ def test_options_are_taken_or_refused(env_id: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_reacher_holds_together_and_its_steps_are_compiled_once() -> None:
+def test_reacher_links_stay_joined_and_steps_compile_once() -> None:
     env = build("reacher", OPTIONS)
     traces = 0
 
@@ -246,7 +247,7 @@ def test_a_reacher_holds_together_and_its_steps_are_compiled_once() -> None:
     assert not state.terminated.any()
     np.testing.assert_array_equal(state.goal, fresh.goal)
     assert not np.array_equal(fresh.goal[0], fresh.goal[1])
-    # The arm has not come apart, as it does where physics steps are too long: its tip is where its angles say.
+    # With too long physics steps the arm comes apart, and its tip is no longer at the position that its angles imply.
     q = np.asarray(state.physics.q)
     first, both = q[:, 0], q.sum(axis=1)
     tip = [0.1 * np.cos(first) + 0.11 * np.cos(both), 0.1 * np.sin(first) + 0.11 * np.sin(both)]

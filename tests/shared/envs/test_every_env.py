@@ -1,4 +1,4 @@
-"""Every environment compiled and stepped: too long for `make test`, so part of `make test-envs`."""
+"""Tests that compile and step each environment. They take too long for `make test`; `make test-envs` runs them."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ ENVIRONMENTS, EPISODE = 3, 2
 
 
 def rolled(env: GoalEnv, steps: int) -> tuple[RolloutState, RolloutState, Unroll]:
-    """The start and the end of one unroll with random actions, and all in between; compiled as one."""
+    """Returns start, end and rows of one unroll with random actions, compiled as one."""
 
     def roll(key: jax.Array) -> tuple[RolloutState, RolloutState, Unroll]:
         start = make_start(env, ENVIRONMENTS)(key)
@@ -32,7 +32,7 @@ def rolled(env: GoalEnv, steps: int) -> tuple[RolloutState, RolloutState, Unroll
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_short_episodes_one_after_the_other(env_id: str) -> None:
+def test_consecutive_short_episodes(env_id: str) -> None:
     env = make_env(env_id, EnvOptions(episode_length=EPISODE))
     start, end, seen = rolled(env, steps=2 * EPISODE)
     states = np.asarray(seen.rows.state)
@@ -51,7 +51,7 @@ def test_short_episodes_one_after_the_other(env_id: str) -> None:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("env_id", ONE_OF_EACH)
-def test_a_random_episode_is_finite(env_id: str) -> None:
+def test_random_episode_is_finite(env_id: str) -> None:
     env = make_env(env_id)
     _, end, seen = rolled(env, steps=env.spec.episode_length)
     assert np.isfinite(seen.rows.state).all()

@@ -11,7 +11,7 @@ import pytest
 from shared.config import EnvOptions
 from shared.envs.base import EnvState
 from shared.envs.brax_env import Physics, brax_model, compile_model
-from shared.envs.humanoid import Humanoid, HumanoidMaze, build
+from shared.envs.humanoid import Humanoid, build
 from shared.envs.space import Maze
 from shared.types import Array
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Brax System")
 
 
 class Seen(NamedTuple):
-    """What a humanoid's state is made of."""
+    """Parts of a pipeline's state that a humanoid's observation needs."""
 
     q: Array
     qd: Array
@@ -48,8 +48,8 @@ class Pose(NamedTuple):
     with_target: Seen
 
 
-def brax_s(with_target: bool, backend: Any) -> BraxHumanoid:
-    """Brax's own humanoid with all of its body touching, and with the reference's target if asked for."""
+def brax_humanoid(with_target: bool, backend: Any) -> BraxHumanoid:
+    """Returns brax's own humanoid with contacts for its whole body, and with the reference's target on request."""
     spec = brax_model("humanoid")
     for geom in spec.geoms:
         geom.contype = 1
@@ -67,22 +67,22 @@ def brax_s(with_target: bool, backend: Any) -> BraxHumanoid:
 
 @pytest.fixture(scope="module")
 def pose() -> Pose:
-    """Somewhere, bent and moving at random, without and with a target that rests at `GOAL`."""
+    """Random pose and velocities, without and with a target that rests at `GOAL`."""
     rng = np.random.default_rng(0)
     rotation = rng.normal(size=4)
     q = np.concatenate([rng.uniform(-2, 2, 3), rotation / np.linalg.norm(rotation), rng.uniform(-0.5, 0.5, 17)])
     q, qd = np.append(q, GOAL[:2]), np.append(rng.normal(size=23), [0, 0])
-    system = brax_s(True, "generalized").sys
+    system = brax_humanoid(True, "generalized").sys
     x, xd = jax.jit(lambda *args: kinematics.forward(system, *args), compiler_options=QUICK)(q, qd)
     return Pose(Seen(q[:24], qd[:23], x.slice(0, 11), xd.slice(0, 11)), Seen(q, qd, x, xd))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["spring", "generalized"])
-def test_the_state_is_brax_s_and_the_reference_s(backend: Any, pose: Pose) -> None:
+def test_state_equals_brax_and_the_reference(backend: Any, pose: Pose) -> None:
     action = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, 17))
     ours = [build("humanoid", EnvOptions(backend=backend, reference_state=reference)) for reference in (False, True)]
-    theirs = [brax_s(reference, backend) for reference in (False, True)]
+    theirs = [brax_humanoid(reference, backend) for reference in (False, True)]
 
     def both(own: Humanoid, brax: BraxHumanoid, seen: Seen) -> tuple[Array, Array]:
         low, high = brax.sys.actuator.ctrl_range.T
@@ -95,7 +95,7 @@ def test_the_state_is_brax_s_and_the_reference_s(backend: Any, pose: Pose) -> No
         np.testing.assert_allclose(state, expected, rtol=1e-5, atol=2e-5)
 
 
-def test_only_the_reference_s_state_depends_on_the_goal(pose: Pose) -> None:
+def test_only_the_reference_state_depends_on_the_goal(pose: Pose) -> None:
     envs = [build("humanoid", options) for options in (OPTIONS, REFERENCE)]
     observe = jax.jit(lambda goal: [env.observe(pose.own, np.ones(17), goal) for env in envs], compiler_options=QUICK)
     near, far = observe(GOAL), observe(GOAL + np.array([1, 1, 0], np.float32))
@@ -107,7 +107,7 @@ def test_only_the_reference_s_state_depends_on_the_goal(pose: Pose) -> None:
 
 
 @pytest.mark.parametrize("backend", ["spring", "generalized", "mjx"])
-def test_the_body_is_brax_s(backend: Any) -> None:
+def test_body_equals_brax(backend: Any) -> None:
     ours, theirs = build("humanoid", EnvOptions(backend=backend)).physics, BraxHumanoid(backend=backend)
     for name in ("link", "dof", "actuator", "gravity", "ang_damping", "spring_mass_scale", "spring_inertia_scale"):
         jax.tree.map(
@@ -126,7 +126,7 @@ def test_the_body_is_brax_s(backend: Any) -> None:
             assert getattr(ours.system.opt, name) == getattr(theirs.sys.opt, name)
 
 
-def test_mazes_have_walls_and_a_finer_step() -> None:
+def test_mazes_have_walls_and_shorter_steps() -> None:
     env, plain = build("humanoid_u_maze", OPTIONS), build("humanoid", OPTIONS)
     assert env.physics.seconds_per_step == pytest.approx(0.015)
     np.testing.assert_array_equal(env.physics.system.body_mass, plain.physics.system.body_mass)
@@ -139,7 +139,7 @@ def test_mazes_have_walls_and_a_finer_step() -> None:
 
 
 def test_sizes() -> None:
-    for env_id in ("humanoid", *MAZES):  # test_registry.py has the shapes of what their resets make
+    for env_id in ("humanoid", *MAZES):  # test_registry.py checks the shapes that a reset returns
         spec = build(env_id, OPTIONS).spec
         assert (spec.state_size, spec.goal_size) == (246, 3)
         assert (spec.action_size, spec.episode_length, spec.goal_indices) == (17, 1000, (0, 1, 2))
@@ -152,7 +152,7 @@ def test_sizes() -> None:
 
 @cache
 def all_drawn() -> dict[str, tuple[Any, ...]]:
-    """1000 starts of each environment and the cells of their goals, compiled at once."""
+    """Returns 1000 starts of each environment and the cells of the goals, compiled at once."""
     envs = {env_id: build(env_id, OPTIONS) for env_id in ("humanoid", *MAZES)}
 
     def draw(env: Humanoid, key: Array) -> tuple[Array, ...]:
@@ -164,7 +164,7 @@ def all_drawn() -> dict[str, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("env_id", ["humanoid", *MAZES])
-def test_starts_are_upright_and_goals_are_in_cells(env_id: str) -> None:
+def test_starts_are_upright_and_goals_lie_in_cells(env_id: str) -> None:
     env = build(env_id, OPTIONS)
     q, qd, goal, cells = all_drawn()[env_id]
     assert q.dtype == qd.dtype == goal.dtype == np.float32
@@ -182,7 +182,7 @@ def test_starts_are_upright_and_goals_are_in_cells(env_id: str) -> None:
     assert not env.space.walls[tuple((goal[:, :2] / 2).astype(int).T)].any()
 
 
-def test_health_and_success_of_hand_made_states() -> None:
+def test_health_and_distance_of_given_states() -> None:
     env = build("humanoid", OPTIONS)
 
     @jax.jit
@@ -193,18 +193,18 @@ def test_health_and_success_of_hand_made_states() -> None:
     heights = np.array([0.99, 1.01, 1.99, 2.01, np.nan], np.float32)
     fell, distance = compute(heights, np.array([3.0, 4.0, 1.25], np.float32))
     assert fell.tolist() == [True, False, False, True, True]
-    assert float(distance) == pytest.approx(0.2)  # height counts
+    assert float(distance) == pytest.approx(0.2)  # with the height
     assert (env.spec.goal_radius, env.spec.easy_radius, env.spec.hard_radius) == (0.5, 2.0, None)
     np.testing.assert_array_equal(env.goal_points(GOAL), GOAL[None])
 
 
-def test_actions_span_what_the_motors_take() -> None:
+def test_actions_span_the_control_range() -> None:
     env = build("humanoid", OPTIONS)
     actions = np.repeat(np.array([[-1], [0], [0.5], [1]], np.float32), 17, axis=1)
     np.testing.assert_allclose(jax.jit(lambda x: env.control(None, x))(actions), 0.4 * actions, atol=1e-7)
 
 
-def test_options_are_taken_or_refused() -> None:
+def test_options_are_accepted_or_refused() -> None:
     assert build("humanoid", EnvOptions(physics_dt=0.002)).physics.seconds_per_step == pytest.approx(0.02)
     assert build("humanoid_u_maze", EnvOptions(episode_length=50)).spec.episode_length == 50
     with pytest.raises(ValueError, match="separate_walls"):
@@ -214,7 +214,7 @@ def test_options_are_taken_or_refused() -> None:
 @pytest.mark.slow
 def test_steps_are_finite_and_compiled_once() -> None:
     env = build("humanoid_u_maze", OPTIONS)
-    assert isinstance(env, HumanoidMaze)
+    assert isinstance(env.space, Maze)
     traces = 0
 
     def step(env_state: EnvState, action: Array) -> EnvState:

@@ -35,12 +35,12 @@ def _drawn(maze: PointMaze) -> EnvState:
 
 
 def reset_many(maze: PointMaze, n: int) -> EnvState:
-    """The first `n` of many starts, which are drawn once for each maze."""
+    """Returns the first `n` of many starts, which are drawn once for each maze."""
     return jax.tree.map(lambda x: x[:n], _drawn(maze))
 
 
 def moved(before: Any, action: Any) -> EnvState:
-    """The U-maze's points at `before` `[N, 4]` after one step with `action` `[N, 2]`."""
+    """Steps points at `before` `[N, 4]` in the U-maze once, with `action` `[N, 2]`."""
     state = np.asarray(before, np.float32)
     start = EnvState((), state, np.ones((len(state), 2), np.float32), np.zeros(len(state), bool))
     return jax.jit(jax.vmap(build("point_u_maze").step))(start, np.asarray(action, np.float32))
@@ -48,12 +48,12 @@ def moved(before: Any, action: Any) -> EnvState:
 
 @cache
 def solved(maze: PointMaze) -> tuple[np.ndarray, np.ndarray]:
-    """Episodes of the controller that knows the shortest path."""
+    """Returns episodes of the controller that knows the shortest path."""
     return episodes(maze, reset_many(maze, 512), shortest_path(maze))
 
 
 def episodes(maze: PointMaze, start: EnvState, controller: Controller) -> tuple[np.ndarray, np.ndarray]:
-    """Positions `[T, N, 2]` and distances to the goal `[T, N]` over one episode of each of N starts."""
+    """Returns positions `[T, N, 2]` and distances to the goal `[T, N]` over one episode of each of N starts."""
 
     def step(env_state: EnvState, _: None) -> tuple[EnvState, tuple[Array, Array]]:
         env_state = jax.vmap(lambda one: maze.step(one, controller(one)))(env_state)
@@ -68,7 +68,7 @@ def go_to(env_state: EnvState, target: Array) -> Array:
 
 
 def steps_from(maze: PointMaze, cell: tuple[int, int]) -> np.ndarray:
-    """`[rows, columns]`: the cells between each cell and `cell` on the shortest path, inf if none."""
+    """Returns `[rows, columns]`: steps from each cell to `cell` on the shortest path, inf without a path."""
     distance = np.full(maze.maze.walls.shape, np.inf)
     distance[cell] = 0
     queue = deque([cell])
@@ -82,7 +82,7 @@ def steps_from(maze: PointMaze, cell: tuple[int, int]) -> np.ndarray:
 
 
 def shortest_path(maze: PointMaze) -> Controller:
-    """Steers to the centre of the next cell on the way, and in the goal's cell to the goal."""
+    """Returns a controller that steers to the centre of the next cell, and in the goal's cell to the goal."""
     rows, columns = maze.maze.walls.shape
     following = np.zeros((rows, columns, rows, columns, 2), np.float32)  # [from, to] -> the next cell
     for cell in map(tuple, np.argwhere(~maze.maze.walls)):
@@ -101,14 +101,14 @@ def shortest_path(maze: PointMaze) -> Controller:
 
 
 def overlaps_wall(maze: PointMaze, positions: np.ndarray) -> np.ndarray:
-    """`[...]` bool: whether a corner of the body at `positions` `[..., 2]` is in a wall by over 2e-4."""
+    """Returns `[...]` bool: a corner of the body at `positions` `[..., 2]` is more than 2e-4 inside a wall."""
     corners = [positions + (RADIUS - 2e-4) * np.array([sx, sy]) for sx in (-1, 1) for sy in (-1, 1)]
     cells = np.round(np.stack(corners)).astype(int)
     return maze.maze.walls[cells[..., 0], cells[..., 1]].any(axis=0)
 
 
 @mazes
-def test_every_reset_draws_a_start_and_a_goal_uniformly(maze: PointMaze) -> None:
+def test_resets_draw_starts_and_goals_uniformly(maze: PointMaze) -> None:
     n = MANY
     drawn = reset_many(maze, n)
     for positions, cells in ((drawn.state[:, :2], maze.maze.starts), (drawn.goal, maze.maze.goals)):
@@ -152,7 +152,7 @@ def test_walls_stop_and_slide() -> None:
 
 
 @mazes
-def test_nothing_gets_into_or_through_a_wall(maze: PointMaze) -> None:
+def test_points_stay_out_of_walls(maze: PointMaze) -> None:
     rng = np.random.default_rng(0)
     edge = 0.5 - RADIUS
     offsets = np.array([(a, b) for a in (-edge, 0, edge) for b in (-edge, 0, edge)])
@@ -190,7 +190,7 @@ def test_shortest_path_controller_solves_the_maze_and_stays(maze: PointMaze) -> 
     assert not overlaps_wall(maze, positions).any()
 
 
-def test_u_maze_is_crossed_in_well_under_half_an_episode() -> None:
+def test_u_maze_is_crossed_in_60_steps() -> None:
     maze = build("point_u_maze")
     _, distances = solved(maze)
     assert (distances < maze.spec.goal_radius).argmax(axis=0).max() < 60
@@ -222,7 +222,7 @@ def test_a_straight_line_never_solves_the_spiral() -> None:
 
 
 @mazes
-def test_cells_number_the_free_space(maze: PointMaze) -> None:
+def test_cells_cover_the_free_space(maze: PointMaze) -> None:
     assert np.isfinite(steps_from(maze, tuple(maze.maze.starts[0].astype(int)))[~maze.maze.walls]).all()
     axes = [np.linspace(-0.5, size - 0.5, 8 * size, endpoint=False) + 1 / 16 for size in maze.maze.walls.shape]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)

@@ -18,14 +18,14 @@ from shared.envs.space import Maze
 from shared.errors import ConfigError
 
 IDS = tuple(entry.env_id for entry in env_entries())
-SIZES = {  # state, goal and action, of the first pattern that fits
+SIZES = {  # state, goal and action size by pattern; the first pattern that fits counts
     "point_": (4, 2, 2),
     "reacher": (10, 3, 2),
     "pusher_": (20, 3, 7),
     "cheetah": (18, 1, 6),
     "ant_(ball|push)": (31, 2, 8),
     "ant": (29, 2, 8),
-    "humanoid": (246, 3, 17),  # of the reference's 268, what is not the commanded goal's body
+    "humanoid": (246, 3, 17),  # the reference's 268 without the commanded goal's body
     "arm_reach": (13, 3, 4),
     "arm_grasp": (23, 7, 5),
     "arm_": (17, 3, 5),
@@ -69,7 +69,7 @@ def shapes(tree: Any) -> list[tuple[int, ...]]:
 
 @cache
 def first_maze(kind: type, backend: str) -> tuple[list[tuple[int, ...]], EnvState]:
-    """The shapes of the start and of the reset in the first maze of this kind."""
+    """Returns the start's shapes and the reset's state in the first maze of this kind."""
     env = next(
         env
         for env in map(make_env, IDS)
@@ -90,7 +90,7 @@ def test_sizes_are_the_published_ones(env_id: str) -> None:
     spec = env.spec
     expected = next(sizes for pattern, sizes in SIZES.items() if re.match(pattern, env_id))
     assert (spec.state_size, spec.goal_size, spec.action_size) == expected
-    if "maze" in env_id and isinstance(env, BraxEnv):  # walls add nothing to a state: one of all mazes is reset
+    if "maze" in env_id and isinstance(env, BraxEnv):  # walls add nothing to a state, so one reset serves all mazes
         started, fresh = first_maze(type(env), env.backend)
         model = compile_model(env.model_spec())
         assert shapes(jax.eval_shape(env.start, jax.random.key(0))) == started
@@ -107,11 +107,11 @@ def test_sizes_are_the_published_ones(env_id: str) -> None:
 @pytest.mark.parametrize(
     "env_id", [pytest.param(env_id, marks=[pytest.mark.slow] * bool(SLOW.match(env_id))) for env_id in ONE_OF_EACH]
 )
-def test_every_family_keeps_the_interface(env_id: str) -> None:
+def test_each_family_implements_the_interface(env_id: str) -> None:
     check_env(env_id, make_env(env_id))
 
 
-def test_the_registry_knows_the_paper_s_ten_tasks() -> None:
+def test_registry_marks_the_ten_tasks_of_the_paper() -> None:
     assert len(IDS) == len(set(IDS)) >= 40
     assert {entry.env_id for entry in env_entries() if entry.paper} == PAPER_TASKS
     assert len(PAPER_TASKS) == 10
@@ -120,11 +120,11 @@ def test_the_registry_knows_the_paper_s_ten_tasks() -> None:
 
 def test_short_hops_of_any_length_are_made() -> None:
     assert make_env("ant_u5_maze_gen_4f12f").spec.state_size == 29
-    with pytest.raises(ValueError, match="its corridor is 7 cells long, too short for 9 hops"):
+    with pytest.raises(ValueError, match="corridor is 7 cells long, too short for 9 hops"):
         make_env("ant_u_maze_gen_9f")
 
 
-def test_unknown_id_names_the_nearest() -> None:
+def test_unknown_id_suggests_the_nearest_id() -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 (the whole text is compared)
         make_env("point_bigmaze")
     assert str(error.value) == (
@@ -132,7 +132,7 @@ def test_unknown_id_names_the_nearest() -> None:
     )
 
 
-def test_options_that_an_environment_does_not_have_are_refused() -> None:
+def test_options_of_other_environments_are_refused() -> None:
     assert make_env("point_u_maze", EnvOptions(episode_length=50)).spec.episode_length == 50
     for option in ({"backend": "mjx"}, {"physics_dt": 0.1}, {"reference_state": True}, {"separate_walls": True}):
         with pytest.raises(ValueError, match=f"env_options.{next(iter(option))}: this environment has no such option"):
@@ -143,7 +143,7 @@ def experiment(env: str, evaluation: str | None = None, **options: object) -> Ex
     return Experiment.model_validate({"env": env, "env_options": options, "evaluation": {"env": evaluation}})
 
 
-def test_an_evaluation_environment_of_its_own() -> None:
+def test_evaluation_environment_of_its_own() -> None:
     envs = make_envs(experiment("ant_u4_maze", "ant_u4_maze_eval", episode_length=300))
     assert [env.spec.episode_length for env in envs] == [300, 300]
     assert len(envs.training.space.goals) == 10  # type: ignore[attr-defined]
@@ -165,7 +165,7 @@ def test_an_evaluation_environment_of_its_own() -> None:
         (experiment("no.such:Env"), "env: no.such:Env: cannot be imported"),
     ],
 )
-def test_mistakes_name_their_key(wrong: Experiment, message: str) -> None:
+def test_errors_name_their_key(wrong: Experiment, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         make_envs(wrong)
     assert str(error.value).startswith(message)
@@ -183,7 +183,7 @@ def test_no_family_is_imported_before_it_is_used() -> None:
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a module with environments of one's own, in the working directory and nowhere else."""
+    """Name of a module with a user's environments, in the working directory and nowhere else."""
     name = f"line_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
@@ -191,7 +191,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def test_a_dotted_path_is_an_environment(own: str) -> None:
+def test_dotted_path_names_an_environment(own: str) -> None:
     env = make_env(f"{own}:Line", EnvOptions(episode_length=7))
     assert env.spec.episode_length == 7
     assert float(env.distance(jnp.zeros((1,)), jnp.ones((1,)))) == 1
@@ -204,7 +204,7 @@ def test_a_dotted_path_is_an_environment(own: str) -> None:
             make_env(f"{own}:{name}")
 
 
-def test_the_documented_environment_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_environment_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Path(__file__).parents[3] / "docs" / "own_environment.md"
     code = re.search(r"```python\n(.*?)```", page.read_text(), flags=re.S)
     assert code
@@ -217,7 +217,7 @@ def test_the_documented_environment_is_one(tmp_path: Path, monkeypatch: pytest.M
         make_env("documented_slope:Slope", EnvOptions(backend="mjx"))
 
 
-def test_an_entry_point_is_an_environment(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_point_names_an_environment(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "lines-1.0.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: lines\nVersion: 1.0\n")

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from shared.envs.space import GRIDS, Histogram, Maze, Ring, make_maze
+from shared.envs.space import GRIDS, Histogram, Maze, Ring
 
-GOALS = {  # of every published layout: how many cells are goals
+GOALS = {  # number of goal cells of each published layout
     "u_maze": 6,
     "u_maze_eval": 3,
     "u_maze_single_eval": 1,
@@ -45,13 +45,13 @@ def drawn(maze: Maze, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_every_grid_is_a_maze(name: str) -> None:
-    maze = make_maze(name, scale=4.0)
+def test_grids_are_mazes_with_the_published_goals(name: str) -> None:
+    maze = Maze(GRIDS[name], scale=4.0)
     if name in GOALS:
         assert len(maze.goals) == GOALS[name]
         assert len(maze.starts) == 1
-    if "_eval" in name:  # the same walls and start as what is trained on
-        trained = make_maze(name.split("_eval")[0].removesuffix("_single"), scale=4.0)
+    if "_eval" in name:  # the same walls and start as the maze for training
+        trained = Maze(GRIDS[name.split("_eval")[0].removesuffix("_single")], scale=4.0)
         np.testing.assert_array_equal(maze.walls, trained.walls)
         np.testing.assert_array_equal(maze.starts, trained.starts)
     free = np.argwhere(~maze.walls)
@@ -59,22 +59,22 @@ def test_every_grid_is_a_maze(name: str) -> None:
 
 
 def test_rows_lie_along_x_and_columns_along_y() -> None:
-    starts, goals = drawn(make_maze("u4_maze", scale=4.0), 500)
+    starts, goals = drawn(Maze(GRIDS["u4_maze"], scale=4.0), 500)
     np.testing.assert_array_equal(np.unique(starts, axis=0), [[8.0, 4.0]])
     cells = {tuple(goal) for goal in goals.tolist()}
     assert cells == {(4, 4), (4, 8), (4, 12), (8, 12), (12, 12), (16, 4), (16, 12), (20, 4), (20, 8), (20, 12)}
 
 
-def test_origin_and_jitter_move_what_is_drawn() -> None:
-    starts, goals = drawn(make_maze("push", scale=8.0, origin=(-8.0, -8.0), jitter=0.25), 2000)
+def test_origin_and_jitter_move_starts_and_goals() -> None:
+    starts, goals = drawn(Maze(GRIDS["push"], scale=8.0, origin=(-8.0, -8.0), jitter=0.25), 2000)
     assert abs(starts).max() <= 2
     assert abs(starts).max() > 1.9
     near = {tuple(goal) for goal in (8 * np.round(goals / 8)).tolist()}
     assert near == {(8, 16), (16, 8)}
 
 
-def test_short_hops_are_as_often_one_cell_as_two() -> None:
-    maze = make_maze("u_maze", scale=4.0, hops=(1, 5))
+def test_each_number_of_hops_is_equally_likely() -> None:
+    maze = Maze(GRIDS["u_maze"], scale=4.0, hops=(1, 5))
     path = [(1, 1), (1, 2), (1, 3), (2, 3), (3, 3), (3, 2), (3, 1)]
     np.testing.assert_array_equal(maze.corridor, path)
     n = 4000
@@ -88,33 +88,33 @@ def test_short_hops_are_as_often_one_cell_as_two() -> None:
 
 def test_hops_need_a_corridor_that_is_long_enough() -> None:
     with pytest.raises(ValueError, match="7 cells long, too short for 7 hops"):
-        make_maze("u_maze", hops=(7,))
+        Maze(GRIDS["u_maze"], hops=(7,))
     with pytest.raises(ValueError, match="without branches"):
-        make_maze("big_maze", hops=(1,))
+        Maze(GRIDS["big_maze"], hops=(1,))
 
 
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        (("####", "#X#", "####"), "equally long"),
-        (("###", "#Y#", "###"), "equally long"),
-        (("###", "#X.", "###"), "closed border"),
-        (("####", "#R.#", "####"), "a start and a goal"),
+        ("####/#X#/####", "equally long"),
+        ("###/#Y#/###", "equally long"),
+        ("###/#X./###", "closed border"),
+        ("####/#R.#/####", "a start and a goal"),
     ],
 )
-def test_bad_grids_are_refused(grid: tuple[str, ...], message: str) -> None:
+def test_bad_grids_are_refused(grid: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Maze(grid)
 
 
-def test_a_maze_s_cells_scale_with_it() -> None:
-    small, large = make_maze("u_maze"), make_maze("u_maze", scale=4.0, origin=(-3.0, 7.0))
+def test_cells_scale_with_the_maze() -> None:
+    small, large = Maze(GRIDS["u_maze"]), Maze(GRIDS["u_maze"], scale=4.0, origin=(-3.0, 7.0))
     points = np.random.default_rng(0).uniform(-1, 6, (200, 2))
     moved = np.array([-3.0, 7.0]) + 4 * points
     np.testing.assert_array_equal(cells_of(small, points), cells_of(large, moved))
 
 
-def test_a_ring_s_goals_are_uniform_in_angle_and_radius() -> None:
+def test_ring_goals_are_uniform_in_angle_and_radius() -> None:
     keys = jax.random.split(jax.random.key(0), 5000)
     starts, goals = jax.jit(jax.vmap(Ring(1.0, 5.0).draw))(keys)
     assert (np.asarray(starts) == 0).all()
@@ -125,7 +125,7 @@ def test_a_ring_s_goals_are_uniform_in_angle_and_radius() -> None:
     np.testing.assert_allclose(np.asarray(goals).mean(axis=0), 0, atol=0.15)
 
 
-def test_a_histogram_s_cells_by_hand() -> None:
+def test_histogram_cells_by_hand() -> None:
     cells = Histogram((0.0, -1.0), (2.0, 1.0), (2, 4))
     assert cells.num_cells == 8
     points = np.array([[0.1, -0.9], [1.9, 0.9], [0.1, 0.1], [-5, 5], [5, -5], [1.0, 0.0]])

@@ -2,7 +2,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from shared.envs.space import GRIDS, Maze, make_maze
+from shared.envs.space import GRIDS, Maze
 from shared.envs.walls import add_walls, beside_free, rectangles
 
 
@@ -13,7 +13,7 @@ def built(maze: Maze, separate: bool) -> mujoco.MjModel:
 
 
 def covered(model: mujoco.MjModel, points: np.ndarray) -> np.ndarray:
-    """How many boxes `[...]` each of `points` `[..., 2]` is in."""
+    """Returns the number of boxes `[...]` that contain each of `points` `[..., 2]`."""
     low = (model.geom_pos - model.geom_size)[:, :2]
     high = (model.geom_pos + model.geom_size)[:, :2]
     inside = (points[..., None, :] > low) & (points[..., None, :] < high)
@@ -22,8 +22,8 @@ def covered(model: mujoco.MjModel, points: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("name", ["u_maze", "u4_maze", "big_maze", "hardest_maze", "push"])
-def test_boxes_fill_the_wall_cells_once_and_nothing_else(name: str, separate: bool) -> None:
-    maze = make_maze(name, scale=4.0, origin=(1.0, -2.0))
+def test_boxes_fill_each_wall_cell_once_and_nothing_else(name: str, separate: bool) -> None:
+    maze = Maze(GRIDS[name], scale=4.0, origin=(1.0, -2.0))
     model = built(maze, separate)
     cells = np.argwhere(np.ones_like(maze.walls))
     offsets = np.array([(a, b) for a in (-0.49, 0, 0.49) for b in (-0.49, 0, 0.49)])
@@ -36,14 +36,14 @@ def test_boxes_fill_the_wall_cells_once_and_nothing_else(name: str, separate: bo
 
 def test_merging_leaves_few_boxes() -> None:
     counts = {
-        name: len(rectangles(make_maze(name).walls)) for name in ("u_maze", "u5_maze", "big_maze", "hardest_maze")
+        name: len(rectangles(Maze(GRIDS[name]).walls)) for name in ("u_maze", "u5_maze", "big_maze", "hardest_maze")
     }
     assert counts == {"u_maze": 5, "u5_maze": 6, "big_maze": 12, "hardest_maze": 15}
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_wall_collides_if_something_can_touch_it(name: str) -> None:
-    maze = make_maze(name)
+def test_walls_beside_free_cells_collide(name: str) -> None:
+    maze = Maze(GRIDS[name])
     touchable = beside_free(maze.walls)
     for i, j in np.argwhere(maze.walls):
         neighbours = [(i + a, j + b) for a, b in ((1, 0), (-1, 0), (0, 1), (0, -1))]

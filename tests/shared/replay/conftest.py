@@ -1,4 +1,4 @@
-"""One server for all tests that leave it running; each test has tables of its own."""
+"""A replay server for all tests that leave it running; each test has tables of its own."""
 
 import threading
 import time

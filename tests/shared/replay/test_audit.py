@@ -1,4 +1,4 @@
-"""The account of windows, by cases counted by hand."""
+"""Account of windows in cases counted by hand."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ N, K, TABLES = 2, 2, 2
 
 
 def shard(*numbers: int, void: tuple[tuple[int, int], ...] = ()) -> list[tuple[int, np.ndarray]]:
-    """Unrolls of one source; `void`: unrolls and environments whose chunk holds nothing."""
+    """Returns unrolls of one source; `void`: unrolls and environments whose chunk has no data."""
     ints = {number: np.zeros((N, 3, 3), np.int32) for number in numbers}
     for number, environment in void:
         ints[number][environment, :, 0] = VOID_EPISODE
@@ -20,7 +20,7 @@ def shard(*numbers: int, void: tuple[tuple[int, int], ...] = ()) -> list[tuple[i
 
 
 def keys(number: int, source: int = 0, environments: tuple[int, ...] = (0, 1)) -> set[int]:
-    """Of the windows that unroll `number` completes, in all tables."""
+    """Returns the keys of the windows that unroll `number` completes, in all tables."""
     return set(Keys(source, N, TABLES).of(number)[environments, 1:].ravel().tolist())
 
 
@@ -30,7 +30,7 @@ def test_a_window_is_counted_once_for_every_table() -> None:
     assert account([shard(0, 1, 2)], N, TABLES, K, {1: held}, {1: 8}) == Account(windows=4, lost=0, twice=0)
 
 
-def test_what_no_server_ever_held_is_lost() -> None:
+def test_windows_that_no_server_confirmed_are_lost() -> None:
     held = keys(1) | keys(2, environments=(0,))
     assert account([shard(0, 1, 2)], N, TABLES, K, {1: held}, {1: 6}) == Account(4, lost=2, twice=0)
     one_table = keys(1) | {min(keys(2))}
@@ -38,25 +38,25 @@ def test_what_no_server_ever_held_is_lost() -> None:
     assert account([shard(0, 1, 2)], N, TABLES, K, {}, {}) == Account(4, lost=8, twice=0)
 
 
-def test_a_window_in_two_lives_is_there_once() -> None:
+def test_a_window_in_two_incarnations_counts_once() -> None:
     held = {1: keys(1), 2: keys(1) | keys(2)}
     assert account([shard(0, 1, 2)], N, TABLES, K, held, {1: 4, 2: 8}) == Account(4, 0, 0)
 
 
-def test_a_server_that_counts_more_than_its_keys_holds_some_twice() -> None:
+def test_more_inserts_than_keys_are_windows_held_twice() -> None:
     held = {1: keys(1), 2: keys(1) | keys(2)}
     assert account([shard(0, 1, 2)], N, TABLES, K, held, {1: 5, 2: 10}) == Account(4, 0, twice=3)
     assert account([shard(0, 1, 2)], N, TABLES, K, held, {1: 2, 2: 10}) == Account(4, 0, twice=2)
     assert account([shard(0, 1, 2)], N, TABLES, K, held, {2: 8, 3: 1}) == Account(4, 0, twice=1)
 
 
-def test_every_source_has_windows_of_its_own() -> None:
+def test_each_source_has_its_own_windows() -> None:
     held = keys(1) | keys(2) | keys(1, source=1)
     assert account([shard(0, 1, 2), shard(0, 1)], N, TABLES, K, {1: held}, {1: 12}) == Account(6, 0, 0)
     assert account([shard(0, 1, 2), shard(0, 1, 2)], N, TABLES, K, {1: held}, {1: 12}) == Account(8, lost=4, twice=0)
 
 
-def test_no_window_is_missed_across_a_gap_or_a_void_chunk() -> None:
+def test_no_window_spans_a_gap_or_a_void_chunk() -> None:
     gap = [shard(0, 1, 3, 4)]
     assert account(gap, N, TABLES, K, {1: keys(1) | keys(4)}, {1: 8}) == Account(4, 0, 0)
     void = [shard(0, 1, 2, 3, void=((1, 1),))]
@@ -64,13 +64,13 @@ def test_no_window_is_missed_across_a_gap_or_a_void_chunk() -> None:
     assert account(void, N, TABLES, K, {1: held}, {1: 8}) == Account(4, 0, 0)
 
 
-def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+def test_written_keys_are_read_back(tmp_path: Path) -> None:
     first, other = AuditLog(tmp_path / "audit" / "source-0.keys"), AuditLog(tmp_path / "audit" / "source-1.keys")
     largest = 2**64 - 1
     first.write(1, [3, largest])
     first.write(2, [3])
     other.write(1, [7])
-    AuditLog(tmp_path / "audit" / "source-0.keys").write(2, [5])  # its source's next process
+    AuditLog(tmp_path / "audit" / "source-0.keys").write(2, [5])  # the source's next incarnation
     assert read_audit(tmp_path / "audit") == {1: {3, largest, 7}, 2: {3, 5}}
     assert read_audit(tmp_path / "nowhere") == {}
 

@@ -21,7 +21,7 @@ T, F, K = 4, 3, 3
 
 
 def unroll(number: int, environments: int) -> Columns:
-    """Rows that count: `ints` are (environment, step of the environment, unroll), `floats` say the same."""
+    """Returns rows that count: `ints` are (environment, step of the environment, unroll), `floats` the same."""
     step = np.broadcast_to(np.arange(T, dtype=np.int32) + number * T, (environments, T))
     environment = np.broadcast_to(np.arange(environments, dtype=np.int32)[:, None], (environments, T))
     ints = np.stack([environment, step, np.full_like(step, number)], axis=-1)
@@ -47,7 +47,7 @@ def fill(address: str, tables: list[str], environments: int, unrolls: int) -> No
 
 
 def test_windows_are_consecutive_rows_of_one_environment(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """71 environments in two streams, one of them short. Every window of every environment comes out right."""
+    """Samples every window of 71 environments, which take two streams of different length."""
     environments, unrolls, tables = 71, 6, ["order/a", "order/b"]
     monkeypatch.setattr(insert, "MOST_KEPT_CHUNKS", 100)
     inserter = Inserter(address, tables, K, environments, timeout_s=5)
@@ -58,7 +58,7 @@ def test_windows_are_consecutive_rows_of_one_environment(address: str, monkeypat
         np.asarray(columns.floats).fill(-1)  # the caller may reuse its arrays at once
     inserter.flush(timeout_s=5)
     windows = environments * (unrolls - K + 1)
-    assert inserter.confirmed == dict.fromkeys(tables, windows)
+    assert inserter._confirmed == dict.fromkeys(tables, windows)
     inserter.close()
     for table in tables:
         assert server_info(address).tables[table].inserted == windows
@@ -78,17 +78,17 @@ def test_windows_are_consecutive_rows_of_one_environment(address: str, monkeypat
         assert seen == {(e, u) for e in range(environments) for u in range(unrolls - K + 1)}
 
 
-def test_the_server_keeps_what_later_windows_begin_with_and_no_more(address: str) -> None:
+def test_the_server_keeps_the_chunks_of_later_windows_only(address: str) -> None:
     environments, numbers = 2, (0, 1, 2, 3, 5, 6, 7)  # no window spans the gap
     inserter = Inserter(address, ["kept"], K, environments, timeout_s=5)
-    (stream,) = inserter._streams
-    kept, send = [], stream.send
+    kept, make_request = [], inserter._request
 
-    def spy(request: bytes, message: Any) -> None:
+    def spy(*args: Any) -> bytes:
+        request = make_request(*args)
         kept.append(set(pb.InsertStreamRequest.FromString(request).keep_chunk_keys))
-        send(request, message)
+        return request
 
-    stream.send = spy  # type: ignore[method-assign]
+    inserter._request = spy  # type: ignore[method-assign]
     for number in numbers:
         inserter.insert(unroll(number, environments), number)
     inserter.flush(timeout_s=5)
@@ -113,7 +113,7 @@ def test_insert_is_bounded_by_the_least_advanced_table(address: str) -> None:
     with pytest.raises(ReplayTimeout, match="table slow/behind is behind") as caught:
         insert_on()
     assert time.monotonic() - started < 4
-    ahead, behind = inserter.confirmed["slow/ahead"], inserter.confirmed["slow/behind"]
+    ahead, behind = inserter._confirmed["slow/ahead"], inserter._confirmed["slow/behind"]
     assert f"slow/behind: {behind} confirmed" in str(caught.value)
     assert 16 <= behind <= 17  # M + E, and the one that crosses the limit
     assert ahead - behind <= 2 * environments
@@ -136,7 +136,7 @@ def test_insert_is_bounded_by_the_least_advanced_table(address: str) -> None:
 
 
 def test_limiter_accounts_for_every_window(address: str) -> None:
-    """`(inserts - M) * spi - samples` stays within [-E, E]; both sides get through without a deadlock."""
+    """Checks that `(inserts - M) * spi - samples` stays within [-E, E], and that both sides end."""
     environments, unrolls, batch = 4, 22, 8
     windows = environments * (unrolls - K + 1)
     inserting = threading.Thread(target=fill, args=(address, ["ratio"], environments, unrolls))
@@ -158,7 +158,7 @@ def test_limiter_accounts_for_every_window(address: str) -> None:
 
 
 def test_windows_sent_again_count_once(address: str) -> None:
-    """By another process of the same source; another source's are windows of their own."""
+    """Sends windows again as another process of the same source; another source has its own windows."""
     environments, unrolls, names = 70, 5, ["again/a", "again/b"]
     windows = environments * (unrolls - K + 1)
     for source, counted in ((0, windows), (0, windows), (3, 2 * windows), (0, 2 * windows)):
@@ -166,14 +166,14 @@ def test_windows_sent_again_count_once(address: str) -> None:
         for number in range(unrolls):
             inserter.insert(unroll(number, environments), number)
         inserter.flush(timeout_s=5)
-        assert inserter.confirmed == dict.fromkeys(names, windows)
+        assert inserter._confirmed == dict.fromkeys(names, windows)
         inserter.close()
         tables = server_info(address).tables
         assert [(tables[name].size, tables[name].inserted) for name in names] == [(counted, counted)] * 2
 
 
 def test_windows_that_the_limiter_blocked_count_once(address: str) -> None:
-    """Their first sender ended while the table had no room for them."""
+    """Sends windows again whose first sender ended while the limiter blocked them."""
     environments, unrolls = 4, 12
     first = Inserter(address, ["blocked"], K, environments, timeout_s=1)
     with pytest.raises(ReplayTimeout):
@@ -201,17 +201,16 @@ def insert_all(inserter: Inserter, environments: int, unrolls: int) -> None:
         inserter.insert(unroll(number, environments), number)
 
 
-def test_unrolls_may_come_without_windows(address: str) -> None:
-    """They are there for the windows of the next one, which reach back to them."""
+def test_unrolls_without_windows_belong_to_later_windows(address: str) -> None:
     inserter = Inserter(address, ["without"], K, 2, timeout_s=5)
     for number in range(5):
         inserter.insert(unroll(number, 2), number, windows=False)
     inserter.flush(timeout_s=5)
     time.sleep(0.2)
-    assert server_info(address).tables["without"].inserted == inserter.confirmed["without"] == 0
+    assert server_info(address).tables["without"].inserted == inserter._confirmed["without"] == 0
     inserter.insert(unroll(5, 2), 5)
     inserter.flush(timeout_s=5)
-    assert server_info(address).tables["without"].inserted == inserter.confirmed["without"] == 2
+    assert server_info(address).tables["without"].inserted == inserter._confirmed["without"] == 2
     sampler = make_sampler(address, "without", 4)
     batch, _ = sampler.sample()
     assert (batch.ints[:, :, 1] == np.arange(3 * T, 6 * T)).all()
@@ -233,8 +232,7 @@ def test_max_windows_is_never_exceeded(address: str) -> None:
         make_sampler(address, "exact", 4, max_windows=13)
 
 
-def test_batches_outlive_a_rate_limiter_timeout(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limiter gives fewer windows than a batch: the part is kept, and the rest asked for later."""
+def test_a_partial_batch_is_completed_after_a_limiter_timeout(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.replay.sample.RATE_LIMITER_TIMEOUT_S", 0.3)
     sampler = make_sampler(address, "partial", 4, max_windows=8)
     inserter = Inserter(address, ["partial"], K, 1, timeout_s=5)
@@ -254,7 +252,7 @@ def test_batches_outlive_a_rate_limiter_timeout(address: str, monkeypatch: pytes
     sampler.close()
 
 
-def test_sample_waits_end_by_name(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_for_samples_end_with_named_errors(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.replay.sample.RATE_LIMITER_TIMEOUT_S", 0.3)
     sampler = make_sampler(address, "empty", 4, timeout_s=1.0)
     with pytest.raises(ReplayTimeout, match="no window arrived from table empty"):
@@ -289,19 +287,19 @@ def test_bad_unrolls_are_refused_before_sending(address: str) -> None:
     good = unroll(0, 2)
     floats, ints = np.asarray(good.floats), np.asarray(good.ints)
     bad = [
-        ("floats: float32", Columns(floats.astype(np.float64), ints)),
-        ("ints: int32", Columns(floats, ints.astype(np.int64))),
-        ("floats: \\[2, T", Columns(floats[:1], ints)),
-        ("floats: \\[2, T", Columns(floats[0], ints)),
-        ("floats: \\[2, T", Columns(floats[:, :0], ints)),
-        ("ints: \\[2, 4, 3\\]", Columns(floats, ints[:, :3])),
-        ("ints: \\[2, 4, 3\\]", Columns(floats, ints[..., :2])),
+        ("floats: float32 \\[2, 4, 3\\] is needed, not float64", Columns(floats.astype(np.float64), ints)),
+        ("ints: int32 \\[2, 4, 3\\] is needed, not int64", Columns(floats, ints.astype(np.int64))),
+        ("floats: float32 \\[2, 4, 3\\]", Columns(floats[:1], ints)),
+        ("floats: float32 \\[2, T, F\\]", Columns(floats[0], ints)),
+        ("floats: float32 \\[2, T, F\\]", Columns(floats[:, :0], ints)),
+        ("ints: int32 \\[2, 4, 3\\]", Columns(floats, ints[:, :3])),
+        ("ints: int32 \\[2, 4, 3\\]", Columns(floats, ints[..., :2])),
     ]
     for text, columns in bad:
         with pytest.raises(ValueError, match=text):
             inserter.insert(columns)
     inserter.insert(good)
-    with pytest.raises(ValueError, match="was \\[4, 3\\] before"):
+    with pytest.raises(ValueError, match="floats: float32 \\[2, 4, 3\\] is needed, not float32 \\[2, 3, 3\\]"):
         inserter.insert(Columns(floats[:, :3], ints[:, :3]))
     inserter.close()
     with pytest.raises(ReplayStopped, match="closed"):

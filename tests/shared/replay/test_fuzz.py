@@ -1,4 +1,4 @@
-"""A server that answers anything at all: every call ends with a named error, soon, and without filling the memory."""
+"""Clients of a server with arbitrary answers: every call ends soon, with a named error and bounded memory."""
 
 import contextlib
 import random
@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+from contextlib import closing
 from typing import Any
 
 import cramjam
@@ -41,7 +42,7 @@ Answer = Callable[[Any, grpc.ServicerContext], Any]
 
 
 class Server:
-    """Speaks Reverb's methods; what it answers are bytes that each test chooses."""
+    """Server of Reverb's methods whose answers are bytes that each test chooses."""
 
     def __init__(self) -> None:
         pool = futures.ThreadPoolExecutor(8, thread_name_prefix=THREADS)
@@ -88,9 +89,10 @@ def server(running: Server) -> Server:
 
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
-    """Of the clients' threads; the server's come when they are needed."""
-    before = set(threading.enumerate())
+    """Checks that the test ends in time, and its clients' threads; the server starts its own when it needs them."""
+    before, started = _others(), time.monotonic()
     yield
+    assert time.monotonic() - started < DEADLINE_S
     deadline = time.monotonic() + 5.0
     while (left := _others() - before) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -118,10 +120,11 @@ def info() -> pb.ServerInfoResponse:
 
 
 def window() -> pb.SampleStreamResponse:
-    """One right window."""
+    """Returns a valid window."""
     key = np.array([7], np.uint64)
     items = wire.items(TABLE, key, wire.trajectories(key[None], T, columns=2))
-    inserted = pb.InsertStreamRequest.FromString(wire.chunks(key, (FLOATS[None], INTS[None]), key, start=0) + items)
+    chunks = wire.chunks(key, (FLOATS[None], INTS[None]), key, start=0).tobytes()
+    inserted = pb.InsertStreamRequest.FromString(chunks + items)
     response = pb.SampleStreamResponse()
     entry = response.entries.add(end_of_sequence=True, data=inserted.chunks)
     entry.info.item.flat_trajectory.CopyFrom(inserted.items[0].flat_trajectory)
@@ -129,7 +132,7 @@ def window() -> pb.SampleStreamResponse:
 
 
 def but(change: Callable[[Any, Any, Any, Any], None]) -> bytes:
-    """A window with one thing changed: its entry, its first slice, its chunk, or the chunk's first tensor."""
+    """Returns a window with a change: of its entry, first slice, chunk, or the chunk's first tensor."""
     response = window()
     entry = response.entries[0]
     piece = entry.info.item.flat_trajectory.columns[0].chunk_slices[0]
@@ -149,7 +152,7 @@ def endless(context: grpc.ServicerContext, answer: bytes) -> Iterator[bytes]:
 
 
 def flipped(content: bytes, seed: int) -> bytes:
-    """A few bytes are others."""
+    """Returns `content` with a few other bytes."""
     rng, changed = random.Random(seed), bytearray(content)
     for _ in range(rng.randint(1, 4)):
         changed[rng.randrange(len(changed))] = rng.randrange(256)
@@ -178,7 +181,7 @@ def set_chunk(**values: Any) -> Callable[..., None]:
 
 
 def part_of(rows: int, content: bytes, **chunk: Any) -> Callable[..., None]:
-    """The slice is a part of a chunk that claims to have many rows."""
+    """Returns a change that makes the slice a part of a chunk that claims many rows."""
 
     def change(entry: Any, piece: Any, whole: Any, tensor: Any) -> None:
         set_size(0, rows)(entry, piece, whole, tensor)
@@ -202,7 +205,7 @@ def compressed(size: int) -> bytes:
 
 
 def claiming(size: int, content: bytes = b"") -> bytes:
-    """Snappy's header for `size` bytes, and what follows it."""
+    """Returns Snappy's header for `size` bytes, with `content` after it."""
     header = b""
     while size >= 128:
         header += bytes([size % 128 + 128])
@@ -273,35 +276,21 @@ WRONG_WINDOWS: dict[str, Callable[..., None]] = {
 
 
 def sampled(server: Server, timeout_s: float = TIMEOUT_S) -> list[Columns]:
-    """Two batches and all that comes with them."""
-    started = time.monotonic()
-    try:
-        sampler = Sampler(server.address, TABLE, B, T, F, lambda columns: columns, timeout_s=timeout_s)
-        try:
-            return [sampler.sample()[0] for _ in range(2)]
-        finally:
-            sampler.close()
-    finally:
-        assert time.monotonic() - started < DEADLINE_S
+    """Samples two batches."""
+    with closing(Sampler(server.address, TABLE, B, T, F, lambda columns: columns, timeout_s=timeout_s)) as sampler:
+        return [sampler.sample()[0] for _ in range(2)]
 
 
 def inserted(server: Server) -> None:
     unroll = Columns(np.stack([FLOATS] * B), np.stack([INTS] * B))
-    started = time.monotonic()
-    try:
-        inserter = Inserter(server.address, [TABLE], 1, B, timeout_s=TIMEOUT_S)
-        try:
-            for _ in range(4):
-                inserter.insert(unroll)
-            inserter.flush(TIMEOUT_S)
-        finally:
-            inserter.close()
-    finally:
-        assert time.monotonic() - started < DEADLINE_S
+    with closing(Inserter(server.address, [TABLE], 1, B, timeout_s=TIMEOUT_S)) as inserter:
+        for _ in range(4):
+            inserter.insert(unroll)
+        inserter.flush(TIMEOUT_S)
 
 
 def named(call: Callable[[], object]) -> ReplayError:
-    """The one line that the call ended with."""
+    """Returns the error of the call, which has one line."""
     with pytest.raises(ReplayError) as error:
         call()
     assert len(str(error.value).splitlines()) == 1
@@ -309,10 +298,41 @@ def named(call: Callable[[], object]) -> ReplayError:
     return error.value
 
 
+# --- every method ---
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_noise(seed: int, server: Server) -> None:
+    server.sample = server.insert = lambda requests, context: [noise(seed), noise(-seed - 1)]
+    for client in (sampled, inserted):
+        named(lambda client=client: client(server))
+    server.info = lambda request, context: noise(seed)
+    for client in (sampled, inserted):
+        named(lambda client=client: client(server))
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+def test_every_status_ends_every_call(code: grpc.StatusCode, server: Server) -> None:
+    server.sample = server.insert = lambda requests, context: context.abort(code, "a line\n" * 300)
+    error = named(lambda: sampled(server))
+    # The sampler asks again after the time-out of a waiting sample, until nothing came for too long.
+    assert isinstance(error, ReplayTimeout) == (code is grpc.StatusCode.DEADLINE_EXCEEDED)
+    named(lambda: inserted(server))
+    server.info = server.sample
+    named(lambda: server_info(server.address))
+
+
+def test_silence(server: Server) -> None:
+    assert isinstance(named(lambda: sampled(server)), ReplayTimeout)
+    assert isinstance(named(lambda: inserted(server)), ReplayTimeout)
+    server.info = lambda request, context: b"".join(silent(context))
+    assert isinstance(named(lambda: server_info(server.address, TIMEOUT_S)), ReplayUnavailable)
+
+
 # --- samples ---
 
 
-def test_right_windows_are_right(server: Server) -> None:
+def test_valid_windows_are_read(server: Server) -> None:
     server.sample = lambda requests, context: (window().SerializeToString() for _ in requests for _ in range(B))
     for batch in sampled(server):
         np.testing.assert_array_equal(batch.floats, np.stack([FLOATS] * B))
@@ -326,12 +346,6 @@ def test_a_wrong_window(name: str, server: Server) -> None:
     assert isinstance(named(lambda: sampled(server)), wire.WireError)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_noise_instead_of_windows(seed: int, server: Server) -> None:
-    server.sample = lambda requests, context: [noise(seed), noise(-seed - 1)]
-    named(lambda: sampled(server))
-
-
 @pytest.mark.parametrize("part", range(24))
 def test_a_window_that_is_cut_off(part: int, server: Server) -> None:
     whole = window().SerializeToString()
@@ -341,20 +355,12 @@ def test_a_window_that_is_cut_off(part: int, server: Server) -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_window_with_other_bytes(seed: int, server: Server) -> None:
-    """It may still be one: nothing but shapes is known of its numbers."""
+    """Accepts a window with wrong numbers, too: the client knows their shapes only."""
     answer = flipped(window().SerializeToString(), seed)
     server.sample = lambda requests, context: [answer] * (2 * B)
     with contextlib.suppress(ReplayError):
         for batch in sampled(server):
             assert (batch.floats.shape, batch.ints.shape) == ((B, T, F), (B, T, 3))
-
-
-@pytest.mark.parametrize("code", CODES, ids=str)
-def test_every_status_ends_sampling(code: grpc.StatusCode, server: Server) -> None:
-    server.sample = lambda requests, context: context.abort(code, "a line\n" * 300)
-    error = named(lambda: sampled(server))
-    # What ends a waiting sample is asked for again, until nothing came for too long.
-    assert isinstance(error, ReplayTimeout) == (code is grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def test_streams_that_end_at_once_keep_no_core_busy(server: Server) -> None:
@@ -369,17 +375,13 @@ def test_streams_that_end_at_once_keep_no_core_busy(server: Server) -> None:
     assert len(streams) < 50 * TIMEOUT_S
 
 
-def test_silence_instead_of_windows(server: Server) -> None:
-    assert isinstance(named(lambda: sampled(server)), ReplayTimeout)
-
-
 def test_an_early_end(server: Server) -> None:
     server.sample = lambda requests, context: [window().SerializeToString()]
     assert "ended the sample stream" in str(named(lambda: sampled(server)))
 
 
 def part(size: int) -> bytes:
-    """Of a window that goes on: chunks, and no end."""
+    """Returns chunks of a window that does not end with them."""
     response = pb.SampleStreamResponse()
     response.entries.add().data.add(chunk_key=1).data.tensors.add(tensor_content=bytes(size))
     return response.SerializeToString()
@@ -420,18 +422,6 @@ def test_more_windows_than_asked_for(server: Server) -> None:
 # --- inserts ---
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_noise_instead_of_confirmations(seed: int, server: Server) -> None:
-    server.insert = lambda requests, context: [noise(seed), noise(-seed - 1)]
-    named(lambda: inserted(server))
-
-
-@pytest.mark.parametrize("code", CODES, ids=str)
-def test_every_status_ends_inserting(code: grpc.StatusCode, server: Server) -> None:
-    server.insert = lambda requests, context: context.abort(code, "a line\n" * 300)
-    named(lambda: inserted(server))
-
-
 CONFIRMATIONS = {
     "nothing": [],
     "unknown keys": [1, 2, 3],
@@ -442,28 +432,17 @@ CONFIRMATIONS = {
 
 @pytest.mark.parametrize("keys", CONFIRMATIONS.values(), ids=CONFIRMATIONS)
 @pytest.mark.parametrize("ends", [True, False])
-def test_confirmations_of_nothing(keys: list[int], ends: bool, server: Server) -> None:
+def test_confirmations_of_unknown_keys(keys: list[int], ends: bool, server: Server) -> None:
     answer = pb.InsertStreamResponse(keys=[key + 2**63 for key in keys if key < 2**63]).SerializeToString()
     server.insert = lambda requests, context: [answer] if ends else endless(context, answer)
     assert isinstance(named(lambda: inserted(server)), ReplayTimeout) != ends
 
 
-def test_silence_instead_of_confirmations(server: Server) -> None:
-    assert isinstance(named(lambda: inserted(server)), ReplayTimeout)
-
-
 # --- tables ---
 
 
-def test_a_right_answer_about_tables_is_right(server: Server) -> None:
+def test_valid_tables_are_read(server: Server) -> None:
     assert server_info(server.address).tables[TABLE].size == 3
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_noise_instead_of_tables(seed: int, server: Server) -> None:
-    server.info = lambda request, context: noise(seed)
-    for client in (sampled, inserted):
-        named(lambda client=client: client(server))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -474,21 +453,6 @@ def test_tables_with_other_bytes(seed: int, server: Server) -> None:
     with contextlib.suppress(ReplayError):
         assert TABLE in monitor.poll().tables
     monitor.close()
-
-
-@pytest.mark.parametrize("code", CODES, ids=str)
-def test_every_status_ends_asking(code: grpc.StatusCode, server: Server) -> None:
-    server.info = lambda request, context: context.abort(code, "a line\n" * 300)
-    named(lambda: server_info(server.address))
-
-
-def test_silence_instead_of_tables(server: Server) -> None:
-    def sleep(request: bytes, context: grpc.ServicerContext) -> bytes:
-        list(silent(context))
-        return b""
-
-    server.info = sleep
-    assert isinstance(named(lambda: server_info(server.address, TIMEOUT_S)), ReplayUnavailable)
 
 
 def test_tables_of_another_run(server: Server) -> None:
@@ -504,7 +468,7 @@ def test_tables_of_another_run(server: Server) -> None:
 
 
 def raw(answer: bytes, keep_open: bool) -> Iterator[str]:
-    """A listener that gives `answer` to whoever connects."""
+    """Yields the address of a listener that sends `answer` to every connection."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.05)
         stop = threading.Event()
@@ -539,7 +503,7 @@ RAW = {
 
 
 @pytest.mark.parametrize("name", RAW)
-def test_what_is_no_grpc(name: str) -> None:
+def test_answers_that_are_no_grpc(name: str) -> None:
     answering = raw(*RAW[name])
     address = next(answering)
     try:

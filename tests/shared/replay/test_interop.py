@@ -1,4 +1,4 @@
-"""What our clients write the stock client reads, and the other way round, equal to the bit."""
+"""Exchange with the stock client in both directions, equal to the bit."""
 
 import itertools
 from pathlib import Path
@@ -11,6 +11,7 @@ from shared.replay import reverb_pb2 as pb
 from shared.replay import wire
 from shared.replay.channel import SAMPLE_STREAM, open_channel
 from shared.replay.codec import Columns
+from shared.replay.info import server_info
 from shared.replay.insert import Inserter
 from shared.replay.sample import Sampler
 
@@ -22,7 +23,7 @@ def bits(array: np.ndarray) -> bytes:
 
 
 def odd_floats(*shape: int) -> np.ndarray:
-    """Floats with what equality of values would miss: NaNs with a payload, -0.0, infinities, denormals."""
+    """Returns floats with NaNs with a payload, -0.0, infinities and denormals, which equality of values would miss."""
     floats = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     odd = np.array([0x7FC01234, 0xFFC00001, 0x80000000, 0x7F800000, 0x00000001], np.uint32).view(np.float32)
     floats.reshape(-1)[: len(odd) * 4 : 4] = odd
@@ -32,7 +33,7 @@ def odd_floats(*shape: int) -> np.ndarray:
 def read_items(
     address: str, table: str, windows: int, outs: list[np.ndarray], delta_encoded: bool = False
 ) -> list[list[np.ndarray]]:
-    """`windows` items of any columns, shaped as `outs`: the wire functions with no client around them."""
+    """Reads `windows` items with columns shaped as `outs`, by the wire functions without a client."""
     request = pb.SampleStreamRequest(table=table, num_samples=windows, rate_limiter_timeout={"milliseconds": 2000})
     items = []
     with open_channel(address) as channel:
@@ -53,13 +54,14 @@ def read_items(
 
 
 def test_stock_client_reads_our_windows(address: str, stock: StockClient, tmp_path: Path) -> None:
-    floats, unrolls = odd_floats(4, N, T, F), 4
+    row, unrolls = 4000, 4  # chunks of 80 kB: the length of such a literal takes three bytes
+    floats = odd_floats(unrolls, N, T, row)
     ints = np.random.default_rng(1).integers(-(2**31), 2**31, (4, N, T, 3), dtype=np.int32)
     inserter = Inserter(address, ["from_ours"], K, N, timeout_s=5)
     for unroll in range(unrolls):
         inserter.insert(Columns(floats[unroll], ints[unroll]))
     inserter.flush(timeout_s=5)
-    assert inserter.confirmed == {"from_ours": N * (unrolls - K + 1)}
+    assert server_info(address).tables["from_ours"].inserted == N * (unrolls - K + 1)
     inserter.close()
     expected = {
         (bits(np.concatenate(floats[u : u + K, n])), bits(np.concatenate(ints[u : u + K, n])))
@@ -67,7 +69,7 @@ def test_stock_client_reads_our_windows(address: str, stock: StockClient, tmp_pa
     }
     stock.ask("read", address=address, table="from_ours", path=str(tmp_path / "read.npz"), windows=100)
     with np.load(tmp_path / "read.npz") as read:
-        assert read["0.0"].shape == (K * T, F)
+        assert read["0.0"].shape == (K * T, row)
         assert read["0.1"].shape == (K * T, 3)
         assert {(bits(read[f"{i}.0"]), bits(read[f"{i}.1"])) for i in range(100)} == expected
 
@@ -121,7 +123,7 @@ def test_squeezed_and_many_columns(address: str, stock: StockClient, tmp_path: P
 
 @pytest.mark.parametrize("chunk_length", [3, 4])
 def test_delta_encoded_ints(address: str, stock: StockClient, tmp_path: Path, chunk_length: int) -> None:
-    """Differences that overflow, in windows whose first chunk is cut (10 is no multiple of 3 or 4)."""
+    """Reads differences that overflow, in windows whose first chunk is cut (10 is no multiple of 3 or 4)."""
     floats = odd_floats(10, F)
     ints = np.random.default_rng(chunk_length).integers(-(2**31), 2**31, (10, 3), dtype=np.int32)
     np.savez(tmp_path / "rows.npz", **{"0": floats, "1": ints})

@@ -1,4 +1,4 @@
-"""A server that dies, hangs or is replaced is named as such, soon."""
+"""Named errors, soon, of a server that dies, hangs or is replaced."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ TABLE = TableSpec("run/learner", 100, min_size_to_sample=1)
 
 
 def repeat(call: Callable[[], object]) -> None:
-    """Until it raises, or ten seconds long."""
+    """Calls until an error, or for ten seconds."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         call()

@@ -1,4 +1,4 @@
-"""What the clients hold in memory is bounded and counted; and a wait that has its cause elsewhere is not too long."""
+"""Bounded and counted memory of the clients; waits that do not time out while they are paused."""
 
 import threading
 import time
@@ -32,7 +32,7 @@ def until(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 
 def test_messages_in_flight_and_batches_ready_go_up_and_down(address: str) -> None:
-    """A table that takes 16 windows before the first sample, from 70 environments whose chunks take two streams."""
+    """Uses a table that takes 16 windows before the first sample, and 70 environments in two streams."""
     chunks = MOST_KEPT_CHUNKS // 70 + 2
     inserter = Inserter(address, ["queued"], chunks, 70, timeout_s=20)
     for _ in range(chunks - 1):
@@ -61,11 +61,11 @@ def test_messages_in_flight_and_batches_ready_go_up_and_down(address: str) -> No
     sampler.close()
 
 
-def test_while_a_wait_is_excused_it_is_not_too_long(address: str) -> None:
+def test_paused_time_does_not_count_towards_a_timeout(address: str) -> None:
     paused = threading.Event()
 
     def waits_for(call: Callable[[], object]) -> float:
-        """Seconds until `call` timed out, excused for the first of them."""
+        """Returns the seconds until `call` timed out; the first 1.2 of them are paused."""
         paused.set()
         timer = threading.Timer(1.2, paused.clear)
         timer.start()

@@ -1,4 +1,4 @@
-"""Chunks and items as bytes: what protobuf's own objects would say, for random shapes and keys."""
+"""Chunks and items on the wire, compared with protobuf's own objects for random shapes and keys."""
 
 import hypothesis.extra.numpy as stn
 import hypothesis.strategies as st
@@ -18,7 +18,7 @@ def key_array(*shape: int) -> st.SearchStrategy[np.ndarray]:
 
 
 def contents(chunk: pb.ChunkData, columns: list[np.ndarray]) -> list[bytes]:
-    """Of the chunk's tensors, uncompressed, one for each of `columns` `[n, T, ...]`."""
+    """Returns the contents of the chunk's tensors, uncompressed, one for each of `columns` `[n, T, ...]`."""
     key, steps = chunk.chunk_key, columns[0].shape[1]
     slices = [pb.FlatTrajectory.ChunkSlice(chunk_key=key, length=steps, index=i) for i in range(len(columns))]
     window = pb.FlatTrajectory(columns=[pb.FlatTrajectory.Column(chunk_slices=[piece]) for piece in slices])
@@ -29,14 +29,14 @@ def contents(chunk: pb.ChunkData, columns: list[np.ndarray]) -> list[bytes]:
 
 @settings(max_examples=60)
 @given(st.data(), st.integers(1, 5), st.integers(1, 70), st.integers(1, 40), st.integers(0, 2**31 - 100))
-def test_chunks_are_what_protobuf_would_write(data: st.DataObject, n: int, steps: int, row: int, start: int) -> None:
+def test_chunks_equal_protobufs(data: st.DataObject, n: int, steps: int, row: int, start: int) -> None:
     keys, episodes = data.draw(key_array(n)), data.draw(key_array(n))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     columns = [
         rng.standard_normal((n, steps, row), dtype=np.float32),
         rng.integers(-9, 9, (n, steps, 3), dtype=np.int32),
     ][: data.draw(st.integers(1, 2))]
-    request = pb.InsertStreamRequest.FromString(wire.chunks(keys, columns, episodes, start))
+    request = pb.InsertStreamRequest.FromString(wire.chunks(keys, columns, episodes, start).tobytes())
     assert [chunk.chunk_key for chunk in request.chunks] == keys.tolist()
     for index, chunk in enumerate(request.chunks):
         assert contents(chunk, columns) == [column[index].tobytes() for column in columns]
@@ -59,9 +59,7 @@ def test_chunks_are_what_protobuf_would_write(data: st.DataObject, n: int, steps
 
 @settings(max_examples=60)
 @given(st.data(), st.integers(0, 5), st.integers(1, 20), st.integers(1, 300), st.integers(1, 3))
-def test_items_are_what_protobuf_would_write(
-    data: st.DataObject, n: int, chunks: int, steps: int, columns: int
-) -> None:
+def test_items_equal_protobufs(data: st.DataObject, n: int, chunks: int, steps: int, columns: int) -> None:
     keys, windows, kept = data.draw(key_array(n)), data.draw(key_array(n, chunks)), data.draw(key_array(n * chunks))
     table = data.draw(st.text(min_size=1, max_size=200))
     message = wire.items(table, keys, wire.trajectories(windows, steps, columns)) + wire.keep_chunk_keys(kept)
@@ -83,7 +81,7 @@ def test_items_are_what_protobuf_would_write(
 
 def test_no_chunks_are_no_bytes() -> None:
     none = np.empty(0, np.uint64)
-    assert wire.chunks(none, (np.empty((0, T, F), np.float32),), none, start=0) == b""
+    assert wire.chunks(none, (np.empty((0, T, F), np.float32),), none, start=0).nbytes == 0
 
 
 def test_steps_beyond_int32_are_refused() -> None:
@@ -93,10 +91,10 @@ def test_steps_beyond_int32_are_refused() -> None:
         wire.chunks(key, (floats,), key, start=2**31 - T + 1)
 
 
-def test_read_window_refuses_what_was_not_expected() -> None:
+def test_read_window_refuses_unexpected_windows() -> None:
     floats, ints = np.random.default_rng(0).standard_normal((T, F), np.float32), np.zeros((T, 3), np.int32)
     key = np.array([7], np.uint64)
-    message = wire.chunks(key, (floats[None], ints[None]), key, start=0)
+    message = wire.chunks(key, (floats[None], ints[None]), key, start=0).tobytes()
     message += wire.items("table", key, wire.trajectories(np.array([[7, 7]], np.uint64), T, columns=2))
     request = pb.InsertStreamRequest.FromString(message)
     chunk, window = request.chunks[0], request.items[0].flat_trajectory

@@ -1,4 +1,4 @@
-"""Ports, parents and the ends of the server process."""
+"""The server process: its ports, its limits, and its end."""
 
 import json
 import signal
@@ -25,8 +25,6 @@ from shared.replay.sample import Sampler
 TABLE = TableSpec("run/learner", 10, min_size_to_sample=1)
 LIMITED = TableSpec("run/limited", 40, min_size_to_sample=10, samples_per_insert=2.0, error_buffer=16.0)
 LIMITS = ("samples_per_insert", "min_size_to_sample", "min_diff", "max_diff")
-
-
 FREE = replace(LIMITED, name="run/free", samples_per_insert=None, error_buffer=None)
 REFILLED = replace(LIMITED, name="run/refilled", inserted=25, sampled=30, refilled=12)
 OTHER = TableSpec("other/learner", 10, min_size_to_sample=1)
@@ -42,17 +40,17 @@ def serve(reverb_python: Path, folder: Path, *tables: TableSpec) -> Iterator[Ser
 
 @pytest.fixture(scope="module")
 def standing(reverb_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server that no test stops."""
+    """Starts a server that no test stops."""
     yield from serve(reverb_python, tmp_path_factory.mktemp("standing"), TABLE, LIMITED, FREE, REFILLED)
 
 
 @pytest.fixture(scope="module")
 def other(reverb_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Another one, with a table of another name. A test that stops it starts it again."""
+    """Starts another server, with a table of another name. A test that stops it starts it again."""
     yield from serve(reverb_python, tmp_path_factory.mktemp("other"), OTHER)
 
 
-def test_two_servers_do_not_meet(standing: Served, other: Served, start_server: Callable[..., Any]) -> None:
+def test_two_servers_never_share_a_port(standing: Served, other: Served, start_server: Callable[..., Any]) -> None:
     (first, first_address), (_, second_address) = standing, other
     assert first_address != second_address
     assert set(server_info(first_address).tables) == {TABLE.name, LIMITED.name, FREE.name, REFILLED.name}
@@ -60,7 +58,7 @@ def test_two_servers_do_not_meet(standing: Served, other: Served, start_server: 
     port = int(first_address.rpartition(":")[2])
     with pytest.raises(PortTakenError, match=f"port {port} is taken by another replay server"):
         start_server(TABLE, port=port)
-    # Without our lock (another user's server, say) the bind must find it.
+    # Without the lock, as with another user's server, the bind must find the other server.
     first._port_lock.release()  # type: ignore[union-attr]
     with pytest.raises(PortTakenError, match=f"port {port} is taken"):
         start_server(TABLE, port=port)
@@ -90,7 +88,7 @@ def test_stop_and_start_again_on_the_same_port(other: Served) -> None:
         server.start([OTHER])
 
 
-def test_server_goes_with_its_parent(reverb_python: Path, tmp_path: Path) -> None:
+def test_server_ends_with_its_parent(reverb_python: Path, tmp_path: Path) -> None:
     script = f"""
 import time
 from collections.abc import Callable
@@ -113,7 +111,7 @@ time.sleep(600)
 
 
 def is_running(pid: int) -> bool:
-    """Neither gone nor a zombie that nobody reaps (containers without an init)."""
+    """Returns false also for a zombie that is never reaped, as in a container without an init."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -123,7 +121,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.processes
 def test_failed_start_quotes_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.replay.server.process.STOP_WAIT_S", 1.0)  # what is silent does not end by itself
+    monkeypatch.setattr("deploy.replay.server.process.STOP_WAIT_S", 1.0)  # a silent server does not end by itself
     server = ReplayServer(Path(sys.executable), tmp_path / "log")  # has no reverb
     with pytest.raises(ReplayServerError, match="did not start: ModuleNotFoundError: No module named 'reverb'"):
         server.start([TABLE])
@@ -162,36 +160,38 @@ def served(spec: TableSpec) -> tuple[float, ...]:
     return tuple(table[name] for name in LIMITS)
 
 
-def test_a_fresh_table_is_limited_as_reverb_itself_would(reverb_python: Path) -> None:
+def test_a_new_table_is_limited_as_by_reverb_itself(reverb_python: Path) -> None:
     script = f"""
 import json, reverb
-limiter = reverb.rate_limiters.SampleToInsertRatio(2.0, min_size_to_sample=10, error_buffer=16.0)
-print(json.dumps([getattr(limiter, "_" + name) for name in {LIMITS}]))
+ratio = reverb.rate_limiters.SampleToInsertRatio(2.0, min_size_to_sample=10, error_buffer=16.0)
+for limiter in (ratio, reverb.rate_limiters.MinSize(10)):
+    print(json.dumps([getattr(limiter, "_" + name) for name in {LIMITS}]))
 """
-    told = subprocess.run([reverb_python, "-I", "-c", script], capture_output=True, check=True).stdout
-    assert served(LIMITED) == tuple(json.loads(told)) == (2.0, 10, 4.0, 36.0)
+    printed = subprocess.run([reverb_python, "-I", "-c", script], capture_output=True, check=True).stdout
+    limited, free = (tuple(json.loads(line)) for line in printed.splitlines())
+    assert served(LIMITED) == limited == (2.0, 10, 4.0, 36.0)
+    assert served(FREE) == free
 
 
-def test_a_continued_table_counts_on() -> None:
-    """The limits move by what lies behind, in samples: `inserted * 2 - sampled`."""
+def test_a_replaced_table_continues_its_counts() -> None:
+    """Checks that the limits move by the counts so far, in samples: `inserted * 2 - sampled`."""
     assert served(replace(LIMITED, inserted=25, sampled=60)) == (2.0, 1, 4.0 - 50 + 60, 36.0 - 50 + 60)
     assert served(replace(LIMITED, inserted=25, sampled=60, refilled=12)) == (2.0, 12, 14.0, 46.0)
     assert served(replace(LIMITED, inserted=4, sampled=0, refilled=3)) == (2.0, 6, -4.0, 28.0)
-    # No more than fits, than the limiter lets in, and one at least: sampling starts always.
+    # At most the table's size and the limiter's bound, and at least one: sampling always starts.
     assert served(replace(LIMITED, inserted=25, sampled=99, refilled=41)) == (2.0, 40, 53.0, 85.0)
     assert served(replace(LIMITED, inserted=25, sampled=30, refilled=12)) == (2.0, 8, -16.0, 16.0)
     assert served(replace(LIMITED, inserted=100, sampled=10, refilled=40)) == (2.0, 1, -186.0, 2.0)
 
 
 def test_a_table_without_a_ratio_waits_for_its_refill() -> None:
-    free = TableSpec("run/free", 40, min_size_to_sample=10)
     for numbers, least in {(0, 0): 10, (4, 3): 6, (100, 40): 40, (100, 41): 40, (100, 0): 1}.items():
-        table = replace(free, inserted=numbers[0], refilled=numbers[1]).as_served()
-        assert (table["min_size_to_sample"], table["samples_per_insert"]) == (least, None)
+        unlimited = (1.0, least, -sys.float_info.max, sys.float_info.max)
+        assert served(replace(FREE, inserted=numbers[0], refilled=numbers[1])) == unlimited
 
 
-def test_more_may_be_refilled_than_the_limiter_lets_in(standing: Served) -> None:
-    """Samples were lost on their way: they are owed before the last of the refill fits."""
+def test_a_refill_may_exceed_the_limiter_s_bound(standing: Served) -> None:
+    """Samples that were lost on their way are still due, so they must be drawn before the refill is complete."""
     spec, (_, address) = REFILLED, standing
     inserter = Inserter(address, [spec.name], 1, 1, timeout_s=20)
     rows = Columns(np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 3), np.int32))
@@ -217,7 +217,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def test_a_table_with_another_limiter_is_refused(standing: Served) -> None:
-    """Another server was there before, with tables of the same names."""
+    """Compares with the tables of another server, which have the same names."""
     _, address = standing
     tables = server_info(address).tables
     for spec in (LIMITED, FREE):

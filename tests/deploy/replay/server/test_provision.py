@@ -1,4 +1,4 @@
-"""The environment of the replay server: named, built once, or an error that says what to do."""
+"""The environment of the replay server: named by the user, or built once, or an error with a remedy."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from deploy.replay.server.provision import ProvisionError, _cause, reverb_python
 
 pytestmark = pytest.mark.processes
 
-# Enough to go through all steps without downloading anything.
+# Goes through all steps without a download.
 NO_REQUIREMENTS = "# nothing\n"
 
 
@@ -55,7 +55,7 @@ print(reverb_python(requirements=Path({str(requirements)!r}), imports="json"))
     assert len({text.splitlines()[-1] for text in said}) == 1
 
 
-def test_what_a_crash_left_is_cleared(own_cache: Path, requirements: Path) -> None:
+def test_the_leftovers_of_a_crash_are_removed(own_cache: Path, requirements: Path) -> None:
     python = reverb_python(lambda _: None, requirements=requirements, imports="json")
     home = python.parents[1]
     (home / "READY").unlink()
@@ -91,7 +91,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch, own_cache: Path, tmp_path: 
     for variable in ("UV_FIND_LINKS", "PIP_FIND_LINKS"):
         monkeypatch.delenv(variable, raising=False)
     assert "index cannot be reached" in failure()
-    assert [path.suffix for path in own_cache.iterdir()] == [".lock"]  # nothing half-built stays
+    assert [path.suffix for path in own_cache.iterdir()] == [".lock"]  # nothing incomplete is left
 
 
 def test_unwritable_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_unwritable_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert "set FATHOM_CACHE" in failure()
 
 
-def test_full_disk_is_named() -> None:
+def test_full_disk() -> None:
     text = _cause("error: Failed to install\n  Caused by: No space left on device (os error 28)\n")
     assert text.startswith("the disk is full; free 2 GB or set FATHOM_CACHE")
 

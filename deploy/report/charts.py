@@ -1,0 +1,146 @@
+"""Charts of a report as data, drawn by plotly for the page (`figures.py`) and by matplotlib for files (`files.py`)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+from deploy.report import text
+from deploy.report.contents import Curve, EnvironmentReport
+from deploy.report.statistics import Values
+
+ACTIVE_COLOUR = "#8a8f98"
+INK = "#1f2430"
+
+
+class HeatCell(NamedTuple):
+    """A value, the text in its cell, and the text beside the mouse."""
+
+    value: float
+    text: str
+    hover: str
+
+
+MISSING = HeatCell(math.nan, "missing", "missing")
+
+
+class Heatmap(NamedTuple):
+    """Cells by collector depth (`rows`) and learner depth (`columns`); `colours` is the name of their scale."""
+
+    rows: Sequence[int]
+    columns: Sequence[int]
+    cells: list[list[HeatCell]]
+    colours: str
+    limits: tuple[float, float]
+
+
+class Line(NamedTuple):
+    """A line of a chart. `ends`: the interval around a learning curve, which has a marker for each evaluation."""
+
+    name: str
+    x: Values
+    y: Values
+    colour: str
+    ends: tuple[Values, Values] | None = None
+    dashed: bool = False
+
+
+def depth_colours(depths: Sequence[int]) -> dict[int, str]:
+    """Returns one scale from shallow to deep, dark enough on white at both ends."""
+    places = np.linspace(0.12, 0.82, len(depths)) if len(depths) != 1 else [0.45]
+    return {depth: to_hex(colormaps["viridis"](place)) for depth, place in zip(depths, places, strict=True)}
+
+
+def time_at_goal(report: EnvironmentReport, seeds: int, brief: bool = False) -> Heatmap:
+    """Returns the matrix; a cell with fewer than `seeds` says so. `brief`: texts have no interval."""
+    cells = {}
+    for cell in report.cells:
+        final = cell.time_at_goal
+        shown = text.lines(
+            text.number(final.value) + (text.MARKED if cell.marks else ""),
+            "" if brief else text.interval(final.interval),
+            f"{len(cell.seeds)} of {seeds} seeds" if len(cell.seeds) < seeds else "",
+        )
+        hover = text.lines(
+            f"collector depth {cell.collector_depth}, learner depth {cell.learner_depth}",
+            f"time at goal {text.with_interval(final)} of {report.episode_length} steps",
+            f"success {text.with_interval(cell.success_rate)}",
+            f"mean over training {text.with_interval(cell.area)}",
+            f"seeds {', '.join(map(str, cell.seeds))}",
+            *cell.marks,
+        )
+        cells[cell.collector_depth, cell.learner_depth] = HeatCell(final.value, shown, hover)
+    return _heatmap(report, cells, signed=False)
+
+
+def differences(report: EnvironmentReport, brief: bool = False) -> Heatmap:
+    """Returns the matrix minus its shallowest learner depth. `brief`: texts have no interval."""
+    cells = {}
+    for each in report.differences:
+        final, area = each.time_at_goal, each.area
+        hover = text.lines(
+            f"collector depth {each.collector_depth}: learner depth {each.deeper} minus {each.shallower}",
+            f"at the end {text.difference(final)}, higher in {text.wins(final)}",
+            f"mean over training {text.difference(area)}, higher in {text.wins(area)}",
+        )
+        shown = text.lines(text.signed(final.mean), "" if brief else text.interval(final.interval))
+        cells[each.collector_depth, each.deeper] = HeatCell(final.mean, shown, hover)
+    return _heatmap(report, cells, signed=True)
+
+
+def _heatmap(report: EnvironmentReport, cells: Mapping[tuple[int, int], HeatCell], signed: bool) -> Heatmap:
+    rows, columns = report.collector_depths, report.learner_depths[1:] if signed else report.learner_depths
+    largest = max([1e-9, *(abs(cell.value) for cell in cells.values())])
+    colours, lowest = ("RdBu", -largest) if signed else ("viridis", 0)
+    grid = [[cells.get((row, column), MISSING) for column in columns] for row in rows]
+    return Heatmap(rows, columns, grid, colours, (lowest, largest))
+
+
+def learning_curves(report: EnvironmentReport, by_steps: bool) -> dict[str, list[Line]]:
+    """Returns title -> lines: a chart for each collector depth; with several depths also one of all collector learners.
+
+    `by_steps`: environment steps along x, otherwise minutes of wall clock.
+    """
+    curves = [curve for curve in report.curves if by_steps or curve.by_seconds]
+    active = [curve for curve in curves if curve.active]
+    colours = depth_colours(sorted({curve.learner_depth for curve in report.curves if not curve.active}))
+    charts = {}
+    for depth in report.collector_depths if colours else ():
+        charts[f"collector depth {depth}"] = [
+            _line(curve, by_steps, ACTIVE_COLOUR if curve.active else colours[curve.learner_depth])
+            for curve in curves
+            if curve.collector_depth == depth
+        ]
+    if len(active) > 1 or not colours:
+        colours = depth_colours([curve.learner_depth for curve in active])
+        lines = [_line(curve, by_steps, colours[curve.learner_depth]) for curve in active]
+        charts["collector learners: ordinary training"] = lines
+    return {title: lines for title, lines in charts.items() if lines}
+
+
+def _line(curve: Curve, by_steps: bool, colour: str) -> Line:
+    name = f"active {curve.learner_depth}" if curve.active else f"depth {curve.learner_depth}"
+    x, band = (curve.steps, curve.by_steps) if by_steps else (curve.seconds / 60, curve.by_seconds)
+    assert band
+    return Line(name, x, band.centre, colour, (band.low, band.high), dashed=curve.active)
+
+
+def coverage(report: EnvironmentReport) -> list[Line]:
+    """Returns the share of cells visited, in percent, by environment steps."""
+    colours = depth_colours(report.collector_depths)
+    lines = []
+    for each in report.explored:
+        depth = each.collector_depth
+        lines.append(Line(f"collector depth {depth}", each.steps, 100 * each.by_steps.centre, colours[depth]))
+    return lines
+
+
+def costs(report: EnvironmentReport) -> dict[str, list[float]]:
+    """Returns two bar charts: title -> value at each depth."""
+    return {
+        "parameters": [cost.parameters for cost in report.costs],
+        "gradient steps per second": [cost.gradient_steps_per_second.value for cost in report.costs],
+    }
