@@ -71,4 +71,4 @@ class DiskNotices:
                 reserve = f"too little by supervision.disk_reserve_gb ({self._disk.reserve_gb:g})"
                 self._say(f"{left}, {reserve}; {role} waits for room")
             else:
-                self._say(f"{left}; {role} goes on")
+                self._say(f"{left}; {role} continues")

@@ -228,7 +228,7 @@ RATES: dict[str, tuple[str, str]] = {
 """Gauges that are computed from rows: unit and meaning."""
 
 FAMILIES = {
-    "wait_share": "Share of wall time that a role waits, by what it waits for; the role that waits least is the bottleneck.",
+    "wait_share": "Share of wall time that a role waits, by the reason; the role that waits least is the bottleneck.",
     "queue": "Entries that wait in a role's memory, by queue; every queue is bounded.",
 }
 """Gauges with a value for each of several metrics."""

@@ -88,7 +88,7 @@ def test_a_run_waits_on_a_full_disk_and_ends_as_if_it_had_not(small_disk: Path, 
     assert len(said) == 2
     waits = rf"the disk of {record.run_dir} has 0\.001\d GB left, too little by supervision\.disk_reserve_gb \(0\.002\)"
     assert re.fullmatch(waits + "; collector-0 waits for room", said[0])
-    assert re.fullmatch(rf"the disk of {record.run_dir} has 0\.0[2-6]\d* GB left; collector-0 goes on", said[1])
+    assert re.fullmatch(rf"the disk of {record.run_dir} has 0\.0[2-6]\d* GB left; collector-0 continues", said[1])
     rows = read_metrics(record.run_dir, "collector-0")
     waited = [row.get("wait/disk space", 0.0) * row["seconds"] for row in rows]
     assert 1.5 <= sum(waited) == max(waited) < 5
@@ -155,7 +155,7 @@ def test_each_wait_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
     assert [text.rpartition("; ")[2] for text in said] == ["collector-0 waits for room", "learner-deep waits for room"]
     teller.tell({"collector-0": "replay full", "learner-deep": "disk space"})
     teller.tell({"collector-0": "", "learner-deep": "disk space"})
-    assert [text.rpartition("; ")[2] for text in said[2:]] == ["collector-0 goes on"]
+    assert [text.rpartition("; ")[2] for text in said[2:]] == ["collector-0 continues"]
 
 
 def test_a_background_writer_holds_a_state_until_it_is_written() -> None:
