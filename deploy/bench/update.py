@@ -44,21 +44,30 @@ def bench_update(
     seconds: float = 3.0,
     seeds: int = 1,
 ) -> dict[str, Any]:
-    """Returns `{"rows": [{"depth", "batch", "width", "precision", ...}], "matmul_flops_per_second"}`, a row each depth.
+    """Measures updates by depth.
 
-    `init_seconds`: initialising parameters and optimiser states, with compilation. `trace_seconds`, `compile_seconds`:
-    of the whole update, without the persistent compilation cache. `first_step_seconds`: the three together.
-    `step_seconds`: one gradient step on `batch` rows with its share of relabelling and shuffling (median of at least
-    `repeats` updates and `seconds`). `flops_per_second`: of the model alone; an operation that is computed twice
-    counts once. `peak_share`: its ratio to a large matrix product's rate in this run. `memory_bytes`: XLA's account of
-    the update's state, windows and temporaries.
+    Args:
+        depths: one row each.
+        batch: rows of a minibatch.
+        width: width of the networks.
+        precision: of the hidden layers.
+        against: "unrolled" also measures the textbook's update, as `unrolled_<figure>`, and adds `step_speedup` (median
+            over pairs of steps) and, up to depth 16, the figures of `differences`.
+        repeats: least number of updates.
+        seconds: least time of the updates.
+        seeds: above 1, also measures this number of learners in one vmapped update, as `seeds_<figure>`, and adds
+            `seeds_speedup` over the same learners one after the other. Its step is one gradient step of each.
 
-    Updates are taken in turns. `against` "unrolled" adds the textbook's figures, `unrolled_...`; `step_speedup`, the
-    median of the pairs; `first_step_speedup`; up to depth 16 the figures of `differences`. `seeds` above 1 adds the
-    figures of so many learners in one vmapped update, `seeds_...`, whose step is one gradient step of each;
-    `seeds_speedup`, relative to the learners one after the other, the median of the pairs.
+    Returns:
+        `{"rows": [...], "matmul_flops_per_second"}`. Each row has the sizes and these figures: `init_seconds`
+        (parameters and optimiser states, with compilation), `trace_seconds` and `compile_seconds` (of the update,
+        without the persistent cache), `first_step_seconds` (the sum of the three), `step_seconds` (one gradient step with its
+        share of relabelling and shuffling, median over updates that take turns), `flops_per_second` (of the model;
+        repeated operations count once), `peak_share` (relative to a large matrix product), `memory_bytes` (XLA's
+        estimate of state, windows and temporaries).
 
-    Raises ConfigError for depths that the textbook cannot compile in reasonable time, and for `seeds` below 1.
+    Raises:
+        ConfigError: a depth that the textbook cannot compile in reasonable time, or `seeds` below 1.
     """
     if seeds < 1:
         raise ConfigError(f"--seeds: {seeds} is not positive; use 1, or the number of learners that train side by side")

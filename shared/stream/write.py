@@ -48,10 +48,16 @@ class StreamWriter:
     ) -> None:
         """Resumes or begins the shard of collector `index` in the stream `directory`.
 
-        With `keep_unrolls`, a tail, the newest so many and a few more are kept, uncompressed, while the machine runs.
-        Without, a recording, all are kept, compressed, and finished parts survive a power cut. `wait_s`: seconds to
-        wait for another writer of the shard. Raises ConfigError, one line, if that writer does not end, or the shard is
-        damaged or another run's; ValueError; OSError.
+        Args:
+            keep_unrolls: keeps a tail of this many unrolls and a few more, uncompressed, which does not survive a power
+                cut. None: keeps all unrolls, compressed; finished parts survive a power cut.
+            part_bytes: size at which a part is finished.
+            wait_s: longest wait for another writer of the shard.
+
+        Raises:
+            ConfigError: another writer does not end, or the shard is damaged or belongs to another run.
+            ValueError: `keep_unrolls` is not positive.
+            OSError: the disk is full.
         """
         if keep_unrolls is not None and keep_unrolls < 1:
             raise ValueError(f"keep_unrolls: {keep_unrolls}, at least 1 is needed")
