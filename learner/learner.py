@@ -113,7 +113,7 @@ class Learner:
 
     @staticmethod
     def update_together(learners: Sequence["Learner"], windows: Sequence[Columns]) -> list[Metrics]:
-        """Makes the `update` of several learners as one computation, each on its own windows.
+        """Performs one `update` of each of several learners as one joint computation, each on its own windows.
 
         All learners are of one `kind` and on one device. Results equal separate updates up to rounding.
         """

@@ -236,7 +236,7 @@ class SupervisionConfig(Frozen):
 
 
 class WandbConfig(Frozen):
-    """Copies of a run's metrics at Weights & Biases."""
+    """Settings for the copy of a run's metrics at Weights & Biases."""
 
     project: Annotated[str, Field(pattern=rf"^[^/\\#?%:{CONTROL}]{{1,128}}$")] | None = None
     """Project that gets the same metrics as TensorBoard; none: wandb is not even imported."""

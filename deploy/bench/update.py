@@ -61,10 +61,10 @@ def bench_update(
     Returns:
         `{"rows": [...], "matmul_flops_per_second"}`. Each row has the sizes and these figures: `init_seconds`
         (parameters and optimiser states, with compilation), `trace_seconds` and `compile_seconds` (of the update,
-        without the persistent cache), `first_step_seconds` (the sum of the three), `step_seconds` (one gradient step with
-        its share of relabelling and shuffling, median over updates), `flops_per_second` (of the model;
-        repeated operations count once), `peak_share` (relative to a large matrix product), `memory_bytes` (XLA's
-        estimate of state, windows and temporaries).
+        without the persistent cache), `first_step_seconds` (the sum of the three), `step_seconds` (one gradient step
+        with its share of relabelling and shuffling, median over updates), `flops_per_second` (of the model; repeated
+        operations count once), `peak_share` (relative to a large matrix product), `memory_bytes` (XLA's estimate of
+        state, windows and temporaries).
 
     Raises:
         ConfigError: a depth that the textbook cannot compile in reasonable time, or `seeds` below 1.

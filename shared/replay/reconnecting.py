@@ -28,7 +28,7 @@ X = TypeVar("X")
 
 
 class ServerIncarnation(NamedTuple):
-    """One incarnation of the replay server. `tables` by learner; `inserted`: windows older than those refilled."""
+    """One incarnation of the replay server: its table for each learner, and the windows inserted before its refill."""
 
     number: int
     address: str
@@ -262,6 +262,7 @@ class ReconnectingSampler(Generic[X]):
         self._left: list[X] = []  # batches that were decoded while their server was left
         self._sampler: Sampler[X] | None = None
         self._monitor: ReplayMonitor | None = None
+        self._table = ""
         self._inserted_before = self._inserted = 0
 
     def connect(self, server: ServerIncarnation) -> None:
@@ -312,8 +313,7 @@ class ReconnectingSampler(Generic[X]):
         except ReplayError:  # the next sample finds out
             return self._inserted
         if info is not None:
-            (table,) = info.tables.values()
-            self._inserted = self._inserted_before + table.inserted
+            self._inserted = self._inserted_before + info.tables[self._table].inserted
         return self._inserted
 
     def close(self) -> None:
@@ -327,11 +327,11 @@ class ReconnectingSampler(Generic[X]):
         while True:
             server = self._announced.next()
             self.close()
-            taken, table = self.taken, server.tables[self._learner]
+            taken, self._table = self.taken, server.tables[self._learner]
             try:
                 sampler = Sampler(
                     server.address,
-                    table,
+                    self._table,
                     self._plan.windows_per_update,
                     self._plan.window_rows,
                     self._num_floats,
@@ -344,7 +344,7 @@ class ReconnectingSampler(Generic[X]):
                 self._announced.lost(error)
                 continue
             self._taken_before, self._sampler = taken, sampler
-            self._monitor, self._inserted_before = ReplayMonitor(server.address, [table]), server.inserted
+            self._monitor, self._inserted_before = ReplayMonitor(server.address, [self._table]), server.inserted
             self._announced.use(sampler)
             self._reporter.server = server.number
             return
