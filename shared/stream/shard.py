@@ -18,20 +18,11 @@ def read_shard(folder: Path, description: StreamDescription, first: int = 0) -> 
     checksums. Holds one part in memory. Raises ConfigError if a part is damaged or another run's.
     """
     parts = parts_in(folder)
-    del parts[: max(0, bisect_right(parts, first) - 1)]  # those before the part that may hold `first`
-    while parts:
-        begins = parts.pop(0)
-        following = begins
+    before = max(0, bisect_right(parts, first) - 1)  # the part that may hold `first`
+    for begins in parts[before:]:
         for number, columns in _read_part(folder, begins, description):
-            following = number + 1
             if number >= first:
                 yield number, columns
-        if following > begins and following not in parts and _is_there(folder, following):
-            parts.insert(0, following)  # a listing may miss a part that is renamed meanwhile
-
-
-def _is_there(folder: Path, first: int) -> bool:
-    return any((folder / (part_name(first) + end)).exists() for end in ("", PARTIAL))
 
 
 def _read_part(folder: Path, first: int, description: StreamDescription) -> Iterator[tuple[int, Columns]]:

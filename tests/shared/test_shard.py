@@ -320,7 +320,8 @@ def test_a_shard_is_read_while_it_is_written(tmp_path: Path, keep: int | None) -
         before = writer.next_number
         numbers = read(folder)
         assert numbers == sorted(set(numbers))
-        assert numbers[-1] >= before - 1
+        overtaken = keep is not None and before <= writer.next_number - keep  # deleted before their turn
+        assert overtaken or numbers[-1] >= before - 1
         assert keep or numbers[:before] == list(range(before))  # of a tail, some are deleted before their turn
         passes += 1
     thread.join()
