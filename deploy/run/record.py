@@ -16,7 +16,7 @@ from shared.files import write_json
 from shared.metrics import MetricsWriter, Row, curves, metrics_files, read_metrics
 from shared.plan import Plan
 from shared.position import Position
-from shared.roles import EVALUATOR, Role, learner_role, source_roles
+from shared.roles import EVALUATOR, REPLAY, Role, learner_role, source_roles
 
 RECOVERY = "recovery"  # events, in a metrics file of their own
 ROWS_KEPT = 8  # newest rows of each role in memory, from which rates are computed
@@ -75,8 +75,10 @@ class RunRecord:
         """Writes one row of `role`, unless a row with its index was written before. Raises OSError on a full disk."""
         curve, index = curves(role, row), row.get("index")
         if index is not None:
-            if index <= self._indices.get(curve, -1):
-                return  # a restarted process repeats what its predecessor has reported
+            # A restarted process repeats rows of its predecessor. Counts of replay are not repeated, and change while the
+            # environment steps, their index, stand still.
+            if role != REPLAY and index <= self._indices.get(curve, -1):
+                return
             self._indices[curve] = index
         self._rows.setdefault(str(role), deque(maxlen=ROWS_KEPT)).append(row)
         if role == EVALUATOR:

@@ -19,6 +19,7 @@ from shared.envs.registry import make_envs
 from shared.errors import ConfigError
 from shared.metrics import read_metrics
 from shared.plan import make_plan
+from shared.roles import REPLAY, learner_role
 from shared.stream.format import describe
 from shared.stream.read import open_stream
 
@@ -186,6 +187,17 @@ def test_a_stream_fed_again_makes_the_same_learner_to_the_bit(twice: tuple[Ran, 
         "replay",
         "snapshots",
     ]
+
+
+def test_repeated_rows_are_dropped_and_counts_of_replay_are_kept(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, EXPERIMENT, PLAN)
+    for updates, again in ((1, False), (2, False), (2, True), (3, True)):
+        record.add(learner_role("passive"), {"index": updates, "again": again})
+    for sampled in (8, 16):  # the last samples come when no environment steps any more
+        record.add(REPLAY, {"index": 560, "passive/sampled": sampled})
+    record.close()
+    assert [row["again"] for row in read_metrics(tmp_path, "learner-passive")] == [False, False, True]
+    assert [row["passive/sampled"] for row in read_metrics(tmp_path, "replay")] == [8, 16]
 
 
 def test_a_run_directory_is_not_overwritten_unasked(tmp_path: Path) -> None:
