@@ -75,8 +75,8 @@ class RunRecord:
         """Writes one row of `role`, unless a row with its index was written before. Raises OSError on a full disk."""
         curve, index = curves(role, row), row.get("index")
         if index is not None:
-            # A restarted process repeats rows of its predecessor. Counts of replay are not repeated, and change while the
-            # environment steps, their index, stand still.
+            # A restarted process repeats rows of its predecessor. Counts of replay are not repeated, and they change
+            # while the environment steps, their index, stand still.
             if role != REPLAY and index <= self._indices.get(curve, -1):
                 return
             self._indices[curve] = index
