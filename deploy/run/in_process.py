@@ -28,13 +28,13 @@ from deploy.run.sources import Source
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE
-from shared.disk import Disk, DiskNotices
+from shared.disk import DISK_SPACE, Disk, DiskNotices
 from shared.envs.registry import Envs
 from shared.metrics import Reporter, Row
 from shared.params import ParamStore, Policy
 from shared.replay.codec import Columns
 from shared.replay.ring import WindowRing
-from shared.roles import EVALUATOR, REPLAY, Role, learner_role, learner_roles, source_roles
+from shared.roles import EVALUATOR, Role, learner_role, learner_roles, source_roles
 from shared.stream.format import describe
 from shared.stream.write import write_manifest
 
@@ -57,7 +57,7 @@ class InProcessRun:
             mode: TOGETHER uses this process's one device, and equals IN_PROCESS up to rounding.
         """
         self.record, self._experiment, self._plan = record, record.experiment, record.plan
-        self._envs, self._mode = envs, mode
+        self._envs = envs
         self._disk = Disk(record.run_dir, self._experiment.supervision.disk_reserve_gb)
         self._notices = DiskNotices(self._disk, say)
         self._roles = source_roles(self._experiment)
@@ -72,7 +72,7 @@ class InProcessRun:
         spec = envs.training.spec
         self._ring = WindowRing(self._plan, self._experiment.collector.actors, spec.state_size + spec.action_size)
         self._ring_lock = threading.Lock()
-        self._sources = [self._Source(role) for role in self._roles]
+        self._sources = [self._make_source(role) for role in self._roles]
         self._store = ParamStore()
         self._evaluator = Evaluator(self._experiment, self._plan, envs.evaluation)
         self._evaluations: deque[Row] = deque()
@@ -99,7 +99,7 @@ class InProcessRun:
         if self._experiment.record:
             description = describe(self._experiment, self._plan, self._envs.training.spec)
             write_manifest(self.record.stream_dir, description, shards)
-        self._wait_for_room(self._roles[0])
+        self._pause_for_room()
         for name, learner in self.learners.items():
             checkpoint.save(self.record.run_dir / "checkpoints" / name, learner.state)
         self.record.remove_backups()
@@ -154,9 +154,8 @@ class InProcessRun:
         while self._rounds.collect(tick):
             for source in self._sources:
                 self.record.move(source.role, source.position)
-            steps, windows = self.record.env_steps, self.windows
-            counts = {f"{name}/inserted": windows for name in self.learners}
-            self.record.add(REPLAY, {"time": time.time(), "index": steps, "env_steps": steps, **counts})
+            windows = self.windows
+            self.record.add_counts({"time": time.time()} | {f"{name}/inserted": windows for name in self.learners})
             self._rounds.train(self._plan.updates_after(windows), tick)
             self._take_snapshot()
 
@@ -195,6 +194,7 @@ class InProcessRun:
         if not self._taker.due(updates):
             return
         self._finish_snapshot()
+        self._pause_for_room()
         run_dir = self.record.run_dir
         writes: list[Callable[[], None]] = []
         for name, learner in self.learners.items():
@@ -233,7 +233,7 @@ class InProcessRun:
         spec, reports = self._envs.training.spec, self.record.run_dir / "reports"
         return Learner(self._experiment, self._plan, spec, name, reports)
 
-    def _Source(self, role: Role) -> Source:
+    def _make_source(self, role: Role) -> Source:
         record, env = self.record, self._envs.training
         position, wait = record.position(role), partial(self._wait_for_room, role)
         source = Source(self._experiment, self._plan, env, role, position, record.run_dir, wait)
@@ -241,8 +241,15 @@ class InProcessRun:
         return source
 
     def _wait_for_room(self, role: Role) -> None:
-        """Waits while the disk is short of room. Raises StoppedWaiting once the run is stopping."""
+        """Waits in the thread of `role` while the disk is short of room. Raises StoppedWaiting on a stop."""
         self._disk.wait_for_room(self._reporters[role], lambda: self._rounds.stopping)
+
+    def _pause_for_room(self) -> None:
+        """Waits in the thread that drives the run while the disk is short of room, and says so."""
+        if self._disk.short:
+            self._notices.tell({"the run": DISK_SPACE})
+            self._disk.wait_for_room(Reporter(), lambda: False)
+            self._notices.tell({"the run": ""})
 
 
 def _call_all(calls: Sequence[Callable[[], None]]) -> None:

@@ -31,9 +31,8 @@ from deploy.telemetry.gauges import Gauges
 from shared.config import Experiment, NetworkConfig
 from shared.envs.base import EnvSpec
 from shared.errors import RunFailed
-from shared.metrics import Row
 from shared.networks import make_networks, param_shapes, parameter_count
-from shared.roles import EVALUATOR, REPLAY, SERVICES, Kind, Role, learner_roles, source_roles
+from shared.roles import EVALUATOR, SERVICES, Kind, Role, learner_roles, source_roles
 from shared.stream.format import MANIFEST, describe
 from shared.stream.write import write_manifest
 
@@ -115,18 +114,13 @@ class Launch:
 
     def _make_replay_service(self) -> ReplayService:
         record = self.record
-
-        def report(row: Row) -> None:
-            steps = record.env_steps
-            record.add(REPLAY, {"index": steps, "env_steps": steps} | row)
-
         return ReplayService(
             record.experiment,
             record.plan,
             record.run_dir,
             self._run_id,
             self._make_server_actor,
-            report,
+            record.add_counts,
             self._say,
             resumed=record.snapshot is not None,
         )

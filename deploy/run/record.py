@@ -75,11 +75,17 @@ class RunRecord:
         """Writes one row of `role`, unless a row with its index was written before. Raises OSError on a full disk."""
         curve, index = curves(role, row), row.get("index")
         if index is not None:
-            # A restarted process repeats rows of its predecessor. Counts of replay are not repeated, and they change
-            # while the environment steps, their index, stand still.
-            if role != REPLAY and index <= self._indices.get(curve, -1):
-                return
+            if index <= self._indices.get(curve, -1):
+                return  # a restarted process repeats what its predecessor has reported
             self._indices[curve] = index
+        self._write(role, row)
+
+    def add_counts(self, counts: Row) -> None:
+        """Writes the counts of replay's tables, at the environment steps so far. Raises OSError on a full disk."""
+        steps = self.env_steps
+        self._write(REPLAY, {"index": steps, "env_steps": steps, **counts})
+
+    def _write(self, role: Role, row: Row) -> None:
         self._rows.setdefault(str(role), deque(maxlen=ROWS_KEPT)).append(row)
         if role == EVALUATOR:
             self._evaluations[row["learner"]].append(row)

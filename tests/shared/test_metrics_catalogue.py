@@ -1,16 +1,8 @@
 """The catalogue against what runs write and pages show."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from deploy.mode import Mode
-from deploy.run.in_process import InProcessRun
-from deploy.run.record import RunRecord
 from deploy.telemetry.gauges import LABELS
-from shared.config import Experiment
-from shared.envs.registry import make_envs
 from shared.metrics_catalogue import (
     CATALOGUE,
     EVERYWHERE,
@@ -22,7 +14,6 @@ from shared.metrics_catalogue import (
     tensorboard_tag,
     unknown_metrics,
 )
-from shared.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,24 +44,3 @@ def test_every_gauge_has_labels_and_a_meaning() -> None:
     named = {metric.gauge for metric in CATALOGUE if metric.gauge}
     assert named | set(RATES) == set(LABELS) == set(describe_gauges())
     assert set(FAMILIES) <= named
-
-
-@pytest.mark.slow
-def test_a_run_writes_nothing_that_the_catalogue_lacks(tmp_path: Path, uncatalogued: Callable[[Path], dict]) -> None:
-    experiment = Experiment.model_validate(
-        {
-            "env": "point_u_maze",
-            "env_options": {"episode_length": 20},
-            "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5, "actors": 2},
-            "learners": {"passive": {"depth": 4, "width": 8}},
-            "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
-            "replay": {"steps_per_environment": 400, "prefill_steps": 40, "samples_per_insert": 2.0},
-            "evaluation": {"episodes": 8, "count": 3},
-            "budget": {"env_steps": 560},
-        }
-    )
-    envs = make_envs(experiment)
-    record = RunRecord(tmp_path, experiment, make_plan(experiment, envs.training.spec))
-    InProcessRun(record, envs, mode=Mode.IN_PROCESS).run()
-    record.close()
-    assert uncatalogued(tmp_path) == {}

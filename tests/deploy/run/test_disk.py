@@ -104,6 +104,27 @@ def test_a_run_waits_on_a_full_disk_and_ends_as_if_it_had_not(small_disk: Path, 
 
 
 @pytest.mark.processes
+def test_a_run_that_has_trained_waits_for_room_for_its_checkpoints(small_disk: Path) -> None:
+    record = RunRecord(small_disk / "run", EXPERIMENT, PLAN)
+    said: list[str] = []
+    fills: list[Fill] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            fills[0].remove_after(0.5)
+
+    def progress() -> None:
+        if not fills and record.updates(ACTIVE) == PLAN.updates:
+            fills.append(Fill(small_disk, 0.7 * RESERVE_GB))
+
+    InProcessRun(record, ENVS, say).run(progress)
+    record.close()
+    assert [text.rpartition("; ")[2] for text in said] == ["the run waits for room", "the run continues"]
+    assert (record.run_dir / "checkpoints" / ACTIVE).is_dir()
+
+
+@pytest.mark.processes
 def test_a_role_goes_on_when_there_is_room_again_and_has_progressed(small_disk: Path) -> None:
     reporter, disk = Reporter(), Disk(small_disk, RESERVE_GB)
     reporter.row({})
