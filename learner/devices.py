@@ -37,8 +37,8 @@ def check_divides(layout: Layout, plan: Plan) -> None:
 
 
 def share_out(columns: Columns) -> Columns:
-    """Returns a copy of windows `[B, ...]`, sharded over this process's devices; waits until the copy is complete.
-
-    The host copies first: on a CPU, `device_put` may keep the host's own array, even with `may_alias=False`.
-    """
-    return jax.block_until_ready(jax.device_put(jax.tree.map(np.array, columns), make_layout().split))
+    """Returns a copy of windows `[B, ...]`, sharded over this process's devices; waits until the copy is complete."""
+    split = make_layout().split
+    if split.mesh.devices.flat[0].platform == "cpu":  # there `device_put` may keep the host's own array
+        columns = jax.tree.map(np.array, columns)
+    return jax.block_until_ready(jax.device_put(columns, split))

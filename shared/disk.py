@@ -60,7 +60,7 @@ class DiskNotices:
         self._disk, self._say = disk, say
         self._waiting: set[object] = set()
 
-    def tell(self, waits: Mapping[Any, str]) -> None:
+    def update(self, waits: Mapping[Any, str]) -> None:
         """Says what changed. `waits`: the reason of each role's wait, or empty; absent roles are unchanged."""
         for role, reason in waits.items():
             if (reason == DISK_SPACE) == (role in self._waiting):

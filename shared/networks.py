@@ -140,8 +140,8 @@ def run_blocks(blocks: Sequence[_Block], stacked: Sequence[Params], xs: Sequence
     """Runs each of `xs` `[..., width]` through its own blocks, whose parameters are `stacked` `[depth / 4, ...]`.
 
     One scan runs all of them: tracing and compiling cost the same at any depth, and one network computes on the cores
-    that another one leaves idle. The gradient keeps each layer's product with its kernel and computes everything else
-    again, which costs less than moving it through memory.
+    that another one leaves idle. For the gradient, only the results of matrix products are stored. Everything else is
+    computed again, which costs less than moving it through memory.
     """
     lengths = [len(jax.tree.leaves(params)[0]) for params in stacked]
     shortest = min(lengths)

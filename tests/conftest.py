@@ -1,11 +1,11 @@
 """Options of JAX and Ray for all tests, the layers that tests belong to, and real replay servers.
 
-Compiling takes most of the tests' time. Everything is compiled once, in whatever process, and with few of XLA's
-optimisations: `JAX_DISABLE_MOST_OPTIMIZATIONS=0` brings them back. Starting processes comes second. From bytecode they
-import JAX and Ray in a third of the time.
+Compilation takes most of the tests' time. All processes share one compilation cache, and XLA makes few optimisations;
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0` enables all of them. Starts of processes take the second most time. Python keeps
+bytecode, from which processes import JAX and Ray in a third of the time.
 """
 
-# ruff: noqa: E402 - the options hold for this process and those that tests start, so they come before any import
+# ruff: noqa: E402 - the options hold for this process and those that tests start, so they are set before any import
 
 import os
 import sys
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-import mujoco  # noqa: F401 - its first import starts a process, which no test is to blame for
+import mujoco  # noqa: F401 - its first import starts a process, so it comes before any test
 import pytest
 
 from deploy.replay.server.process import ReplayServer, TableSpec
@@ -33,8 +33,8 @@ from shared.metrics import parse_rows
 from shared.metrics_catalogue import unknown_metrics
 
 STARTS_PROCESSES = {"reverb_python", "browser"}  # fixtures
-QUESTIONS = {"git", "nvidia-smi", "ldconfig", "gcc", "cc", "ld", "objdump"}
-"""Programs that answer a question at once and end. Tests of the fast layer may ask them."""
+QUERY_PROGRAMS = {"git", "nvidia-smi", "ldconfig", "gcc", "cc", "ld", "objdump"}
+"""Programs that print facts about the machine and end at once. Tests of the fast layer may start them."""
 
 _may_start_processes = True
 
@@ -44,7 +44,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by what they start, and puts those first that start Ray: they take longest."""
+    """Marks tests that start processes, and puts tests that start Ray first, because they take longest."""
     for item in items:
         marked = any(item.get_closest_marker(layer) for layer in ("ray", "chaos", "deploy"))
         if marked or STARTS_PROCESSES & set(getattr(item, "fixturenames", ())):
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives each worker whole files. All that start Ray go to one worker: two clusters at once are too much here."""
+    """Gives each worker whole files. All files that start Ray go to one worker, so only one cluster runs at a time."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -81,11 +81,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def _refuse_processes(event: str, arguments: tuple[Any, ...]) -> None:
-    """Fails a test that starts a process without the marker, or the fast layer would grow slow unnoticed."""
+    """Fails a test that starts a process without the marker `processes`, so that the fast layer stays fast."""
     if _may_start_processes or event not in ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.system"):
         return
     program = os.path.basename(os.fsdecode(arguments[0])) if event == "subprocess.Popen" else event
-    if program not in QUESTIONS:
+    if program not in QUERY_PROGRAMS:
         raise AssertionError(f"this test starts a process ({program}): mark it with pytest.mark.processes")
 
 
@@ -94,13 +94,16 @@ StartServer = Callable[..., tuple[ReplayServer, str]]
 
 @pytest.fixture(scope="session")
 def reverb_python() -> Path:
-    """The Python of Reverb's environment, which the first run builds."""
+    """Path of the Python of Reverb's environment. The first run of the tests builds the environment."""
     return provision(say=lambda _: None)
 
 
 @pytest.fixture
 def start_server(reverb_python: Path, tmp_path: Path) -> Iterator[StartServer]:
-    """`start_server(*tables, port=None)` gives a running server and its address; stopped after the test."""
+    """`start_server(*tables, port=None)` starts a server and returns the server and its address.
+
+    All servers are stopped after the test.
+    """
     servers: list[ReplayServer] = []
 
     def start(*tables: TableSpec, port: int | None = None) -> tuple[ReplayServer, str]:

@@ -1,4 +1,4 @@
-"""The import rule of the design: what each part of the tree may import."""
+"""Import rules of the design: the modules that each part of the tree may import."""
 
 import ast
 import graphlib
@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"collector", "learner", "shared", "deploy"}
-ALLOWED = {"shared": {"shared"}, "collector": {"collector", "shared"}, "learner": {"learner", "shared"}, "deploy": OURS}
-BELOW = {  # what each package of deploy may import from the others
+PARTS = {"collector", "learner", "shared", "deploy"}
+ALLOWED = {
+    "shared": {"shared"},
+    "collector": {"collector", "shared"},
+    "learner": {"learner", "shared"},
+    "deploy": PARTS,
+}
+DEPLOY_MAY_IMPORT = {  # for each package of deploy: the other packages of deploy that it may import
     "scheduling": set(),
     "recovery": set(),
     "telemetry": set(),
@@ -23,13 +28,13 @@ BELOW = {  # what each package of deploy may import from the others
     "bench": {"run", "replay", "scheduling"},
     "cli": {"matrix", "report", "render", "bench", "run", "recovery", "replay", "telemetry"},
 }
-NAMES = {"layout", "mode"}  # modules beside the packages, for all of them
-REVERB = {ROOT / "deploy/replay/server/serve.py", ROOT / "deploy/replay/server/stock_client.py"}
-FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
+FOR_ALL_PACKAGES = {"layout", "mode"}  # modules of deploy that every package may import
+REVERB_FILES = {ROOT / "deploy/replay/server/serve.py", ROOT / "deploy/replay/server/stock_client.py"}
+FILES = sorted(path for package in PARTS for path in (ROOT / package).rglob("*.py"))
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that a file imports, also inside functions and `if TYPE_CHECKING`."""
+    """Returns all modules that a file imports, also inside functions and `if TYPE_CHECKING`."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -44,42 +49,42 @@ def top_level(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imported(path)}
 
 
-def test_the_tree_is_read() -> None:
-    assert {path.relative_to(ROOT).parts[0] for path in FILES} == OURS
+def test_imports_are_found_in_all_parts_and_inside_functions() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == PARTS
     assert "jax" in top_level(ROOT / "learner/update.py")
     assert "matplotlib" in top_level(ROOT / "deploy/run/summary.py")  # inside a function
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_import_rule(path: Path) -> None:
+def test_a_file_imports_only_what_its_part_may_import(path: Path) -> None:
     relative = path.relative_to(ROOT)
     names = top_level(path)
-    assert names & OURS <= ALLOWED[relative.parts[0]]
+    assert names & PARTS <= ALLOWED[relative.parts[0]]
     if "ray" in names:
         assert relative.parts[0] == "deploy"
     if names & {"grpc", "grpc_status", "grpc_health"}:
         assert relative.parts[:2] == ("shared", "replay")
     if names & {"reverb", "tensorflow"}:
-        assert path in REVERB
+        assert path in REVERB_FILES
     if "wandb" in names:
         assert path == ROOT / "deploy/telemetry/wandb_mirror.py"
     assert "tests" not in names
 
 
-@pytest.mark.parametrize("package", BELOW)
-def test_imports_within_deploy_go_one_way(package: str) -> None:
+@pytest.mark.parametrize("package", DEPLOY_MAY_IMPORT)
+def test_a_package_of_deploy_imports_only_the_packages_that_it_may_import(package: str) -> None:
     for path in (ROOT / "deploy" / package).rglob("*.py"):
-        ours = {name.split(".")[1] for name in imported(path) if name.startswith("deploy.")}
-        assert ours - NAMES <= BELOW[package] | {package}, path
+        packages = {name.split(".")[1] for name in imported(path) if name.startswith("deploy.")}
+        assert packages - FOR_ALL_PACKAGES <= DEPLOY_MAY_IMPORT[package] | {package}, path
 
 
-def test_packages_of_deploy_form_no_circle() -> None:
-    assert list(graphlib.TopologicalSorter(BELOW).static_order())[-1] == "cli"
+def test_the_packages_of_deploy_have_no_import_cycle() -> None:
+    assert list(graphlib.TopologicalSorter(DEPLOY_MAY_IMPORT).static_order())[-1] == "cli"
 
 
-def test_every_package_says_what_it_holds() -> None:
+def test_every_package_of_deploy_names_the_file_to_begin_with() -> None:
     folders = {path.parent for path in FILES if path.relative_to(ROOT).parts[0] == "deploy"}
-    assert {folder.name for folder in folders if folder.parent.name == "deploy"} == set(BELOW)
+    assert {folder.name for folder in folders if folder.parent.name == "deploy"} == set(DEPLOY_MAY_IMPORT)
     for folder in folders:
         text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
         assert text is not None, folder
@@ -91,7 +96,7 @@ def module(path: Path) -> str:
 
 
 @pytest.mark.processes
-def test_one_process_needs_neither_ray_nor_reverb_nor_grpc_nor_wandb() -> None:
+def test_in_process_runs_need_neither_ray_nor_reverb_nor_grpc_nor_wandb() -> None:
     modules = [module(path) for path in FILES if path.relative_to(ROOT).parts[0] in ("collector", "learner")]
     modules += ["deploy.cli.main", "deploy.cli.console", "deploy.run.in_process", "deploy.run.summary"]
     modules += ["deploy.bench.update", "deploy.bench.rollout"]
@@ -100,5 +105,5 @@ def test_one_process_needs_neither_ray_nor_reverb_nor_grpc_nor_wandb() -> None:
         "for name in ('ray', 'reverb', 'tensorflow', 'grpc', 'wandb'): sys.modules[name] = None\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
-    ran = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert ran.returncode == 0, ran.stderr
+    result = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Openings of docstrings: each says what a thing is or does, and none begins like a riddle."""
+"""Language of the product: first words of docstrings, and lengths of files."""
 
 import ast
 import re
@@ -11,11 +11,11 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(
     path for package in ("shared", "collector", "learner", "deploy") for path in (ROOT / package).rglob("*.py")
 )
-HEADLESS = {"Who", "What", "Of", "Those", "That", "Where", "Whose", "Whether", "Which", "How", "Why", "With", "Without"}
+BANNED = {"Who", "What", "Of", "Those", "That", "Where", "Whose", "Whether", "Which", "How", "Why", "With", "Without"}
 
 
 def docstrings(path: Path) -> Iterator[tuple[int, str]]:
-    """Docstrings of the module, its classes and functions, and the texts below assignments, each with its line."""
+    """Yields line and text of all docstrings: of module, classes and functions, and of texts below assignments."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -25,7 +25,7 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
                 yield statement.lineno, value.value.strip()
 
 
-def test_the_openings_are_found(tmp_path: Path) -> None:
+def test_all_kinds_of_docstrings_are_found(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(
         '"""A module."""\nX = 1\n"""A value."""\nclass C:\n    """Who?"""\n    def f(self):\n        """Of it."""\n'
@@ -34,9 +34,9 @@ def test_the_openings_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_docstring_begins_like_a_riddle(path: Path) -> None:
-    headless = [(line, text.splitlines()[0]) for line, text in docstrings(path) if re.split(r"\W", text)[0] in HEADLESS]
-    assert headless == []
+def test_no_docstring_begins_with_a_banned_word(path: Path) -> None:
+    wrong = [(line, text.splitlines()[0]) for line, text in docstrings(path) if re.split(r"\W", text)[0] in BANNED]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

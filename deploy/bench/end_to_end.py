@@ -1,19 +1,14 @@
 """Speed and waits of a whole short run, distributed and in one process, as `fathom run` starts it."""
 
-import os
-import signal
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
-from subprocess import DEVNULL, Popen, TimeoutExpired
 from typing import Any
-
-import yaml
 
 from deploy.bench.harness import to_stderr
 from deploy.mode import Mode
+from deploy.run.child import end_runs, start_run, why_failed
 from shared.config import Experiment
 from shared.config_file import load_experiment, parse_experiment
 from shared.errors import ConfigError, RunFailed
@@ -22,7 +17,6 @@ from shared.roles import learner_role, source_roles
 
 STOP_GRACE_S = 30.0  # a run ends itself in less
 PLENTIFUL = 0.1  # share of its time that a collector waits for room in replay, if learners limit the run
-_ERROR = "fathom: "
 # One gradient step of the learner is cheap, but 48 take longer than an unroll and its insert, so that data are
 # plentiful on a CPU. An accelerator needs more; `data_plentiful` says if they were enough.
 DEFAULT = {
@@ -109,28 +103,16 @@ def _run(folder: Path, mode: Mode, experiment: Experiment, cache: Path | None) -
 
     Raises RunFailed with the run's error, or if the run has no steady state.
     """
-    file, log, run_dir = folder / f"{mode}.yaml", folder / f"{mode}.log", folder / mode
-    file.write_text(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "deploy.cli", "run", str(file), "--run-dir", str(run_dir)]
-    command += ["--in-process"] * (mode is Mode.IN_PROCESS)
-    environ = os.environ | ({"JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {})
+    run_dir = folder / mode
+    options = ["--in-process"] if mode is Mode.IN_PROCESS else []
     started = time.time()
-    with log.open("w", encoding="utf-8") as output:
-        child = Popen(command, stdin=DEVNULL, stdout=output, stderr=output, start_new_session=True, env=environ)
-        try:
-            status = child.wait()
-        except BaseException:
-            child.send_signal(signal.SIGINT)  # as Ctrl-C does: the run ends its processes in order
-            try:
-                child.wait(STOP_GRACE_S)
-            except TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-            raise
+    child = start_run(experiment, run_dir, options, {"JAX_COMPILATION_CACHE_DIR": str(cache)} if cache else {})
+    try:
+        status = child.wait()
+    finally:
+        end_runs([child], STOP_GRACE_S)
     wall_seconds = time.time() - started
-    if status:
-        errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(_ERROR)]
-        reason = errors[-1].removeprefix(_ERROR) if errors else f"exit status {status}"
+    if reason := why_failed(run_dir, status):
         raise RunFailed(f"the {mode.replace('_', '-')} run failed: {reason}")
     learners = [read_metrics(run_dir, learner_role(name)) for name in experiment.all_learners]
     collectors = [read_metrics(run_dir, role) for role in source_roles(experiment)]

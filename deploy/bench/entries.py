@@ -23,12 +23,13 @@ LONG_KEY = np.uint64(2**63)  # keys of a run take all of their bytes
 
 
 def bench_entries(tables: Sequence[int], unrolls: int = 100) -> dict[str, Any]:
-    """Returns a row for each number of tables: one collector of 64 environments inserts `unrolls` unrolls of windows.
+    """Returns a row for each number of tables. An entry is one window in one table.
 
-    Rows are the ant's (37 random floats, 3 ints), windows are 18 x 62 rows. `env_steps_per_second`;
-    `entries_per_second`, over all tables; `collector_cpu_us`, `server_cpu_us` of an entry, with its share of the
-    chunk; `entry_bytes` of the server's resident memory, without chunks. Raises ConfigError, ProvisionError and
-    ReplayError.
+    In each measurement one collector of 64 environments inserts `unrolls` unrolls, each of which completes a window of
+    18 x 62 steps in every environment. A step has 37 random floats and 3 ints, as in the ant environment.
+    `env_steps_per_second`; `entries_per_second`, over all tables; `collector_cpu_us`, `server_cpu_us`: the process's
+    CPU time divided by the number of entries; `entry_bytes`: the server's resident memory without the steps' own data,
+    divided likewise. Raises ConfigError, ProvisionError and ReplayError.
     """
     if not tables or min(tables) < 1:
         raise ConfigError(f"--tables: positive numbers are needed, not {list(tables)}")

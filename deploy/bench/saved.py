@@ -90,7 +90,7 @@ def load(path: Path, benchmark: str) -> dict[str, Any]:
 
 
 def differences(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns the differences of a saved file's machine from this one, a few words each.
+    """Compares the machine of a saved file (`then`) with this one (`now`); returns a few words on each difference.
 
     Raises ConfigError if the devices differ in kind: their figures cannot be compared.
     """

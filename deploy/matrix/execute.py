@@ -1,28 +1,23 @@
 """Execution of a matrix: each run is a `fathom run` in a process of its own, and runs that are done are skipped."""
 
 import os
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from deploy.matrix.capacity import may_start, open_capacity
 from deploy.matrix.expand import MatrixConfig, MatrixRun, write_matrix
 from deploy.matrix.folder import MATRIX, is_begun, is_done, progress, runs_in
+from deploy.run.child import end_runs, log_file, start_run, why_failed
 from deploy.scheduling.reaper import guarded
 from shared.errors import ConfigError
 from shared.files import OWNER_ONLY, make_folder
 
 POLL_S = 0.2
 PROGRESS_EVERY_S = 30.0
-STOP_GRACE_S = 60.0  # an interrupted run ends its own processes in order
-ERROR_PREFIX = "fathom: "  # of the line in which a failed command explains itself
 CLUSTER_LOST = "failed (the Ray cluster that the runs share died)"
 
 
@@ -70,7 +65,8 @@ def execute(
             for name, child in list(children.items()):
                 if child.process.poll() is not None:
                     del children[name]
-                    failures[name] = _why_failed(out / f"{name}.log", child.process.returncode)
+                    if reason := why_failed(out / name, child.process.returncode):
+                        failures[name] = f"failed ({reason}; see {log_file(out / name)})"
                     say(f"{name}: {failures[name] or 'done'} after {time.monotonic() - child.started:.0f} s")
             if children and time.monotonic() - reported > PROGRESS_EVERY_S:
                 reported = time.monotonic()
@@ -90,40 +86,13 @@ def _children() -> Iterator[dict[str, Child]]:
     try:
         yield children
     finally:
-        running = [child.process for child in children.values()]
-        for process in running:
-            process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + STOP_GRACE_S
-        for process in running:
-            try:
-                process.wait(max(deadline - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        end_runs(child.process for child in children.values())
 
 
 def _start(out: Path, run: MatrixRun, in_process: bool, dir_mode: int, environ: Mapping[str, str]) -> subprocess.Popen:
-    """Starts `fathom run` in a session of its own; its output goes to a file beside the run's folder."""
-    experiment = out / f"{run.name}.yaml"
-    experiment.write_text(yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "deploy.cli", "run", str(experiment), "--run-dir", str(out / run.name)]
-    command += ["--resume" if is_begun(out / run.name, run) else "--overwrite"]
-    command += ["--dir-mode", f"{dir_mode:04o}"] + ["--in-process"] * in_process
-    with open(out / f"{run.name}.log", "w", encoding="utf-8") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={"WANDB_RUN_GROUP": out.name, **os.environ, **environ},
-        )
-
-
-def _why_failed(log: Path, status: int) -> str:
-    """Returns the last error line in `log`, or else the exit status; empty if the run did not fail."""
-    if status == 0:
-        return ""
-    errors = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(ERROR_PREFIX)]
-    reason = errors[-1].removeprefix(ERROR_PREFIX) if errors else f"exit status {status}"
-    return f"failed ({reason}; see {log})"
+    """Starts `fathom run`, which begins or resumes the run."""
+    run_dir = out / run.name
+    options = ["--resume" if is_begun(run_dir, run) else "--overwrite", "--dir-mode", f"{dir_mode:04o}"]
+    options += ["--in-process"] * in_process
+    group = os.environ.get("WANDB_RUN_GROUP", out.name)
+    return start_run(run.experiment, run_dir, options, {"WANDB_RUN_GROUP": group, **environ})

@@ -11,9 +11,20 @@ from deploy.report import text
 from deploy.report.contents import EnvironmentReport, Report
 from deploy.report.figures import figures
 from shared.files import replace_file
+from shared.metrics_catalogue import Metric, find_metric
 
 _SETTINGS = {"responsive": True, "displaylogo": False, "displayModeBar": False}
 _DIV = {"config": _SETTINGS, "include_plotlyjs": False, "full_html": False}
+_MEASURES = (
+    ("time at goal", "evaluator", "time_at_goal"),
+    ("success rate", "evaluator", "success_rate"),
+    ("cells visited", "collector", "coverage"),
+    ("entropy of visits", "collector", "coverage_entropy"),
+    ("gradient steps", "learner", "gradient_steps"),
+    ("samples/insert", "learner", "samples_per_insert"),
+    ("sample age", "learner", "sample_age"),
+)
+"""Title on the page, kind of metrics file, and name of each metric that the page defines."""
 
 
 def write_page(report: Report, path: Path) -> Path:
@@ -27,9 +38,16 @@ def write_page(report: Report, path: Path) -> Path:
         plotly=Markup(get_plotlyjs()),
         matrix_yaml=yaml.safe_dump(report.matrix, sort_keys=False),
         marked=[row for each in report.envs for row in each.fairness if row.mark],
+        measures=_measures(),
     )
     replace_file(path, page, sync=False)
     return path
+
+
+def _measures() -> dict[str, Metric]:
+    """Returns the metrics of the page by what the page calls them."""
+    found = {title: find_metric(kind, name) for title, kind, name in _MEASURES}
+    return {title: metric for title, metric in found.items() if metric is not None}
 
 
 def _figures(report: EnvironmentReport, seeds: int) -> dict[str, list[Markup]]:

@@ -198,9 +198,10 @@ def _ratio(series: Mapping[int, Values], shallower: int, deeper: int) -> DepthRa
 
 
 def _critical(ratios: list[DepthRatio]) -> DepthRatio | None:
-    """Returns the largest ratio, if its interval lies above all others, and above 1: losing least is not critical.
+    """Returns the largest ratio if its interval lies above the intervals of all others, and above 1.
 
-    Returns None for fewer than 2 ratios, and while a ratio has no interval: it might be the largest.
+    A ratio below 1 is a loss by depth, and the smallest loss is not critical. Returns None otherwise, for fewer than 2
+    ratios, and while a ratio has no interval, because that ratio might be the largest.
     """
     intervals = [each.interval for each in ratios if each.interval]
     if len(ratios) < 2 or len(intervals) < len(ratios):

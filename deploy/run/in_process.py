@@ -169,7 +169,7 @@ class InProcessRun:
                     self.record.add(role, row)
             else:
                 self._rows += [(row["index"], order, role, row) for row in report.rows]
-        self._notices.tell(waits)
+        self._notices.update(waits)
         self._record_rows()
         on_progress()
 
@@ -247,9 +247,9 @@ class InProcessRun:
     def _pause_for_room(self) -> None:
         """Waits in the thread that drives the run while the disk is short of room, and says so."""
         if self._disk.short:
-            self._notices.tell({"the run": DISK_SPACE})
+            self._notices.update({"the run": DISK_SPACE})
             self._disk.wait_for_room(Reporter(), lambda: False)
-            self._notices.tell({"the run": ""})
+            self._notices.update({"the run": ""})
 
 
 def _call_all(calls: Sequence[Callable[[], None]]) -> None:

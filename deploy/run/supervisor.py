@@ -133,7 +133,7 @@ class Supervisor:
             cause = self._find_fault(watched)
             if cause:
                 self._restart(watched, cause)
-        self._notices.tell(
+        self._notices.update(
             {role: one.report.waiting_for for role, one in self._roles.items() if one.report is not None}
         )
         self._tend_replay()

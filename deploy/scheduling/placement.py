@@ -101,8 +101,8 @@ def asks_nothing(roles: Roles) -> bool:
 def assign_resources(experiment: Experiment, nodes: Sequence[Node]) -> dict[Role, Resources]:
     """Returns every role's resources: `gpus` that was left open becomes a share of the GPUs that are left, or 0.
 
-    All roles share a single GPU. Of more GPUs, collectors and evaluator get some and learners get the others, one for
-    each role as far as possible.
+    All roles share a single GPU. Several GPUs are divided in two groups, one for collectors and evaluator and one for
+    learners; within its group each role gets a GPU of its own as far as they suffice.
     """
     roles = roles_of(experiment)
     open_roles = {role: wanted for role, wanted in roles.items() if wanted.gpus is None}

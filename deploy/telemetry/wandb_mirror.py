@@ -148,7 +148,8 @@ def _start(run_dir: Path) -> tuple[Any, str]:
 def followed(metrics: Path, ended: threading.Event) -> Iterator[tuple[str, Row]]:
     """Yields each role's name with each row of its file, also rows to come, until `ended`.
 
-    Rows that a resumed run has rewound are left out: all of them are in the first part that is read.
+    Rows that a resumed run has marked as undone are left out. The marks were written before this process started, so
+    each mark and its rows are read together, in the first pass.
     """
     read: dict[Path, int] = defaultdict(int)
     last = False

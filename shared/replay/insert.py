@@ -112,6 +112,7 @@ class Inserter(BackgroundClient):
         super().__init__("the replay server's confirmations", paused)
         self._address, self._tables, self._audit = address, tables, audit
         self._timeout_s, self._should_stop = timeout_s, should_stop
+        # Of this connection alone: its server may lack chunks that the source made before.
         self._chunks, self._windows = chunks_per_window, no_windows(environments)
         self._keys = Keys(source, environments, len(tables))
         self._episode_ids = np.frombuffer(secrets.token_bytes(8 * environments), np.uint64)

@@ -278,7 +278,7 @@ class ReconnectingSampler(Generic[X]):
         return None if self._num_floats is None else self.taken
 
     def open(self, num_floats: int, taken: int) -> None:
-        """Must come before the first sample; an earlier incarnation of the learner has trained on `taken` windows."""
+        """Allows `sample`, which connects. Earlier incarnations of the learner have trained on `taken` windows."""
         self._num_floats, self._taken_before = num_floats, taken
 
     @property

@@ -196,7 +196,7 @@ class Sampler(BackgroundClient, Generic[X]):
             raise wire.WireError(f"a sample of {self._table} came without its item")
         with self._changed:
             if self._batches_asked == len(self._ready):
-                raise wire.WireError(f"{self._table} gave a window that nobody asked for")
+                raise wire.WireError(f"{self._table} gave a window that was not requested")
         wire.read_window(window, chunks, (self._floats[self._filled], self._ints[self._filled]))
         self._filled += 1
         with self._changed:

@@ -1,3 +1,5 @@
+"""Environments of the collector's tests: one counts its steps, the other also breaks at a step."""
+
 from dataclasses import dataclass
 
 import jax
@@ -10,10 +12,10 @@ from shared.types import Array
 
 @dataclass(frozen=True)
 class Counting(GoalEnv):
-    """Counts its steps. State `[steps into the episode, start tag, goal tag]`, goal `[goal, goal tag]`.
+    """Environment that counts its steps. State `[steps in the episode, start tag, goal tag]`, goal `[goal, goal tag]`.
 
-    Each reset draws both tags, and which of the pairs of `goals` and `limits` holds: the episode terminates
-    after `limit` steps, and the distance is between the steps made and the goal.
+    Each reset draws two random tags, and one of the pairs of `goals` and `limits`. The episode terminates after `limit`
+    steps. The distance is the difference between the number of steps and the goal.
     """
 
     goals: tuple[float, ...] = (2.0, 5.0)
@@ -38,10 +40,10 @@ class Counting(GoalEnv):
         )
 
     def reset(self, key: Array) -> EnvState:
-        start, goal, which = jax.random.uniform(key, (3,))
-        which = (which * len(self.goals)).astype(jnp.int32)
-        physics = {"limit": jnp.array(self.limits)[which]}
-        commanded = jnp.stack([jnp.array(self.goals)[which], goal])
+        start, goal, pair = jax.random.uniform(key, (3,))
+        pair = (pair * len(self.goals)).astype(jnp.int32)
+        physics = {"limit": jnp.array(self.limits)[pair]}
+        commanded = jnp.stack([jnp.array(self.goals)[pair], goal])
         return EnvState(physics, jnp.stack([jnp.zeros(()), start, goal]), commanded, jnp.array(False))
 
     def step(self, env_state: EnvState, action: Array) -> EnvState:
@@ -49,32 +51,32 @@ class Counting(GoalEnv):
         return env_state._replace(state=state, terminated=state[0] >= env_state.physics["limit"])
 
     def cell(self, goal: Array) -> Array:
-        """Steps into the episode, 4 and more alike."""
+        """Returns the number of steps in the episode, at most 4."""
         return jnp.minimum(jnp.round(goal[..., 0]), 4).astype(jnp.int32)
 
 
 @dataclass(frozen=True)
 class Breaking(Counting):
-    """Breaks with its step number `breaks_after`, in episodes whose start tag is below `share`.
+    """Environment that breaks at step number `breaks_at` of episodes with a start tag below `share`.
 
-    The coordinates that are `struck` are then `value`. Starts with a tag below `unfit` are not finite at all.
+    A break sets the state's `coordinates` to `value`. Episodes with a start tag below `nan_share` start at NaN.
     """
 
     limits: tuple[int, ...] = (100, 100)
-    breaks_after: int = 4
+    breaks_at: int = 4
     share: float = 0.5
     value: float = float("nan")
-    struck: tuple[bool, ...] = (True, True, True)
-    unfit: float = 0.0
+    coordinates: tuple[bool, ...] = (True, True, True)
+    nan_share: float = 0.0
 
     def reset(self, key: Array) -> EnvState:
         env_state = super().reset(key)
-        return env_state._replace(state=jnp.where(env_state.state[1] < self.unfit, jnp.nan, env_state.state))
+        return env_state._replace(state=jnp.where(env_state.state[1] < self.nan_share, jnp.nan, env_state.state))
 
     def step(self, env_state: EnvState, action: Array) -> EnvState:
         after = super().step(env_state, action)
-        breaks = (after.state[0] == self.breaks_after) & (after.state[1] < self.share)
-        return after._replace(state=jnp.where(breaks & jnp.array(self.struck), self.value, after.state))
+        breaks = (after.state[0] == self.breaks_at) & (after.state[1] < self.share)
+        return after._replace(state=jnp.where(breaks & jnp.array(self.coordinates), self.value, after.state))
 
 
 @pytest.fixture(scope="session")

@@ -19,29 +19,35 @@ from shared.types import Array, Metrics
 
 LINEAR = Actor(nn.Dense(4), 2)
 EPISODES = 64
-# Settings of each case. All others are as in `USUAL`: a goal 100 away, no termination, no break.
+# Settings of each case that differ from `DEFAULTS` (a goal 100 away, no termination, no break).
 CASES: dict[str, dict[str, Any]] = {
-    # Every episode of 3 steps is at its goal once, after step 2. Two of them fit into the 8 steps rolled out.
+    # Episodes of 3 steps, at the goal after step 2 only. The rollout of 8 steps has room for two such episodes.
     "two episodes": {"goals": (2.0, 2.0), "limits": (3, 3)},
     # Steps 1 to 8 against goal 7: within 0.5 after step 7, within 1.5 after 6 to 8, within 3.5 after 4 to 8.
     "whole": {"goals": (7.0, 7.0)},
     "far": {},
     "a little far": {"goals": (10.0, 10.0)},
-    # Some have 3 steps, 2 of them at goal (after 2 and 3, radius 1.5 of 3.4), others 8 steps and never get there.
+    # Some episodes have 3 steps, and are within 1.5 of goal 3.4 after steps 2 and 3. Others have 8 steps, none at goal.
     "two kinds": {"goals": (3.4, 100.0), "limits": (3, 100)},
-    # Goal 4, radius 1.5: at goal after step 3; step 4 breaks, and would have been at goal, too.
+    # Goal 4, radius 1.5: at goal after step 3. Step 4 would also be at goal, but breaks.
     "all break": {"goals": (4.0, 4.0), "share": 2.0},
-    "break at once": {"goals": (1.0, 1.0), "share": 2.0, "breaks_after": 1},
-    # Others go on to step 8, 4 away, and were at goal after steps 3, 4 and 5.
+    "break at once": {"goals": (1.0, 1.0), "share": 2.0, "breaks_at": 1},
+    # Episodes that do not break are at goal after steps 3, 4 and 5, and end after step 8 at distance 4.
     "some break": {"goals": (4.0, 4.0), "share": 0.5},
-    "unfit": {"goals": (4.0, 4.0), "unfit": 0.5},
+    "some start at NaN": {"goals": (4.0, 4.0), "nan_share": 0.5},
 }
-USUAL: dict[str, Any] = {"goals": (100.0, 100.0), "limits": (100, 100), "share": 0.0, "breaks_after": 4, "unfit": 0.0}
+DEFAULTS: dict[str, Any] = {
+    "goals": (100.0, 100.0),
+    "limits": (100, 100),
+    "share": 0.0,
+    "breaks_at": 4,
+    "nan_share": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
 def evaluated(breaking: Any) -> dict[str, dict[str, float]]:
-    """Metrics of every case, all of them compiled at once: 8 steps, radii 1.5, 3.5 (easy) and 0.5 (hard)."""
+    """Metrics of all cases, compiled at once: episodes of 8 steps, radii 1.5, 3.5 (easy) and 0.5 (hard)."""
 
     def evaluate(settings: dict[str, Any]) -> Metrics:
         env = breaking(episode_length=8, goal_radius=1.5, easy_radius=3.5, hard_radius=0.5, **settings)
@@ -51,14 +57,14 @@ def evaluated(breaking: Any) -> dict[str, dict[str, float]]:
         return make_evaluate(env, LINEAR, EPISODES)(params, key)
 
     key = jax.random.key(0)
-    cases = [USUAL | case for case in CASES.values()]
-    settings = {name: np.array([case[name] for case in cases]) for name in USUAL}
+    cases = [DEFAULTS | case for case in CASES.values()]
+    settings = {name: np.array([case[name] for case in cases]) for name in DEFAULTS}
     metrics = jax.device_get(jax.jit(jax.vmap(evaluate))(settings))
     return {name: {key: float(each[row]) for key, each in metrics.items()} for row, name in enumerate(CASES)}
 
 
 def headline(metrics: dict[str, float], suffix: str = "") -> tuple[float, ...]:
-    """Time at goal, success rate, final distance and episode length."""
+    """Returns time at goal, success rate, final distance and episode length."""
     radius = [metrics[f"{name}{suffix}"] for name in ("time_at_goal", "success_rate")]
     return *radius, metrics["final_distance"], metrics["episode_length"]
 
@@ -82,7 +88,7 @@ def test_metrics_are_means_over_episodes(evaluated: Any) -> None:
     )
 
 
-def test_other_radii_are_counted_where_the_environment_has_them(evaluated: Any, counting: Any) -> None:
+def test_easy_and_hard_radii_are_counted_if_the_environment_has_them(evaluated: Any, counting: Any) -> None:
     assert [evaluated["whole"][f"time_at_goal{suffix}"] for suffix in ("", "_easy", "_hard")] == [3, 5, 1]
     assert [evaluated["a little far"][f"success_rate{suffix}"] for suffix in ("", "_easy", "_hard")] == [0, 1, 0]
     always = {"time_at_goal", "success_rate", "final_distance", "episode_length"}
@@ -93,7 +99,7 @@ def test_other_radii_are_counted_where_the_environment_has_them(evaluated: Any, 
         assert metrics.keys() == always | more
 
 
-def test_a_broken_episode_ends_there_not_at_the_goal(evaluated: Any) -> None:
+def test_a_broken_step_ends_its_episode_and_is_not_at_goal(evaluated: Any) -> None:
     assert headline(evaluated["all break"]) == pytest.approx((1, 1, 1, 4))
     assert headline(evaluated["break at once"]) == pytest.approx((0, 0, 1, 1))
     metrics = evaluated["some break"]
@@ -104,7 +110,7 @@ def test_a_broken_episode_ends_there_not_at_the_goal(evaluated: Any) -> None:
 
 
 def test_an_episode_that_was_never_finite_has_no_final_distance(evaluated: Any) -> None:
-    metrics = evaluated["unfit"]
+    metrics = evaluated["some start at NaN"]
     share = (metrics["episode_length"] - 1) / 7
     assert 0.25 < share < 0.75
     assert metrics["final_distance"] == pytest.approx(4)
@@ -113,15 +119,18 @@ def test_an_episode_that_was_never_finite_has_no_final_distance(evaluated: Any) 
 
 @dataclass(frozen=True)
 class Drift(GoalEnv):
-    """State and position are the sum of all actions; every episode starts at (0, `apart`) and goes to (1, 1)."""
+    """Environment whose state is the start plus the sum of all actions.
 
-    apart: float = 0.0
+    Every episode starts at (0, y), with a random y from 0 to `spread`. The goal is (1, 1).
+    """
+
+    spread: float = 0.0
     spec = EnvSpec(
         state_size=2, goal_size=2, action_size=2, goal_indices=(0, 1), episode_length=9, goal_radius=0.5, num_cells=1
     )
 
     def reset(self, key: Array) -> EnvState:
-        start = jnp.stack([jnp.zeros(()), self.apart * jax.random.uniform(key)])
+        start = jnp.stack([jnp.zeros(()), self.spread * jax.random.uniform(key)])
         return EnvState((), start, jnp.ones(2), jnp.array(False))
 
     def step(self, env_state: EnvState, action: Array) -> EnvState:
@@ -166,29 +175,29 @@ def test_the_policy_is_deterministic() -> None:
     assert metrics["final_distance"] == pytest.approx(float(np.linalg.norm(state - 1)), rel=1e-4)
 
 
-def test_all_learners_meet_the_same_episodes() -> None:
-    one = evaluator(Drift(apart=1.0))
+def test_all_learners_are_evaluated_on_the_same_episodes() -> None:
+    one = evaluator(Drift(spread=1.0))
     first = one.evaluate(ACTIVE, policy(3))
     assert first["env_steps"] == PLAN.env_steps_at(3)
     other = one.evaluate("twin", policy(3, seed=1))
     assert other["final_distance"] != first["final_distance"]
-    # Another learner, with another critic, which acting does not use: the same episodes.
+    # The learners differ in their critics, which the evaluator does not use.
     assert one.evaluate("twin", policy(3)) == first | {"learner": "twin"}
     assert one.evaluate(ACTIVE, policy(4))["final_distance"] != first["final_distance"]
-    assert evaluator(Drift(apart=1.0), seed=1).evaluate(ACTIVE, policy(3))["final_distance"] != first["final_distance"]
+    assert evaluator(Drift(spread=1.0), seed=1).evaluate(ACTIVE, policy(3))["final_distance"] != first["final_distance"]
 
 
-def test_a_full_queue_drops_the_oldest_but_no_last_one() -> None:
+def test_a_full_queue_drops_the_oldest_request_but_no_last_request() -> None:
     queue = EvaluationQueue(length=3)
     for version, last in ((1, False), (2, True), (3, False), (4, False), (5, True), (6, True)):
         queue.put(EvaluationRequest("a", Policy(version, {}), last))
     assert (queue.dropped, len(queue)) == (3, 3)
     left = [queue.get(timeout_s=0.0) for _ in range(4)]
-    assert [snapshot.policy.version if snapshot else None for snapshot in left] == [2, 5, 6, None]
+    assert [request.policy.version if request else None for request in left] == [2, 5, 6, None]
     assert len(queue) == 0
 
 
-def test_an_evaluator_ends_with_every_learners_last_snapshot() -> None:
+def test_an_evaluator_ends_after_the_last_request_of_every_learner() -> None:
     queue, reporter = EvaluationQueue(), Reporter()
     for name, version, last in ((ACTIVE, 0, False), ("twin", 7, True), (ACTIVE, 7, True), ("twin", 9, True)):
         queue.put(EvaluationRequest(name, policy(version), last))

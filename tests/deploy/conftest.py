@@ -1,4 +1,4 @@
-"""A Ray cluster for tests of runs whose own cluster is not what they test."""
+"""A Ray cluster that tests share, and environments that only tests use."""
 
 import os
 import subprocess
@@ -18,15 +18,15 @@ STOP_S = 60
 
 @pytest.fixture(scope="session")
 def pace_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of files that paced environments of the shared cluster's runs heed."""
+    """Folder of the files by which a test slows down the environments of `own_envs/paced.py` on the shared cluster."""
     return tmp_path_factory.mktemp("pace")
 
 
 @pytest.fixture(scope="session")
 def _cluster(pace_dir: Path) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
-    """The holder of a Ray cluster of one node without GPUs, and what other processes' environments need to enter it."""
+    """The holder of a Ray cluster of one node without GPUs, and the environment variables of processes that join it."""
     command = [sys.executable, "-m", "deploy.scheduling.ray_cluster", str(STORE_BYTES)]
-    # Workers have the environment of their cluster, not of a run.
+    # Ray workers inherit the environment variables of the cluster, not of the run.
     path = os.pathsep.join(filter(None, (str(OWN_ENVS), os.environ.get("PYTHONPATH"))))
     holder = subprocess.Popen(
         command,
@@ -48,7 +48,7 @@ def _cluster(pace_dir: Path) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
 
 @pytest.fixture
 def own_envs(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of environments that the test and the processes that it starts can import."""
+    """Folder of environments that the test and its child processes can import."""
     monkeypatch.syspath_prepend(OWN_ENVS)
     monkeypatch.setenv("PYTHONPATH", str(OWN_ENVS), prepend=os.pathsep)
     return OWN_ENVS
@@ -56,7 +56,7 @@ def own_envs(monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def shared_cluster(_cluster: tuple[psutil.Process, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> psutil.Process:
-    """Lets the test's processes use one Ray cluster for all tests; returns the process that its actors descend from."""
+    """Makes the test's processes join the shared Ray cluster; returns the ancestor process of all its actors."""
     holder, environ = _cluster
     for name, value in environ.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Every experiment and matrix that is shipped can be planned."""
+"""Shipped experiments and matrices: all can be planned, and the paper's have its sizes."""
 
 from pathlib import Path
 
@@ -20,9 +20,9 @@ PAPER = {
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_it_can_be_planned(path: Path) -> None:
+def test_a_shipped_file_can_be_planned(path: Path) -> None:
     if "envs" in yaml.safe_load(path.read_text()):
-        matrix = load_matrix(path)  # which checks every run's configuration
+        matrix = load_matrix(path)  # checks the configuration of every run
         ends = matrix.collector_depths[0], matrix.collector_depths[-1]
         few = matrix.model_copy(update={"collector_depths": tuple(dict.fromkeys(ends)), "seeds": matrix.seeds[:1]})
         assert estimate_matrix(few)["totals"]["gradient_steps"] > 0
@@ -30,7 +30,7 @@ def test_it_can_be_planned(path: Path) -> None:
         assert make_envs_and_plan(load_experiment(path))[1].updates > 0
 
 
-def test_the_paper_s_experiments_are_what_they_say() -> None:
+def test_experiments_of_the_paper_have_its_environments_and_depths() -> None:
     shipped = {path.stem: path for path in SHIPPED}
     sweep = load_matrix(shipped["depth_sweep"])
     assert (set(sweep.envs), len(sweep.envs)) == (PAPER, 10)

@@ -1,3 +1,5 @@
+"""Windows and an experiment on which a correct learner learns within seconds."""
+
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from shared.replay.codec import Columns
 class Line:
     """Windows of points that move in straight lines: state `[0, x, y]`, goal `[x, y]`, action = one step's direction.
 
-    A row's action leads to the later rows of its window, so goals tell actions apart.
+    The action of a row leads to the later rows of its window, so goals depend on actions.
     """
 
     spec = EnvSpec(
@@ -40,18 +42,18 @@ class Line:
                 },
                 "replay": {"steps_per_environment": 200, "prefill_steps": 8},
                 "evaluation": {"count": 2},
-                "budget": {"env_steps": 20 * 32},  # two updates; tests share this plan, so it is compiled once
+                "budget": {"env_steps": 20 * 32},  # two updates; all tests share this plan, so that it is compiled once
             }
             | overrides
         )
 
     @staticmethod
     def windows(seed: int, windows: int = 32, rows: int = 12, unrelated: bool = False) -> Columns:
-        """Returns random windows; with `unrelated`, every row is an independent point, so no goal tells rows apart."""
+        """Returns random windows; with `unrelated`, all rows are independent, so goals do not depend on actions."""
         rng = np.random.default_rng(seed)
-        apart = rows if unrelated else 1
-        start = rng.normal(size=(windows, apart, 2))
-        action = np.broadcast_to(rng.uniform(-1, 1, (windows, apart, 2)), (windows, rows, 2))
+        num_points = rows if unrelated else 1
+        start = rng.normal(size=(windows, num_points, 2))
+        action = np.broadcast_to(rng.uniform(-1, 1, (windows, num_points, 2)), (windows, rows, 2))
         position = start + 0.5 * np.arange(rows)[:, None] * action
         floats = np.concatenate([np.zeros((windows, rows, 1)), position, action], axis=-1).astype(np.float32)
         step = np.broadcast_to(np.arange(rows), (windows, rows))

@@ -17,7 +17,7 @@ from shared.replay.codec import Columns
 from shared.types import Array
 
 pytestmark = pytest.mark.slow
-POISONED = 2  # windows, of 32
+POISONED = 2  # windows with a NaN, of 32
 
 
 class Training:
@@ -31,12 +31,12 @@ class Training:
         self.learner = Learner(self.experiment, self.plan, self.spec, ACTIVE, reports)
         self.good: Columns = line.windows(0)
         bad = self.good.floats.copy()
-        bad[:POISONED, 5, 0] = np.nan  # a coordinate that no goal holds
+        bad[:POISONED, 5, 0] = np.nan  # coordinate 0 is not in goals
         self.bad = self.good._replace(floats=bad)
-        self.hopeless = self.good._replace(floats=np.full_like(bad, np.inf))
+        self.all_infinite = self.good._replace(floats=np.full_like(bad, np.inf))
 
     def guarded(self, reports: Path | None, non_finite: Literal["skip", "end"] = "skip") -> Learner:
-        """Returns the learner with a new guard."""
+        """Gives the learner a new guard, and returns the learner."""
         algorithm = self.experiment.algorithm.model_copy(update={"non_finite": non_finite})
         guard = Guard(algorithm, self.plan, self.spec, ACTIVE, reports)
         guard._minibatch = self.learner._guard._minibatch  # already compiled
@@ -57,7 +57,7 @@ def key_of(learner: Learner) -> np.ndarray:
     return np.array(jax.random.key_data(learner.state.key))
 
 
-def trained(learner: Learner) -> list[np.ndarray]:
+def trained_arrays(learner: Learner) -> list[np.ndarray]:
     """Returns copies of all arrays that gradient steps change."""
     state = learner.state
     return [np.array(leaf) for leaf in jax.tree.leaves((state.actor, state.critic, state.log_alpha, state.optimisers))]
@@ -109,10 +109,10 @@ def test_each_learner_has_a_limited_number_of_reports(training: Training, tmp_pa
 def test_non_finite_steps_are_skipped_and_the_others_train_without_recompilation(training: Training) -> None:
     learner = training.guarded(reports=None)
     for windows in (training.good, training.bad, training.good):
-        before = trained(learner)
+        before = trained_arrays(learner)
         assert (learner.update(windows)["guard/skipped"] > 0) == (windows is training.bad)
-        assert not equal(before, trained(learner))
-        assert all(np.isfinite(leaf).all() for leaf in trained(learner))
+        assert not equal(before, trained_arrays(learner))
+        assert all(np.isfinite(leaf).all() for leaf in trained_arrays(learner))
         assert _jitted_update(learner.kind)._cache_size() == 1
 
 
@@ -130,16 +130,16 @@ def test_mode_end_ends_training_at_the_first_non_finite_step(training: Training,
     assert line.endswith("lower the learning rate, set algorithm.max_gradient_norm or use algorithm.non_finite: skip")
     assert (tmp_path / f"non-finite-active-{update}.npz").exists()
     assert int(learner.state.updates) == update
-    assert all(np.isfinite(leaf).all() for leaf in trained(learner))
+    assert all(np.isfinite(leaf).all() for leaf in trained_arrays(learner))
 
 
 def test_an_update_without_any_finite_step_ends_training(training: Training) -> None:
     learner = training.guarded(reports=None)
-    before, key, updates = trained(learner), key_of(learner), learner.updates
+    before, key, updates = trained_arrays(learner), key_of(learner), learner.updates
     with pytest.raises(NonFiniteError, match=r"12 of 12 gradient steps .* first step 1 .*report: none") as caught:
-        learner.update(training.hopeless)
+        learner.update(training.all_infinite)
     assert str(caught.value).endswith("; lower the learning rate or set algorithm.max_gradient_norm")
-    assert equal(before, trained(learner))
+    assert equal(before, trained_arrays(learner))
     assert learner.updates == int(learner.state.updates) == updates + 1
     assert not np.array_equal(key, key_of(learner))
 

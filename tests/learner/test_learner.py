@@ -24,12 +24,19 @@ def equal(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(one, other, strict=True))
 
 
-class Ran(NamedTuple):
+class LearnerRun(NamedTuple):
+    """A learner's whole run of two updates, then two trainings of 40 updates each.
+
+    `start` to `rows` belong to the run; `copies` are the parameters of `policies`, copied at publication. `before`,
+    `after` and `metrics` belong to the training on windows with related goals, `unrelated` are the metrics of the
+    training on windows with unrelated goals.
+    """
+
     plan: Plan
     start: list[np.ndarray]
     policies: list[Policy]
     copies: list[Any]
-    snapshots: list[int]
+    evaluated: list[int]
     rows: list[Row]
     before: LearnerState
     after: LearnerState
@@ -38,16 +45,12 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def ran(line: Any) -> Ran:
-    """A learner's whole run, which is short; `copies` are the policies as they were when they were published.
-
-    Then two longer trainings: on windows to learn from (`metrics`), and on windows with nothing to learn.
-    """
+def run(line: Any) -> LearnerRun:
     experiment = line.experiment()
     plan = make_plan(experiment, line.spec)
     assert plan.updates == 2
     learner, reporter = Learner(experiment, plan, line.spec, ACTIVE), Reporter()
-    start, policies, copies, snapshots = leaves(learner.state), [], [], []
+    start, policies, copies, evaluated = leaves(learner.state), [], [], []
     inserted = iter([plan.prefill_windows + 32, plan.prefill_windows + 80])
 
     def sample() -> Columns:
@@ -61,7 +64,7 @@ def ran(line: Any) -> Ran:
         sample,
         lambda: next(inserted),
         publish,
-        lambda policy: snapshots.append(policy.version),
+        lambda policy: evaluated.append(policy.version),
         lambda: None,
         reporter,
         should_stop=lambda: False,
@@ -69,39 +72,40 @@ def ran(line: Any) -> Ran:
     rows = reporter.drain().rows
 
     def train(unrelated: bool) -> list[Metrics]:
-        # Placed as the learner's own, or the update would be compiled again; the last one's buffers were donated.
+        # Updates donate the buffers of a learner's state, so each training needs a new state. `resume` places it where
+        # the old state was; otherwise the update would be compiled again.
         learner.resume(Learner.initial_state(experiment, line.spec, ACTIVE))
         return [learner.update(line.windows(seed, unrelated=unrelated)) for seed in range(40)]
 
     unrelated, metrics = train(unrelated=True), train(unrelated=False)
     before = Learner.initial_state(experiment, line.spec, ACTIVE)
-    return Ran(plan, start, policies, copies, snapshots, rows, before, learner.state, metrics, unrelated)
+    return LearnerRun(plan, start, policies, copies, evaluated, rows, before, learner.state, metrics, unrelated)
 
 
-def test_a_learner_makes_the_updates_it_owes(ran: Ran) -> None:
-    assert [policy.version for policy in ran.policies] == [0, 1, 2]
-    assert ran.snapshots == [0, 1, 2]
-    assert [row["updates"] for row in ran.rows] == [1, 2]
+def test_a_learner_makes_every_update_of_its_plan(run: LearnerRun) -> None:
+    assert [policy.version for policy in run.policies] == [0, 1, 2]
+    assert run.evaluated == [0, 1, 2]
+    assert [row["updates"] for row in run.rows] == [1, 2]
 
 
-def test_a_published_policy_stays_as_it_was(ran: Ran) -> None:
-    for policy, copy in zip(ran.policies, ran.copies, strict=True):
+def test_updates_do_not_change_published_policies(run: LearnerRun) -> None:
+    for policy, copy in zip(run.policies, run.copies, strict=True):
         jax.tree.map(np.testing.assert_array_equal, policy.params, copy)
-    assert not equal(jax.tree.leaves(ran.copies[0]), jax.tree.leaves(ran.copies[1]))
+    assert not equal(jax.tree.leaves(run.copies[0]), jax.tree.leaves(run.copies[1]))
 
 
-def test_rows_say_how_far_it_is(ran: Ran) -> None:
-    first, second = ran.rows
+def test_rows_report_progress(run: LearnerRun) -> None:
+    first, second = run.rows
     assert (first["gradient_steps"], second["gradient_steps"]) == (12, 24)
     assert (first["samples_per_insert"], second["samples_per_insert"]) == pytest.approx((1.0, 64 / 80))
-    unrolls = ran.plan.prefill_windows // 8 + 80 // 8 + ran.plan.chunks_per_window - 1
+    unrolls = run.plan.prefill_windows // 8 + 80 // 8 + run.plan.chunks_per_window - 1
     assert second["env_steps"] == unrolls * 8 * 4
     assert second["utd"] == pytest.approx(24 / second["env_steps"])
-    assert second["sample_age"] == unrolls * 4 - 1 - 11  # the newest step, and the last of the windows sampled
+    assert second["sample_age"] == unrolls * 4 - 1 - 11  # newest step minus last step of the sampled windows
     assert "wait/replay starved" in second
 
 
-def test_names_and_seeds_start_apart_and_other_learners_do_not_matter(line: Any, ran: Ran) -> None:
+def test_the_initial_state_depends_on_name_and_seed_but_not_on_other_learners(line: Any, run: LearnerRun) -> None:
     sizes = {"width": 16, "depth": 4}
 
     def start(name: str, learners: dict[str, dict], **overrides: Any) -> list[np.ndarray]:
@@ -109,7 +113,7 @@ def test_names_and_seeds_start_apart_and_other_learners_do_not_matter(line: Any,
 
     base = start("a", {"a": sizes})
     assert equal(base, start("a", {"z": {}, "a": sizes, "b": {"depth": 8}}))
-    assert not equal(base, ran.start)  # the collector learner's, of the same sizes and seed
+    assert not equal(base, run.start)  # collector learner with the same sizes and seed
     assert not equal(base, start("b", {"a": sizes, "b": sizes}))
     assert not equal(base, start("a", {"a": sizes | {"seed": 1}}))
     assert not equal(base, start("a", {"a": sizes}, seed=1))
@@ -119,58 +123,58 @@ def mean(rows: list[Metrics], name: str) -> float:
     return float(np.mean([row[name] for row in rows]))
 
 
-def test_the_critic_learns_what_there_is_to_learn(ran: Ran) -> None:
+def test_the_critic_learns_from_related_goals(run: LearnerRun) -> None:
     chance = 1 / 16
-    assert mean(ran.metrics[:1], "critic/accuracy") < 5 * chance
-    assert mean(ran.metrics[-5:], "critic/accuracy") > 7 * chance
-    assert mean(ran.metrics[-5:], "critic/loss") < mean(ran.metrics[:1], "critic/loss") - 1
-    assert mean(ran.metrics[-5:], "critic/positive") > mean(ran.metrics[-5:], "critic/negative") + 1
+    assert mean(run.metrics[:1], "critic/accuracy") < 5 * chance
+    assert mean(run.metrics[-5:], "critic/accuracy") > 7 * chance
+    assert mean(run.metrics[-5:], "critic/loss") < mean(run.metrics[:1], "critic/loss") - 1
+    assert mean(run.metrics[-5:], "critic/positive") > mean(run.metrics[-5:], "critic/negative") + 1
 
 
-def test_the_critic_stays_at_chance_where_goals_say_nothing(ran: Ran) -> None:
-    assert mean(ran.unrelated[-5:], "critic/accuracy") < 2 / 16
-    assert mean(ran.unrelated[-5:], "critic/positive") < mean(ran.unrelated[-5:], "critic/negative") + 0.2
+def test_the_critic_stays_at_chance_with_unrelated_goals(run: LearnerRun) -> None:
+    assert mean(run.unrelated[-5:], "critic/accuracy") < 2 / 16
+    assert mean(run.unrelated[-5:], "critic/positive") < mean(run.unrelated[-5:], "critic/negative") + 0.2
 
 
-def test_the_actor_learns_to_move_towards_the_goal(line: Any, ran: Ran) -> None:
+def test_the_actor_learns_to_move_towards_the_goal(line: Any, run: LearnerRun) -> None:
     rng = np.random.default_rng(0)
-    position, way = rng.normal(size=(2, 256, 2))
+    position, direction = rng.normal(size=(2, 256, 2))
     state = np.concatenate([np.zeros((256, 1)), position], axis=1)
     policy = jax.jit(deterministic_policy(make_networks(line.experiment().collector, line.spec).actor))
 
     def alignment(state_of_learner: LearnerState) -> float:
-        action = np.asarray(policy(state_of_learner.actor, state, position + way, jax.random.key(0)))
-        return float(
-            np.mean(np.sum(action * way, axis=1) / np.linalg.norm(action, axis=1) / np.linalg.norm(way, axis=1))
-        )
+        action = np.asarray(policy(state_of_learner.actor, state, position + direction, jax.random.key(0)))
+        cosine = np.sum(action * direction, axis=1) / np.linalg.norm(action, axis=1) / np.linalg.norm(direction, axis=1)
+        return float(np.mean(cosine))
 
-    assert abs(alignment(ran.before)) < 0.5
-    assert alignment(ran.after) > 0.7
+    assert abs(alignment(run.before)) < 0.5
+    assert alignment(run.after) > 0.7
 
 
-def test_every_metric_moves(ran: Ran) -> None:
-    first, last = dict(ran.metrics[0]), dict(ran.metrics[-1])
+def test_every_metric_moves(run: LearnerRun) -> None:
+    first, last = dict(run.metrics[0]), dict(run.metrics[-1])
     assert first.keys() == {
         *("actor/loss", "actor/entropy", "actor/energy", "actor/gradient_norm"),
         *("critic/loss", "critic/accuracy", "critic/positive", "critic/negative", "critic/logsumexp"),
         *("critic/gradient_norm", "alpha/loss", "alpha/log_alpha", "data/last_step", "data/version"),
         *("guard/skipped", "update_seconds"),
     }
-    assert (first.pop("guard/skipped"), last.pop("guard/skipped")) == (0, 0)  # test_guard.py has others
+    assert (first.pop("guard/skipped"), last.pop("guard/skipped")) == (0, 0)  # test_guard.py tests skipped steps
     assert (first.pop("data/last_step"), last.pop("data/last_step")) == (11, 11)
     assert (first.pop("data/version"), last.pop("data/version")) == (0, 39)
-    # Two updates may take equally long, all forty never do.
+    # Two updates may take equally long, but not all forty.
     assert first.pop("update_seconds") > 0
-    assert len({metrics["update_seconds"] for metrics in ran.metrics}) > 1
+    assert len({metrics["update_seconds"] for metrics in run.metrics}) > 1
     assert all(abs(first[name] - last[name]) > 1e-4 for name in first)
 
 
 @pytest.mark.slow
-def test_learners_updated_together_learn_what_they_learn_alone(line: Any) -> None:
-    """A window that is not finite costs its own learner steps, and no other learner."""
+def test_learners_updated_together_equal_learners_updated_alone(line: Any) -> None:
+    """Non-finite windows of one learner make only this learner skip steps."""
     count = 3
     learners = {str(seed): {"depth": 4, "width": 16, "seed": seed} for seed in range(count)}
-    # Rates so small that Adam, which makes steps of equal length from gradients however small, keeps close.
+    # Adam makes steps of full length even from gradients that are mere rounding errors. With small learning rates, such
+    # steps do not drive the learners apart.
     rates = {f"{part}_learning_rate": 1e-5 for part in ("actor", "critic", "alpha")}
     experiment = line.experiment(learners=learners)
     experiment = experiment.model_copy(update={"algorithm": experiment.algorithm.model_copy(update=rates)})
@@ -187,7 +191,7 @@ def test_learners_updated_together_learn_what_they_learn_alone(line: Any) -> Non
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-4)
         assert (one.updates, int(one.state.updates)) == (1, 1)
         moved, apart = (
-            np.mean([np.mean(np.abs(leaf - wanted)) for leaf, wanted in zip(leaves(other.state), place, strict=True)])
-            for place in (start, leaves(one.state))
+            np.mean([np.mean(np.abs(x - y)) for x, y in zip(leaves(other.state), reference, strict=True)])
+            for reference in (start, leaves(one.state))
         )
         assert apart < 0.02 * moved

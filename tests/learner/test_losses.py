@@ -123,7 +123,7 @@ def test_the_diagonal_is_precise_where_the_matmul_loses_digits() -> None:
 
 
 @pytest.mark.parametrize("name", PAIR_ENERGIES)
-def test_the_matmul_never_drops_to_tf32(name: str) -> None:
+def test_the_matmul_never_uses_tf32(name: str) -> None:
     jaxpr = str(jax.make_jaxpr(lambda x, y: losses.energy_matrix(name, x, y))(PHI, PSI))
     assert jaxpr.count("dot_general") == 1
     assert "Precision.HIGHEST" in jaxpr
@@ -150,7 +150,7 @@ def test_contrastive_loss_by_hand(name: str) -> None:
     assert compute_losses(MATRIX)[name][0] == pytest.approx(LOSSES_BY_HAND[name], rel=1e-5)
 
 
-def test_every_option_moves_the_result() -> None:
+def test_every_option_changes_the_result() -> None:
     assert len({round(loss, 3) for loss in LOSSES_BY_HAND.values()}) == len(LOSSES_BY_HAND)
     energies = compute_energies(*np.random.default_rng(1).normal(size=(2, 7, 5)).astype(np.float32))
     matrices = [np.asarray(each.matrix) for each in energies.values()]

@@ -9,7 +9,7 @@ from shared.types import Rows
 # One window of 12 rows: the end of an episode, a whole episode, an episode of one row, the start of a fourth.
 EPISODES = np.array([3] * 4 + [4] * 5 + [5] + [6] * 2, np.int32)
 LATER = np.array([3, 2, 1, 0, 4, 3, 2, 1, 0, 0, 1, 0])
-MANY = 20_000
+NUM_WINDOWS = 20_000
 GOAL_INDICES = ((1, 3), (3, 1, 2), (2,))
 draw = jax.jit(goal_offsets)
 count_later = jax.jit(later_rows)
@@ -31,7 +31,7 @@ def counting_rows(episode: np.ndarray) -> Rows:
     return Rows(state, action, episode, step, np.zeros_like(step))
 
 
-def law(later: int, discount: float) -> np.ndarray:
+def offset_probabilities(later: int, discount: float) -> np.ndarray:
     """Returns the probabilities of the offsets 0..`later`."""
     weights = np.concatenate([[SELF_WEIGHT], discount ** np.arange(1, later + 1)])
     return weights / weights.sum()
@@ -59,39 +59,39 @@ def test_later_rows_by_hand() -> None:
 
 @pytest.mark.parametrize("discount", [0.5, 0.9, 0.99])
 def test_goals_are_later_rows_of_the_same_episode(discount: float) -> None:
-    episode = np.tile(EPISODES, (MANY, 1))
+    episode = np.tile(EPISODES, (NUM_WINDOWS, 1))
     offsets = np.asarray(draw(episode, discount, jax.random.key(0)))
     goal_rows = np.arange(12) + offsets
     np.testing.assert_array_equal(EPISODES[goal_rows], episode)
     np.testing.assert_array_equal(offsets.max(axis=0), LATER)  # every later row can be drawn
-    assert (offsets[:, LATER > 0] > 0).mean() > 0.9998  # all but the fallback
+    assert (offsets[:, LATER > 0] > 0).mean() > 0.9998  # the fallback is rare
     assert (offsets[:, LATER == 0] == 0).all()
 
 
 @pytest.mark.parametrize("discount", [0.5, 0.9, 0.99])
-def test_offsets_follow_the_truncated_geometric_law(discount: float) -> None:
+def test_offsets_follow_the_truncated_geometric_distribution(discount: float) -> None:
     episode = np.repeat([7, 8, 9], [120, 60, 20])
     offsets = np.asarray(draw(np.tile(episode, (6000, 1)), discount, jax.random.key(1)))
     for row, later in [(0, 119), (60, 59), (114, 5), (120, 59), (177, 2), (180, 19), (197, 2)]:
-        assert_follows(offsets[:, row], law(later, discount))
+        assert_follows(offsets[:, row], offset_probabilities(later, discount))
 
 
 def test_a_row_is_its_own_goal_with_the_weight_of_the_fallback() -> None:
     # A discount as small as the fallback's weight makes the fallback frequent: 1e-5 against 1e-4 + 1e-8 + ...
-    offsets = np.asarray(draw(np.tile(EPISODES, (MANY, 1)), 1e-4, jax.random.key(2)))
-    assert 0.09 < law(3, 1e-4)[0] < 0.092
+    offsets = np.asarray(draw(np.tile(EPISODES, (NUM_WINDOWS, 1)), 1e-4, jax.random.key(2)))
+    assert 0.09 < offset_probabilities(3, 1e-4)[0] < 0.092
     for row in np.flatnonzero(LATER):
         own = (offsets[:, row] == 0).sum()
-        share = law(LATER[row], 1e-4)[0]
-        assert chisquare([own, MANY - own], [share * MANY, (1 - share) * MANY]).pvalue > 1e-3
+        share = offset_probabilities(LATER[row], 1e-4)[0]
+        assert chisquare([own, NUM_WINDOWS - own], [share * NUM_WINDOWS, (1 - share) * NUM_WINDOWS]).pvalue > 1e-3
 
 
-def test_the_key_alone_decides_the_draw() -> None:
-    episode = np.tile(EPISODES, (MANY, 1))
+def test_offsets_depend_on_the_key_and_differ_between_windows() -> None:
+    episode = np.tile(EPISODES, (NUM_WINDOWS, 1))
     first, again, other = (np.asarray(draw(episode, 0.9, jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-    assert len(np.unique(first, axis=0)) > 100  # windows draw independently of each other
+    assert len(np.unique(first, axis=0)) > 100  # windows are drawn independently
 
 
 def test_every_offset_of_a_crop_occurs_equally_often() -> None:
@@ -104,9 +104,9 @@ def test_every_offset_of_a_crop_occurs_equally_often() -> None:
     assert len(np.bincount(starts)) == unroll
     np.testing.assert_array_equal(cropped.step, starts[:, None] + np.arange(length))  # consecutive
     assert cropped.state.shape == (windows, length, 4)
-    np.testing.assert_array_equal(cropped.state[..., 1], cropped.step)  # all columns are cropped alike ...
+    np.testing.assert_array_equal(cropped.state[..., 1], cropped.step)  # all columns have the same crop
     np.testing.assert_array_equal(cropped.action[..., 0] * 15, cropped.step)
-    np.testing.assert_array_equal(cropped.state[:, 0, 0], np.arange(windows))  # ... and each from its own window
+    np.testing.assert_array_equal(cropped.state[:, 0, 0], np.arange(windows))  # each crop is of its own window
 
 
 @pytest.mark.parametrize("goal_indices", GOAL_INDICES)

@@ -67,8 +67,8 @@ def gradient_step(line: Any) -> GradientStep:
     return jax.jit(make_gradient_step(SMALL, SGD, AlgorithmConfig(), line.spec))
 
 
-class Linear(NamedTuple):
-    """Update of networks without blocks, on all rows of windows that have only one possible crop."""
+class SmallUpdate(NamedTuple):
+    """Update of the networks `SMALL`, on all rows of windows that have only one possible crop."""
 
     plan: Plan
     state: LearnerState
@@ -78,7 +78,7 @@ class Linear(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def linear(line: Any, start: LearnerState) -> Linear:
+def small(line: Any, start: LearnerState) -> SmallUpdate:
     experiment = line.experiment(
         collector={"depth": 4, "environments": 8, "unroll_length": 1},
         algorithm={"batch_size": ROWS, "windows_per_update": 6, "minibatches_per_update": 3},
@@ -92,54 +92,54 @@ def linear(line: Any, start: LearnerState) -> Linear:
         traces.append(windows)
         return update_step(state, windows)
 
-    return Linear(plan, start, line.windows(3, windows=6, rows=plan.window_rows), update, traces)
+    return SmallUpdate(plan, start, line.windows(3, windows=6, rows=plan.window_rows), update, traces)
 
 
-def test_an_update_is_pure(linear: Linear) -> None:
-    kept = jax.device_get(linear.state._replace(key=()))
-    one, other = linear.update(linear.state, linear.windows), linear.update(linear.state, linear.windows)
+def test_an_update_is_pure(small: SmallUpdate) -> None:
+    before = jax.device_get(small.state._replace(key=()))
+    one, other = small.update(small.state, small.windows), small.update(small.state, small.windows)
     assert_equal(one, other)
-    assert_equal(linear.state._replace(key=()), kept)
+    assert_equal(small.state._replace(key=()), before)
 
 
-def test_an_update_counts_itself_changes_the_key_and_traces_once(linear: Linear) -> None:
-    states = [linear.state]
+def test_an_update_is_counted_changes_the_key_and_is_traced_once(small: SmallUpdate) -> None:
+    states = [small.state]
     for _ in range(3):
-        states.append(linear.update(states[-1], linear.windows)[0])
+        states.append(small.update(states[-1], small.windows)[0])
     assert [int(state.updates) for state in states] == [0, 1, 2, 3]
     assert len({tuple(jax.random.key_data(state.key).tolist()) for state in states}) == 4
-    assert len(linear.traces) == 1
+    assert len(small.traces) == 1
     for name in ("actor", "critic", "log_alpha"):
         assert differs(getattr(states[0], name), getattr(states[1], name))
 
 
-def test_the_key_and_the_windows_change_the_result(linear: Linear) -> None:
-    result = linear.update(linear.state, linear.windows)[0]
-    other_key = linear.update(linear.state._replace(key=jax.random.key(7)), linear.windows)[0]
-    other_windows = linear.update(linear.state, linear.windows._replace(floats=linear.windows.floats + 1))[0]
+def test_the_key_and_the_windows_change_the_result(small: SmallUpdate) -> None:
+    result = small.update(small.state, small.windows)[0]
+    other_key = small.update(small.state._replace(key=jax.random.key(7)), small.windows)[0]
+    other_windows = small.update(small.state, small.windows._replace(floats=small.windows.floats + 1))[0]
     assert differs(result.critic, other_key.critic)
     assert differs(result.critic, other_windows.critic)
 
 
-def test_an_update_uses_distinct_rows_in_a_new_order(linear: Linear) -> None:
-    assert linear.plan.window_length * 6 == 3 * ROWS + 6  # an update uses all rows
+def test_an_update_uses_distinct_rows_in_a_new_order(small: SmallUpdate) -> None:
+    assert small.plan.window_length * 6 == 3 * ROWS + 6  # an update uses all rows
     # If all states of a window are equal, so are all goals, and a row's energy depends on the row alone.
-    floats = linear.windows.floats.copy()
+    floats = small.windows.floats.copy()
     floats[:, :, :3] = floats[:, :1, :3]
     floats[:, :, 3:] = np.random.default_rng(0).uniform(-1, 1, floats[:, :, 3:].shape)
     rows = floats[:, :-1].reshape(-1, 5)
-    critic = linear.state.critic
+    critic = small.state.critic
     phi, psi = encode(critic.state_action, rows), encode(critic.goal, rows[:, 1:3])
     each_once = -np.linalg.norm(phi - psi, axis=1).mean()
     negatives = []
-    state = linear.state._replace(optimisers=jax.tree.map(np.zeros_like, linear.state.optimisers))  # rates of 0
+    state = small.state._replace(optimisers=jax.tree.map(np.zeros_like, small.state.optimisers))  # rates of 0
     for _ in range(3):
-        state, metrics = linear.update(state, linear.windows._replace(floats=floats))
+        state, metrics = small.update(state, small.windows._replace(floats=floats))
         assert metrics["critic/positive"] == pytest.approx(each_once, rel=1e-5)
         negatives.append(float(metrics["critic/negative"]))
-    assert len(set(negatives)) == 3  # minibatches combine other rows each time
+    assert len(set(negatives)) == 3  # minibatches combine different rows in every update
     assert not differs(state.critic, critic)
-    assert len(linear.traces) == 1
+    assert len(small.traces) == 1
 
 
 def encode(params: Any, rows: np.ndarray) -> np.ndarray:
@@ -170,7 +170,7 @@ def test_transitions_are_relabelled_rows_of_cropped_windows(line: Any) -> None:
 
 @jax.jit
 def by_hand(state: LearnerState, minibatch: Transitions, key: jax.Array) -> LearnerState:
-    """Reference: actor and entropy coefficient first, then the critic, all against the critic before the step."""
+    """Returns the state after a gradient step, in which all losses use the parameters before the step."""
 
     def encode(critic: Any, action: Any) -> tuple[jax.Array, jax.Array]:
         pair = jnp.concatenate([minibatch.state, action], axis=1)
@@ -188,11 +188,11 @@ def by_hand(state: LearnerState, minibatch: Transitions, key: jax.Array) -> Lear
         return jnp.mean(log_partition - jnp.diagonal(energy)) + 0.1 * jnp.mean(log_partition**2)
 
     _, log_prob = sample_action(SMALL.actor, state.actor, minibatch.state, minibatch.goal, key)
-    alpha_gradient = jnp.exp(state.log_alpha) * jnp.mean(-log_prob + 0.5 * 2)  # target entropy -0.5 for each action
+    d_log_alpha = jnp.exp(state.log_alpha) * jnp.mean(-log_prob + 0.5 * 2)  # target entropy -0.5 for each of 2 actions
     return state._replace(
         actor=jax.tree.map(lambda x, g: x - 0.1 * g, state.actor, jax.grad(actor)(state.actor)),
         critic=jax.tree.map(lambda x, g: x - 0.2 * g, state.critic, jax.grad(critic)(state.critic)),
-        log_alpha=state.log_alpha - 0.3 * alpha_gradient,
+        log_alpha=state.log_alpha - 0.3 * d_log_alpha,
     )
 
 
@@ -227,11 +227,11 @@ def by_options(line: Any, start: LearnerState, minibatch: Transitions) -> list[t
 
         contrastive = CONTRASTIVE_LOSSES[algorithm.contrastive_loss]
         expected, _ = critic_loss(energies(minibatch.action), contrastive, algorithm.logsumexp_penalty)
-        own, log_prob = sample_action(SMALL.actor, state.actor, minibatch.state, minibatch.goal, key)
+        action, log_prob = sample_action(SMALL.actor, state.actor, minibatch.state, minibatch.goal, key)
         target = 2 * algorithm.target_entropy_per_action
         return metrics, {
             "critic/loss": expected,
-            "actor/energy": jnp.diagonal(energies(own)).mean(),
+            "actor/energy": jnp.diagonal(energies(action)).mean(),
             "alpha/loss": jnp.mean(-log_prob - target),
         }
 
@@ -248,7 +248,7 @@ def test_options_reach_the_losses(by_options: list[tuple[Metrics, Metrics]], cas
             assert expected[name] != pytest.approx(other[name], rel=1e-2)
 
 
-def test_each_network_has_its_own_adam() -> None:
+def test_each_optimiser_is_adam_with_its_own_learning_rate() -> None:
     algorithm = AlgorithmConfig(actor_learning_rate=0.1, critic_learning_rate=0.2, alpha_learning_rate=0.3)
 
     @jax.jit
@@ -256,7 +256,7 @@ def test_each_network_has_its_own_adam() -> None:
         reached = []
         for optimiser in make_optimisers(algorithm):
             params, state = jnp.zeros(()), optimiser.init(jnp.zeros(()))
-            for gradient in (4.0, 4.0):  # Adam's first steps have the learning rate's size at any gradient
+            for gradient in (4.0, 4.0):  # equal gradients: Adam's steps equal the learning rate
                 update, state = optimiser.update(jnp.float32(gradient), state)
                 params = optax.apply_updates(params, update)
             reached.append(params)
@@ -288,7 +288,7 @@ def test_clipping_by_hand() -> None:
         np.testing.assert_allclose(update, -learning_rate * mean / np.sqrt(square), rtol=1e-4)
 
 
-def test_without_clipping_optimiser_states_are_those_of_adam() -> None:
+def test_without_clipping_optimisers_have_the_states_of_adam() -> None:
     for optimiser in make_optimisers(AlgorithmConfig()):
         assert_equal(optimiser.init(jnp.zeros(2)), optax.adam(1.0).init(jnp.zeros(2)))
 
@@ -310,14 +310,16 @@ def test_a_gradient_step_that_is_not_finite_changes_nothing(
     assert differs(after.optimisers, state.optimisers)
 
 
-def test_an_update_skips_only_the_poisoned_minibatch(line: Any, linear: Linear, gradient_step: GradientStep) -> None:
-    floats = linear.windows.floats.copy()
-    floats[1, 2, 0] = np.nan  # in one row's state and in no goal
-    windows = linear.windows._replace(floats=floats)
-    after, metrics = linear.update(linear.state, windows)
+def test_an_update_skips_only_the_poisoned_minibatch(
+    line: Any, small: SmallUpdate, gradient_step: GradientStep
+) -> None:
+    floats = small.windows.floats.copy()
+    floats[1, 2, 0] = np.nan  # coordinate 0 of one row's state is not in goals
+    windows = small.windows._replace(floats=floats)
+    after, metrics = small.update(small.state, windows)
 
     steps = jax.jit(make_steps, static_argnums=(1, 2, 3))(
-        windows, linear.plan, line.spec, AlgorithmConfig().discount, linear.state.key
+        windows, small.plan, line.spec, AlgorithmConfig().discount, small.state.key
     )
     keys = {tuple(data) for data in np.asarray(jax.random.key_data(steps.keys)).tolist()}
     assert len(keys) == 3  # no two gradient steps draw the same actions
@@ -326,26 +328,26 @@ def test_an_update_skips_only_the_poisoned_minibatch(line: Any, linear: Linear, 
     poisoned = np.array([np.isnan(minibatch.state).any() for minibatch in minibatches])
     assert poisoned.sum() == metrics["guard/skipped"] == 1
     assert metrics["guard/first"] == poisoned.argmax()
-    expected, losses = linear.state, []
+    expected, losses = small.state, []
     for index in np.flatnonzero(~poisoned):
-        expected, of_step = gradient_step(expected, minibatches[index], steps.keys[index])
-        losses.append(float(of_step["critic/loss"]))
+        expected, step_metrics = gradient_step(expected, minibatches[index], steps.keys[index])
+        losses.append(float(step_metrics["critic/loss"]))
     for name in ("actor", "critic", "log_alpha"):
         assert_close(getattr(after, name), getattr(expected, name))
     assert metrics["critic/loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert all(np.isfinite(metrics[name]) for name in metrics if not name.startswith("guard/"))
     np.testing.assert_array_equal(jax.random.key_data(after.key), jax.random.key_data(steps.key))
     assert after.updates == 1
-    assert len(linear.traces) == 1
+    assert len(small.traces) == 1
 
 
-def test_an_update_of_finite_steps_skips_none_and_one_without_any_keeps_the_state(linear: Linear) -> None:
-    _, metrics = linear.update(linear.state, linear.windows)
+def test_an_update_without_finite_steps_keeps_the_state_and_a_finite_update_skips_no_step(small: SmallUpdate) -> None:
+    _, metrics = small.update(small.state, small.windows)
     assert (metrics["guard/skipped"], metrics["guard/first"]) == (0, -1)
-    nothing = linear.windows._replace(floats=np.full_like(linear.windows.floats, np.inf))
-    after, metrics = linear.update(linear.state, nothing)
+    infinite = small.windows._replace(floats=np.full_like(small.windows.floats, np.inf))
+    after, metrics = small.update(small.state, infinite)
     assert (metrics["guard/skipped"], metrics["guard/first"]) == (3, 0)
-    assert_equal(after, linear.state._replace(key=after.key, updates=after.updates))
+    assert_equal(after, small.state._replace(key=after.key, updates=after.updates))
     assert np.isnan(metrics["critic/loss"])
 
 

@@ -1,13 +1,14 @@
 """Faults that the tests must notice: small, plausible edits of the product, each with the tests that should fail.
 
-`test_faults.py` checks that every fault still applies; `run.py` applies them one at a time and prints who noticed.
+`test_faults.py` checks that every fault still applies; `run.py` applies the faults one at a time and prints which test
+noticed each fault.
 """
 
 from typing import NamedTuple
 
 
 class Fault(NamedTuple):
-    """`old` occurs once in `file` and becomes `new`. `tests`: paths that should notice, relative to `tests/`."""
+    """Replacement of `old`, which `file` contains once, by `new`. `tests`: expected failures, relative to `tests/`."""
 
     name: str
     file: str
@@ -37,7 +38,7 @@ FAULTS = (
         ("learner/test_losses.py",),
     ),
     Fault(
-        "losses: binary NCE sums its negatives' mean over all pairs",
+        "losses: binary NCE averages its negatives over all pairs",
         "learner/losses.py",
         "0.0, not_real)) / (batch * (batch - 1))",
         "0.0, not_real)) / (batch * batch)",
@@ -51,7 +52,7 @@ FAULTS = (
         ("learner/test_losses.py", "learner/test_update.py"),
     ),
     Fault(
-        "losses: actor trains the critic, too",
+        "losses: the actor loss trains the critic, too",
         "learner/update.py",
         "fixed = jax.lax.stop_gradient(critic.state_action)",
         "fixed = critic.state_action",
@@ -102,14 +103,14 @@ FAULTS = (
         ("learner/test_relabel.py",),
     ),
     Fault(
-        "relabel: one start in T is never cropped",
+        "relabel: the last of T starts of a crop is never drawn",
         "learner/relabel.py",
         "(rows.episode.shape[0],), 0, max_offset + 1)",
         "(rows.episode.shape[0],), 0, max_offset)",
         ("learner/test_relabel.py",),
     ),
     Fault(
-        "relabel: a discount of its own",
+        "relabel: goals use the square of the discount",
         "learner/relabel.py",
         "log_discount = jnp.log(discount)",
         "log_discount = 2 * jnp.log(discount)",
@@ -117,14 +118,14 @@ FAULTS = (
     ),
     # --- rollout and collector ---
     Fault(
-        "rollout: truncation a step late",
+        "rollout: episodes are truncated one step late",
         "collector/rollout.py",
         "state.episode_step + 1 >= spec.episode_length",
         "state.episode_step >= spec.episode_length",
         ("collector",),
     ),
     Fault(
-        "rollout: the state after the step is stored beside its action",
+        "rollout: the state after the step is stored with its action",
         "collector/rollout.py",
         "                state=state.env.state,\n                action=action,",
         "                state=after.state,\n                action=action,",
@@ -160,14 +161,14 @@ FAULTS = (
         ("shared/test_plan.py",),
     ),
     Fault(
-        "limiter: a window of one chunk too few",
+        "limiter: a window has one chunk too few",
         "shared/plan.py",
         "chunks = math.ceil((window + steps - 1) / steps)",
         "chunks = math.ceil(window / steps)",
         ("shared/test_plan.py",),
     ),
     Fault(
-        "limiter: what was sampled before is forgotten",
+        "limiter: earlier samples are not counted",
         "deploy/replay/server/process.py",
         "middle = (self.min_size_to_sample - self.inserted) * ratio + self.sampled",
         "middle = (self.min_size_to_sample - self.inserted) * ratio",
@@ -181,7 +182,7 @@ FAULTS = (
         ("deploy/replay/test_service.py",),
     ),
     Fault(
-        "limiter: a snapshot takes collectors an error buffer early",
+        "limiter: collectors write a snapshot an error buffer early",
         "shared/plan.py",
         "sampled = updates * self.windows_per_update + self.error_buffer",
         "sampled = updates * self.windows_per_update",
@@ -196,35 +197,35 @@ FAULTS = (
         ("shared/replay",),
     ),
     Fault(
-        "insert: one message more in flight",
+        "insert: one message too many in flight",
         "shared/replay/insert.py",
         "MESSAGES_IN_FLIGHT = 2",
         "MESSAGES_IN_FLIGHT = 3",
         ("shared/replay",),
     ),
     Fault(
-        "insert: done when the first table confirmed",
+        "insert: an unroll is done when the first table has confirmed it",
         "shared/replay/insert.py",
         "and not self._in_flight[0].unconfirmed:",
         "and len(set(self._in_flight[0].unconfirmed.values())) < len(self._tables):",
         ("shared/replay",),
     ),
     Fault(
-        "insert: windows span a gap in the numbers",
+        "insert: windows span a gap in the numbers of unrolls",
         "shared/replay/windows.py",
         "before = self.run if number == self.number + 1 else np.zeros_like(self.run)",
         "before = self.run",
         ("shared/replay", "shared/test_shard.py"),
     ),
     Fault(
-        "insert: keys of two sources meet",
+        "insert: two sources use the same keys",
         "shared/replay/insert.py",
         "return keys.astype(np.uint64) + np.uint64(self.source << _SOURCE_BITS)",
         "return keys.astype(np.uint64)",
         ("shared/replay",),
     ),
     Fault(
-        "insert: a dead server is waited for without an end",
+        "insert: the wait for a dead server never ends",
         "shared/replay/insert.py",
         "            if not self._closed:\n                self._error = error\n",
         "            if self._closed:\n                self._error = error\n",
@@ -232,7 +233,7 @@ FAULTS = (
     ),
     # --- sample client ---
     Fault(
-        "sample: a partial batch is asked for again whole",
+        "sample: all windows of a partial batch are requested again",
         "shared/replay/sample.py",
         "stream.ask(self._num_windows - (self._filled if number == 0 else 0))",
         "stream.ask(self._num_windows)",
@@ -246,24 +247,24 @@ FAULTS = (
         ("shared/replay",),
     ),
     Fault(
-        "sample: three batches are asked for",
+        "sample: three batches are requested at a time",
         "shared/replay/sample.py",
         "REQUESTS_OUTSTANDING = 2",
         "REQUESTS_OUTSTANDING = 3",
         ("shared/replay/test_queues.py",),
     ),
     Fault(
-        "sample: batches that were decoded when a server died are lost",
+        "sample: batches that were decoded before a server died are lost",
         "shared/replay/reconnecting.py",
         "                    self._left = self._sampler.leave()\n",
         "                    self._sampler.leave()\n",
         ("shared/replay/test_reconnecting.py",),
     ),
     Fault(
-        "sample: a batch is handed over without a copy",
+        "sample: a batch is put on the device without a copy",
         "learner/devices.py",
-        "jax.device_put(jax.tree.map(np.array, columns), make_layout().split)",
-        "jax.device_put(columns, make_layout().split)",
+        "columns = jax.tree.map(np.array, columns)",
+        "columns = jax.tree.map(np.asarray, columns)",
         ("learner",),
     ),
     Fault(
@@ -275,14 +276,17 @@ FAULTS = (
     ),
     # --- supervision ---
     Fault(
-        "supervision: one restart more than allowed",
+        "supervision: one restart more than the limit allows",
         "deploy/run/supervisor.py",
         "if len(restarts) >= allowed:",
         "if len(restarts) > allowed:",
-        ("deploy/run/test_supervisor.py", "deploy/run/test_launch.py::test_a_death_ends_the_run_with_its_name"),
+        (
+            "deploy/run/test_supervisor.py",
+            "deploy/run/test_launch.py::test_without_restarts_a_fault_ends_the_run_and_the_error_names_the_role",
+        ),
     ),
     Fault(
-        "supervision: a hung role is not started again",
+        "supervision: a hanging role is not restarted",
         "deploy/run/stall.py",
         "    if hanging:\n",
         "    if len(hanging) > 1:\n",
@@ -293,10 +297,13 @@ FAULTS = (
         "deploy/run/supervisor.py",
         "if now - watched.answered > self._limits.heartbeat_seconds:",
         "if now - watched.answered > 1000 * self._limits.heartbeat_seconds:",
-        ("deploy/run/test_supervisor.py", "deploy/run/test_launch.py::test_a_death_ends_the_run_with_its_name"),
+        (
+            "deploy/run/test_supervisor.py",
+            "deploy/run/test_launch.py::test_without_restarts_a_fault_ends_the_run_and_the_error_names_the_role",
+        ),
     ),
     Fault(
-        "supervision: a collector's next life gets no server",
+        "supervision: a collector's next incarnation gets no replay server",
         "deploy/run/supervisor.py",
         "        self._replay.attach(role, self._roles[role].actor)\n",
         "",
@@ -328,14 +335,14 @@ FAULTS = (
         ("deploy/recovery/test_resume.py",),
     ),
     Fault(
-        "snapshots: the oldest are kept",
+        "snapshots: the oldest are kept instead of the newest",
         "deploy/recovery/snapshots.py",
         "newest = sorted(whole)[-keep:]",
         "newest = sorted(whole)[:keep]",
         ("deploy/recovery/test_resume.py",),
     ),
     Fault(
-        "snapshots: rows of an undone future stay",
+        "snapshots: metrics rows after the snapshot stay",
         "shared/metrics.py",
         'row.get("index", -1) > marker[REWOUND_TO]',
         "False",
@@ -356,7 +363,7 @@ FAULTS = (
         ("deploy/recovery/test_resume.py",),
     ),
     Fault(
-        "snapshots: a changed batch size is harmless",
+        "snapshots: a run resumes with another batch size",
         "deploy/recovery/resume.py",
         'HARMLESS = ("supervision",',
         'HARMLESS = ("algorithm", "supervision",',
@@ -364,7 +371,7 @@ FAULTS = (
     ),
     # --- streams ---
     Fault(
-        "streams: a half-written unroll is believed",
+        "streams: an incomplete part counts as finished",
         "shared/stream/salvage.py",
         "    left.unlink()\n",
         "    left.rename(folder / part_name(first))\n",
@@ -385,14 +392,14 @@ FAULTS = (
         ("shared/test_shard.py",),
     ),
     Fault(
-        "streams: two writers of one shard",
+        "streams: two writers may open one shard",
         "shared/stream/files.py",
         "        lock.acquire(timeout=wait_s)\n",
         "        pass\n",
         ("shared/test_shard.py", "shared/test_stream.py"),
     ),
     Fault(
-        "streams: a stream of another environment is fed",
+        "streams: the stream of another environment is accepted",
         "shared/stream/read.py",
         "if (asked := getattr(wanted, field)) != (recorded := getattr(held, field))",
         "if (asked := getattr(wanted, field)) is (recorded := getattr(held, field)) is None",
@@ -400,7 +407,7 @@ FAULTS = (
     ),
     # --- matrix ---
     Fault(
-        "matrix: a passive learner is the collector learner's twin",
+        "matrix: a passive learner has the collector learner's seed",
         "deploy/matrix/expand.py",
         '{**network, "depth": each, "seed": 1}',
         '{**network, "depth": each, "seed": 0}',
@@ -408,13 +415,13 @@ FAULTS = (
     ),
     Fault(
         "matrix: a failed run counts as done",
-        "deploy/matrix/execute.py",
+        "deploy/run/child.py",
         "    if status == 0:\n",
         "    if status in (0, 1):\n",
-        ("deploy/matrix",),
+        ("deploy/run/test_child.py", "deploy/matrix"),
     ),
     Fault(
-        "matrix: a done run with other keys is taken for this one",
+        "matrix: a done run with other settings counts as this run",
         "deploy/matrix/folder.py",
         "return held is not None and _without_place(held) == _without_place(run.experiment)",
         "return held is not None",
@@ -428,7 +435,7 @@ FAULTS = (
         ("deploy/matrix", "deploy/report"),
     ),
     Fault(
-        "matrix: twice as many runs at once as Ray has room for",
+        "matrix: one running run is left out of the capacity check",
         "deploy/matrix/capacity.py",
         "runs = enumerate((wanted, *running))",
         "runs = enumerate((wanted, *running[1:]))",
@@ -436,35 +443,35 @@ FAULTS = (
     ),
     # --- report ---
     Fault(
-        "report: differences of unequal seeds",
+        "report: differences pair unequal seeds",
         "deploy/report/analyse.py",
         "return statistics.paired_difference(ours[common], theirs[common])",
         "return statistics.paired_difference(ours[common], np.sort(theirs[common]))",
         ("deploy/report",),
     ),
     Fault(
-        "report: an interval of 90 %",
+        "report: an interval covers 90 % instead of 95 %",
         "deploy/report/statistics.py",
         "ENDS = (0.025, 0.975)",
         "ENDS = (0.05, 0.95)",
         ("deploy/report",),
     ),
     Fault(
-        "report: what exploring gains is read off the learners",
+        "report: the gain by exploring is computed over learner depths",
         "deploy/report/analyse.py",
         "wanted.append((EXPLORING, meaning, final[-1].mean(axis=0), final[0].mean(axis=0)))",
         "wanted.append((EXPLORING, meaning, final[:, -1].mean(axis=0), final[:, 0].mean(axis=0)))",
         ("deploy/report",),
     ),
     Fault(
-        "report: every largest step is critical",
+        "report: the largest step is always critical",
         "deploy/report/statistics.py",
         "if intervals[largest].low > max(1.0, *others) else None",
         "if intervals[largest].low > 0 else None",
         ("deploy/report",),
     ),
     Fault(
-        "report: wall clock counts the time between a run's lives",
+        "report: wall clock includes the time between a run's incarnations",
         "deploy/report/read.py",
         'started, elapsed = resumed["time"], resumed["seconds"]',
         'elapsed = resumed["seconds"]',
@@ -472,14 +479,14 @@ FAULTS = (
     ),
     # --- configuration ---
     Fault(
-        "configuration: a key that is there twice",
+        "configuration: a duplicate key is accepted",
         "shared/strict_yaml.py",
         "if (key.tag, key.value) in seen:",
         "if (key.tag, key.value, key) in seen:",
         ("deploy/cli/test_malformed.py", "shared/test_config.py"),
     ),
     Fault(
-        "configuration: half a block",
+        "configuration: a depth of half a block is accepted",
         "shared/config.py",
         "if depth is not None and (depth <= 0 or depth % BLOCK_DEPTH):",
         "if depth is not None and depth <= 0:",
@@ -493,7 +500,7 @@ FAULTS = (
         ("deploy/cli/test_malformed.py", "shared/test_config.py"),
     ),
     Fault(
-        "configuration: true is a number",
+        "configuration: true is accepted as a number",
         "shared/values.py",
         "    if isinstance(value, bool):\n",
         "    if isinstance(value, bytes):\n",
@@ -508,21 +515,21 @@ FAULTS = (
     ),
     # --- networks, policies, replay without a server ---
     Fault(
-        "networks: no way around a block",
+        "networks: a block has no residual connection",
         "shared/networks.py",
         "return x + y if self.residual else y.astype(x.dtype)",
         "return y.astype(x.dtype)",
         ("shared/test_networks.py",),
     ),
     Fault(
-        "policy: no correction for the tanh",
+        "policy: log probabilities are not corrected for the tanh",
         "shared/policy.py",
         "return action, jnp.sum(gaussian - jnp.log(1 - action**2 + 1e-6), axis=-1)",
         "return action, jnp.sum(gaussian, axis=-1)",
         ("shared/test_policy.py",),
     ),
     Fault(
-        "ring: the oldest unroll is never sampled",
+        "ring: the oldest windows are never sampled",
         "shared/replay/ring.py",
         "complete = self._complete[:, chunks - 1 :]  # those",
         "complete = self._complete[:, chunks:]  # those",
@@ -530,7 +537,7 @@ FAULTS = (
     ),
     # --- placement and metrics ---
     Fault(
-        "placement: shares of two GPUs may fill one",
+        "placement: a role takes only half of its share of a GPU",
         "deploy/scheduling/placement.py",
         "            self.gpus[gpu] -= share\n",
         "            self.gpus[gpu] -= share / 2\n",
@@ -544,7 +551,7 @@ FAULTS = (
         ("shared/test_metrics.py",),
     ),
     Fault(
-        "metrics: rates of the first update",
+        "metrics: rates include the first update",
         "deploy/run/summary.py",
         "timed = rows[1:] or rows",
         "timed = rows",

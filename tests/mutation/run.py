@@ -1,9 +1,9 @@
-"""Puts the faults into a copy of the project, one at a time, and prints which test noticed each of them.
+"""Puts the faults into a copy of the project, one at a time, and prints the test that noticed each fault.
 
     .venv/bin/python tests/mutation/run.py [--only WORDS] [--revision REV] [--jobs N] [--out FILE]
 
-Exits with status 1 if a fault went unnoticed or does not apply. `--revision` takes product and tests from that commit,
-so that two test suites can be compared on the same faults.
+Exits with status 1 if no test noticed a fault, or if a fault does not apply. `--revision` takes product and tests from
+a commit, so that two test suites can be compared on the same faults.
 """
 
 import argparse
@@ -30,13 +30,13 @@ sys.path.insert(0, str(ROOT))
 
 from tests.mutation.faults import FAULTS, Fault  # noqa: E402 - a script, run from anywhere
 
-LIMIT_S = 900.0  # of the tests of one fault
+LIMIT_S = 900.0  # for all tests of one fault
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _mtimes = count(int(time.time()))
 
 
 class Outcome(NamedTuple):
-    """`noticed_by`: a test's id, "hung", "does not apply", or empty if the fault went unnoticed."""
+    """Result for one fault. `noticed_by`: a test's id, "hung", "does not apply", or empty if no test noticed it."""
 
     fault: Fault
     noticed_by: str
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def try_fault(fault: Fault, copy: Path) -> Outcome:
-    """Runs the fault's tests in `copy`, which is as before when this returns."""
+    """Applies the fault to `copy`, runs the fault's tests there, and restores `copy`."""
     started = time.monotonic()
     path = copy / fault.file
     before = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -92,7 +92,11 @@ def try_fault(fault: Fault, copy: Path) -> Outcome:
 
 @contextmanager
 def _written(path: Path, before: str, after: str) -> Iterator[None]:
-    """Each version has a modification time of its own: compiled files go by it, in seconds, and by the size."""
+    """Writes `after` to `path`, and `before` when the context ends.
+
+    Each version gets a new modification time: Python compiles a file again only if its size or this time, in seconds,
+    has changed.
+    """
     for_now = next(_mtimes)
     path.write_text(after, encoding="utf-8")
     os.utime(path, (for_now, for_now))
@@ -105,10 +109,10 @@ def _written(path: Path, before: str, after: str) -> Iterator[None]:
 
 
 def _run_tests(copy: Path, tests: Sequence[str]) -> str:
-    """The first test that fails; empty if all pass."""
+    """Returns the id of the first test that fails; empty if all pass."""
     paths = [str(Path("tests") / test) for test in tests]
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--durations=0", "-rfE", *paths]
-    environ = os.environ | {"PYTHONPATH": str(copy)}  # before the project that is installed
+    environ = os.environ | {"PYTHONPATH": str(copy)}  # comes before the installed project
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, cwd=copy, env=environ, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -130,7 +134,7 @@ def _run_tests(copy: Path, tests: Sequence[str]) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kills pytest where it still runs, and the processes it started, whose own children end with them."""
+    """Kills pytest and its child processes if pytest still runs; the children of these processes end with them."""
     if process.poll() is None:
         for started in (*psutil.Process(process.pid).children(), process):
             started.kill()
@@ -138,7 +142,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _copy(folder: Path, revision: str | None) -> Path:
-    """The project as it is at `revision`; without one, the working tree's files that git knows or does not ignore."""
+    """Copies the project at `revision`, or all files of the working tree that git tracks or does not ignore."""
     folder.mkdir()
     if revision is not None:
         archive = subprocess.run(["git", "archive", revision], cwd=ROOT, check=True, capture_output=True).stdout

@@ -1,4 +1,4 @@
-"""The faults still fit the product, so that none of them is passed over unnoticed."""
+"""Faults against the product: each replaces a text that occurs once, and leaves valid Python."""
 
 import ast
 from pathlib import Path
@@ -14,14 +14,14 @@ AREAS = {
 }
 
 
-def test_there_are_faults_of_every_area() -> None:
+def test_every_area_has_faults() -> None:
     assert len(FAULTS) >= 40
     assert {fault.area for fault in FAULTS} >= AREAS
     assert len({fault.name for fault in FAULTS}) == len(FAULTS)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_fault_applies_and_is_python(fault: Fault) -> None:
+def test_a_fault_applies_and_leaves_valid_python(fault: Fault) -> None:
     text = (ROOT / fault.file).read_text(encoding="utf-8")
     assert text.count(fault.old) == 1
     ast.parse(text.replace(fault.old, fault.new))

@@ -20,7 +20,7 @@ def state(seed: int) -> dict[str, Any]:
 
 
 def assert_equal(one: Any, other: Any) -> None:
-    jax.tree.map(lambda x, y: None, one, other)  # the same structure
+    jax.tree.map(lambda x, y: None, one, other)  # raises if the structures differ
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert x.dtype == y.dtype
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):

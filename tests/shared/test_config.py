@@ -9,6 +9,7 @@ from shared.errors import ConfigError
 
 
 def mistake(values: dict) -> str:
+    """Returns the message with which `values` are refused."""
     with pytest.raises(ConfigError) as error:
         parse_experiment(values, prefix="x.yaml: ")
     return str(error.value)
@@ -17,7 +18,7 @@ def mistake(values: dict) -> str:
 # --- one mistake, one line ---
 
 
-def test_defaults_are_the_reference() -> None:
+def test_defaults_equal_the_reference() -> None:
     experiment = Experiment(env="a")
     assert (experiment.collector.environments, experiment.collector.unroll_length) == (512, 62)
     assert experiment.algorithm.model_dump() == {
@@ -127,12 +128,12 @@ def test_each_mistake_has_a_line() -> None:
 
 def test_configuration_is_frozen() -> None:
     experiment = Experiment(env="a")
-    for thing, field in ((experiment, "seed"), (experiment.collector, "depth")):
+    for config, field in ((experiment, "seed"), (experiment.collector, "depth")):
         with pytest.raises(ValidationError, match="frozen"):
-            setattr(thing, field, 8)
+            setattr(config, field, 8)
 
 
-def test_learners_by_name() -> None:
+def test_learners_are_found_by_name() -> None:
     experiment = Experiment.model_validate({"env": "a", "learners": {"b": {"depth": 8}, "a": {"depth": 16}}})
     assert list(experiment.all_learners) == [ACTIVE, "b", "a"]
     assert experiment.learner("a").depth == 16
@@ -144,7 +145,7 @@ def test_learners_by_name() -> None:
 # --- files ---
 
 
-def test_a_file_is_an_experiment_and_its_provenance_is_left_out(tmp_path: Path) -> None:
+def test_an_experiment_is_loaded_without_its_provenance(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("provenance: {git_revision: abc}\nenv: a\ncollector: {depth: 8}\n")
     assert load_experiment(path) == Experiment.model_validate({"env": "a", "collector": {"depth": 8}})
@@ -160,7 +161,7 @@ def test_a_file_is_an_experiment_and_its_provenance_is_left_out(tmp_path: Path) 
         ("env: a\nsed: 1\n", ": sed: unknown key; known here: env, "),
     ],
 )
-def test_a_bad_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_the_error_of_a_bad_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:

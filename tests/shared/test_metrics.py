@@ -21,15 +21,15 @@ def test_waits_are_shares_of_the_time_between_rows() -> None:
     first, second = reporter.drain().rows
     assert 0 < first["wait/weights"] <= 1
     assert first["wait/weights"] * first["seconds"] >= 0.02
-    assert second["wait/weights"] == 0  # a wait that ended is seen to have ended
+    assert second["wait/weights"] == 0  # the wait ended before the first row
     assert (first["loss"], second["loss"]) == (1.0, 2.0)
     assert second["time"] >= first["time"]
 
 
 def test_waits_of_one_kind_add_up() -> None:
     reporter = Reporter()
-    for what in ("a", "b", "a"):
-        with reporter.waiting(what):
+    for kind in ("a", "b", "a"):
+        with reporter.waiting(kind):
             time.sleep(0.01)
     reporter.row({})
     (row,) = reporter.drain().rows
@@ -37,7 +37,7 @@ def test_waits_of_one_kind_add_up() -> None:
     assert row["wait/a"] + row["wait/b"] <= 1
 
 
-def test_a_report_says_what_a_role_waits_for() -> None:
+def test_a_report_names_the_wait_of_a_role() -> None:
     reporter = Reporter()
     assert reporter.drain().waiting_for == ""
     with reporter.waiting("replay full"):
@@ -47,7 +47,7 @@ def test_a_report_says_what_a_role_waits_for() -> None:
         raise RuntimeError("boom")
     assert reporter.drain().waiting_for == ""
     reporter.row({})
-    assert "wait/weights" in reporter.drain().rows[0]  # also a wait that ended badly
+    assert "wait/weights" in reporter.drain().rows[0]  # also a wait that raised
 
 
 def test_a_report_drains_rows_and_counts_calls() -> None:
@@ -62,7 +62,7 @@ def test_a_report_drains_rows_and_counts_calls() -> None:
     assert 0 <= report.idle_seconds <= again.idle_seconds
 
 
-def test_a_wait_within_another_is_no_part_of_it() -> None:
+def test_a_nested_wait_does_not_count_in_the_outer_wait() -> None:
     reporter = Reporter()
     with reporter.waiting("replay full"):
         time.sleep(0.02)
@@ -76,7 +76,7 @@ def test_a_wait_within_another_is_no_part_of_it() -> None:
     assert row["wait/replay full"] + row["wait/disk space"] <= 1
 
 
-def test_a_report_says_how_long_a_role_works_and_that_a_pause_is_over() -> None:
+def test_a_wait_restarts_working_seconds_and_progress_restarts_idle_seconds() -> None:
     reporter = Reporter()
     time.sleep(0.03)
     with reporter.waiting("snapshots"):
@@ -88,7 +88,7 @@ def test_a_report_says_how_long_a_role_works_and_that_a_pause_is_over() -> None:
     assert reporter.drain().calls == 0
 
 
-def test_rows_that_nobody_takes_are_bounded_and_counted() -> None:
+def test_pending_rows_are_bounded_and_dropped_rows_are_counted() -> None:
     reporter = Reporter()
     for number in range(MAX_PENDING_ROWS + 3):
         reporter.row({"number": number})
@@ -101,7 +101,7 @@ def test_rows_that_nobody_takes_are_bounded_and_counted() -> None:
     assert reporter.drain().rows[0]["dropped_rows"] == 3
 
 
-def test_rows_tell_sizes_as_they_are_then() -> None:
+def test_rows_hold_the_sizes_at_their_time() -> None:
     reporter, queue = Reporter(), [1]
     reporter.sizes["queue/snapshots"] = lambda: len(queue)
     reporter.row({})
@@ -119,7 +119,7 @@ def test_a_resumed_run_rewinds_by_appending(tmp_path: Path) -> None:
     written = {path: path.read_bytes() for path in (tmp_path / "metrics").iterdir()}
     rewind(tmp_path, "evaluator", 3, learner="a")
     rewind(tmp_path, "learner-a", 4)
-    rewind(tmp_path, "learner-b", 4)  # has written nothing yet
+    rewind(tmp_path, "learner-b", 4)  # no file yet
     assert {path: path.read_bytes()[: len(written[path])] for path in (tmp_path / "metrics").iterdir()} == written
     writer.write("learner-a", {"index": 5, "again": True})
     writer.close()
@@ -128,7 +128,7 @@ def test_a_resumed_run_rewinds_by_appending(tmp_path: Path) -> None:
     assert evaluated == [("a", 0), ("b", 0), ("a", 3), ("b", 3), ("b", 5)]
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_rows_are_read_back(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     writer.write("learner-a", {"env_steps": 10, "loss": np.float32(0.5), "device": jnp.float32(0.25), "visits": [1, 2]})
     writer.write("learner-a", {"env_steps": np.int64(20), "loss": math.inf, "note": "a"})
@@ -145,8 +145,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert [json.loads(line)["env_steps"] for line in lines] == [10, 20]
 
 
-def drawn(board: Path) -> list[tuple[str, int, float]]:
-    """(tag, step, value) of everything in a TensorBoard folder's one file, whose records have lengths and checksums."""
+def tensorboard_values(board: Path) -> list[tuple[str, int, float]]:
+    """Returns (tag, step, value) of each value in a TensorBoard folder; records have a length and checksums."""
     (path,) = (each for each in board.iterdir() if each.is_file())
     data, values = path.read_bytes(), []
     while data:
@@ -157,16 +157,16 @@ def drawn(board: Path) -> list[tuple[str, int, float]]:
     return values
 
 
-def test_each_learners_evaluations_are_a_board_of_their_own(tmp_path: Path) -> None:
+def test_evaluations_of_each_learner_have_a_tensorboard_folder(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     for learner, result in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
         writer.write("evaluator", {"learner": learner, "env_steps": 10, "time_at_goal": result, "visits": [1]})
     writer.close()
-    assert drawn(tmp_path / "tensorboard" / "evaluator" / "a") == [
+    assert tensorboard_values(tmp_path / "tensorboard" / "evaluator" / "a") == [
         ("result/time_at_goal", 10, 1.0),
         ("result/time_at_goal", 10, 3.0),
     ]
-    assert drawn(tmp_path / "tensorboard" / "evaluator" / "b") == [("result/time_at_goal", 10, 2.0)]
+    assert tensorboard_values(tmp_path / "tensorboard" / "evaluator" / "b") == [("result/time_at_goal", 10, 2.0)]
     assert [row["learner"] for row in read_metrics(tmp_path, "evaluator")] == ["a", "b", "a"]
 
 

@@ -1,4 +1,4 @@
-"""The catalogue against what runs write and pages show."""
+"""Tests of the metrics catalogue, of its page and of its gauges."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_the_page_is_made_from_the_catalogue() -> None:
     assert (ROOT / "docs" / "metrics.md").read_text() == metrics_page(), "docs/metrics.md is stale; run make docs"
 
 
-def test_every_metric_is_said_once_for_each_file() -> None:
+def test_every_metric_is_listed_once_for_each_file() -> None:
     for kind in EVERYWHERE:
         names = [metric.name for metric in CATALOGUE if kind in metric.files]
         assert len(names) == len(set(names)), kind

@@ -36,7 +36,7 @@ GOAL = GOAL[:, :2]
 
 
 def build(**config: Any) -> tuple[Networks, NetworkParams]:
-    """Returns small networks, and the shapes of their parameters without computing any."""
+    """Returns small networks, and the shapes of their parameters without computing the parameters."""
     networks = make_networks(NetworkConfig.model_validate({"width": 8, "representation_size": 4} | config), SPEC)
     return networks, param_shapes(networks, SPEC)
 
@@ -63,7 +63,7 @@ def expected_count(inputs: int, depth: int, width: int, outputs: int) -> int:
 
 
 @pytest.mark.parametrize("depth", [4, 8, 64, 1024])
-def test_depth_is_honoured(depth: int) -> None:
+def test_depth_sets_the_number_of_layers(depth: int) -> None:
     networks, params = build(depth=depth)
     assert network_size(networks, SPEC) == parameter_count(params)
     for network, inputs, outputs in (
@@ -75,7 +75,7 @@ def test_depth_is_honoured(depth: int) -> None:
         assert parameter_count(network) == expected_count(inputs, depth, 8, outputs)
 
 
-def test_actor_and_critic_may_differ() -> None:
+def test_actor_and_critic_may_differ_in_size() -> None:
     _, params = build(depth=8, actor_depth=16, critic_width=6)
     assert stacked(params.actor) == {4}
     assert stacked(params.critic.state_action) == stacked(params.critic.goal) == {2}
@@ -114,7 +114,7 @@ def test_every_switch_changes_the_output() -> None:
 
     @jax.jit
     def compute(key: jax.Array) -> list[tuple[Any, jax.Array]]:
-        """Returns parameters and output of each network; without layer norms there are fewer arrays."""
+        """Returns parameters and output of each network."""
         every = [network.init(key, STATE) for network in networks]
         return [(params, network.apply(params, STATE)) for network, params in zip(networks, every, strict=True)]
 
@@ -148,25 +148,25 @@ def test_initial_parameters() -> None:
     assert (blocks["bias"] == 0).all()
 
 
-class Acting(NamedTuple):
-    """Actor, compiled for 5 rows of states and goals, and its parameters."""
+class CompiledActor(NamedTuple):
+    """An actor, compiled for 5 rows of states and goals, and its parameters."""
 
     apply: Callable[..., tuple[jax.Array, jax.Array]]
     params: Any
 
 
 @pytest.fixture(scope="module")
-def acting() -> Acting:
+def actor() -> CompiledActor:
     networks, shapes = build()
-    return Acting(jax.jit(networks.actor.apply), filled(shapes.actor))
+    return CompiledActor(jax.jit(networks.actor.apply), filled(shapes.actor))
 
 
-def test_log_std_is_bounded(acting: Acting) -> None:
-    params = acting.params["params"]
+def test_log_std_is_bounded(actor: CompiledActor) -> None:
+    params = actor.params["params"]
     head = params["log_std"]
     for bias, bound in ((0.0, None), (100.0, LOG_STD_MAX), (-100.0, LOG_STD_MIN)):
         moved = {"params": params | {"log_std": head | {"bias": np.full(2, bias, np.float32)}}}
-        mean, log_std = map(np.asarray, acting.apply(moved, STATE, GOAL))
+        mean, log_std = map(np.asarray, actor.apply(moved, STATE, GOAL))
         assert mean.shape == log_std.shape == (5, 2)
         if bound is not None:
             np.testing.assert_allclose(log_std, bound, atol=1e-5)
@@ -176,9 +176,9 @@ def test_log_std_is_bounded(acting: Acting) -> None:
     assert (LOG_STD_MIN, LOG_STD_MAX) == (-5, 2)
 
 
-def test_the_actor_sees_state_and_goal(acting: Acting) -> None:
+def test_the_actor_depends_on_state_and_goal(actor: CompiledActor) -> None:
     mean, other_state, other_goal = (
-        np.asarray(acting.apply(acting.params, *inputs)[0])
+        np.asarray(actor.apply(actor.params, *inputs)[0])
         for inputs in ((STATE, GOAL), (STATE + 1, GOAL), (STATE, GOAL + 1))
     )
     assert (other_state != mean).all()
@@ -193,7 +193,7 @@ def norms() -> dict[tuple[str, tuple[int, ...]], tuple[Any, Any]]:
     """Values and gradients of our layer norm and of flax, for each activation and shape; compiled at once."""
     rng = np.random.default_rng(0)
 
-    def one(activation: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    def compute(activation: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
         x, weights = rng.normal(size=(2, *shape)).astype(np.float32) * 3 + 1
         scale, bias = rng.normal(size=(2, shape[-1])).astype(np.float32)
 
@@ -208,7 +208,7 @@ def norms() -> dict[tuple[str, tuple[int, ...]], tuple[Any, Any]]:
         return result, expected
 
     cases = [(activation, shape) for activation in ("swish", "relu") for shape in SHAPES]
-    return dict(zip(cases, jax.device_get(jax.jit(lambda: [one(*case) for case in cases])()), strict=True))
+    return dict(zip(cases, jax.device_get(jax.jit(lambda: [compute(*case) for case in cases])()), strict=True))
 
 
 @pytest.mark.parametrize("activation", ["swish", "relu"])
@@ -229,7 +229,7 @@ def test_norm_activation_and_its_gradient_equal_those_of_flax(
     ],
     ids=lambda value: str(value).replace(" ", ""),
 )
-def test_side_by_side_equals_one_after_the_other(
+def test_passes_side_by_side_equal_separate_passes(
     blocks: tuple[int, int], widths: tuple[int, int], batch: int, switches: tuple[bool, bool, str]
 ) -> None:
     """Compares outputs and gradients with those of a plain loop over the blocks."""
@@ -273,8 +273,10 @@ def test_bfloat16_is_used_in_hidden_layers_alone() -> None:
 
     @jax.jit
     def compute(params: NetworkParams) -> list[Any]:
-        of = {"actor": params.actor, "goal": params.critic.goal}
-        return [[getattr(each, name).apply(of[name], *inputs[name]) for name in inputs] for each in (networks, plain)]
+        params_of = {"actor": params.actor, "goal": params.critic.goal}
+        return [
+            [getattr(each, name).apply(params_of[name], *inputs[name]) for name in inputs] for each in (networks, plain)
+        ]
 
     half, full = map(jax.tree.leaves, jax.device_get(compute(params)))
     assert len(half) == 3

@@ -42,6 +42,7 @@ def plan_of(experiment: Experiment, episode_length: int = 12) -> Plan:
 
 
 def refused(experiment: Experiment, episode_length: int = 12) -> str:
+    """Returns the one line with which `make_plan` refuses."""
     with pytest.raises(ConfigError) as error:
         plan_of(experiment, episode_length)
     assert len(str(error.value).splitlines()) == 1
@@ -56,7 +57,7 @@ def suggested(message: str) -> int:
 # --- contradictory numbers: the suggested number works, and one less does not ---
 
 
-def test_batch_larger_than_an_update() -> None:
+def test_a_batch_larger_than_an_update_is_refused() -> None:
     single = {"minibatches_per_update": 1}
     message = refused(tiny(algorithm=single | {"batch_size": 89}))
     assert message == (
@@ -66,7 +67,7 @@ def test_batch_larger_than_an_update() -> None:
     assert plan_of(tiny(algorithm=single | {"batch_size": suggested(message)})).batch_size == 88
 
 
-def test_too_many_minibatches() -> None:
+def test_too_many_minibatches_are_refused() -> None:
     message = refused(tiny(algorithm={"minibatches_per_update": 6}))
     assert message == (
         "algorithm.minibatches_per_update: 6 minibatches of 16 need 96 rows, an update has 88; use at most 5, or raise "
@@ -75,7 +76,7 @@ def test_too_many_minibatches() -> None:
     assert plan_of(tiny(algorithm={"minibatches_per_update": suggested(message)})).minibatches_per_update == 5
 
 
-def test_window_larger_than_replay() -> None:
+def test_a_window_larger_than_replay_is_refused() -> None:
     message = refused(tiny(replay={"steps_per_environment": 19}))
     assert message.startswith(
         "replay.steps_per_environment: 19 steps hold 0 windows of 4 chunks of 5 steps (episodes of 12), "
@@ -159,8 +160,8 @@ def test_plan_of_the_reference() -> None:
     assert [plan.windows_after(unrolls) for unrolls in (0, 17, 18, 19, 30)] == [0, 0, 512, 1024, 13 * 512]
     assert plan.max_windows == 512 * (161 - 18 + 1)
     assert plan.error_buffer == 2 * 512 + 2 * 512
-    assert plan.prefill_windows == 2048  # 1,000 steps alone would be one unroll's 512
-    # One update for each unroll from then on: 800 gradient steps on 31,744 environment steps.
+    assert plan.prefill_windows == 2048  # for the error buffer; 1,000 steps need only 512
+    # After the prefill, each unroll of 31,744 environment steps allows one update of 800 gradient steps.
     assert [plan.updates_after(plan.windows_after(unrolls)) for unrolls in (21, 22, 23, 31)] == [0, 1, 2, 10]
     assert plan.env_steps_at(1) == 22 * 31_744
     assert plan.unrolls == math.ceil(100_000_000 / 31_744) == 3151
@@ -179,7 +180,7 @@ def test_updates_follow_windows(spi: float, updates: list[int]) -> None:
 
 
 def test_prefill_is_at_least_the_steps_asked_for() -> None:
-    plan = plan_of(tiny(replay={"prefill_steps": 201}))  # 41 unrolls of 5, of which the first 3 complete no window
+    plan = plan_of(tiny(replay={"prefill_steps": 201}))  # 41 unrolls of 5; the first 3 complete no window
     assert plan.prefill_windows == plan.windows_after(41) == 4 * 38
 
 
@@ -195,9 +196,9 @@ def test_every_plan_is_consistent(seed: int) -> None:
     experiment, episode_length = random_experiment(np.random.default_rng(seed))
     plan = plan_of(with_budget(experiment, 10**6 + 10**5 * seed + 10**7), episode_length)
     spi, length = plan.samples_per_insert, plan.unroll_length
-    # A window holds an episode at every crop 0..T-1, and no smaller one does.
+    # A window holds an episode at every crop 0..T-1, and no smaller window does.
     assert plan.window_rows >= plan.window_length + length - 1 > plan.window_rows - length
-    # What the rate limiter needs: E <= M * spi, M <= max_size, room for an unroll and a request on either side.
+    # The rate limiter needs E <= M * spi, M <= max_size, and room for an unroll and a request on either side.
     assert plan.error_buffer <= plan.prefill_windows * spi + 1e-6
     assert plan.prefill_windows <= plan.max_windows
     assert plan.error_buffer >= 2 * plan.environments * spi + 2 * plan.windows_per_update
@@ -213,14 +214,14 @@ def test_every_plan_is_consistent(seed: int) -> None:
     assert (evaluations[0], evaluations[-1]) == (0, plan.updates)
     assert len(evaluations) == len(set(evaluations)) == min(plan.evaluations, plan.updates) + 1
     assert np.ptp(np.diff(evaluations)) <= 1
-    # The environment steps of an update are the earliest at which it may be made.
+    # `env_steps_at` returns the earliest environment steps that allow an update.
     for updates in {1, 2, 3, plan.updates // 2 or 1, plan.updates}:
         unrolls = plan.env_steps_at(updates) // (plan.environments * length)
         assert plan.updates_after(plan.windows_after(unrolls)) >= updates
         assert plan.updates_after(plan.windows_after(unrolls - 1)) < updates
     assert plan.env_steps_at(0) == 0
     assert plan.env_steps_at(plan.updates) <= plan.env_steps
-    # A snapshot takes every window that the limiter can have let in by then, and less than an unroll more.
+    # A snapshot holds every window that the limiter may have admitted by that update, and less than an unroll more.
     for updates in plan.snapshot_updates:
         most = plan.prefill_windows + (updates * plan.windows_per_update + plan.error_buffer) / spi
         taken = plan.snapshot_windows(updates) * plan.environments

@@ -29,14 +29,14 @@ def params() -> Any:
 
 
 def log_density(action: np.ndarray) -> np.ndarray:
-    """Log density of tanh of a Gaussian, in float64: the Gaussian's at atanh(action), times |d atanh / d action|."""
+    """Returns log densities `[...]` of `action` `[..., 2]`, the tanh of a Gaussian, in float64."""
     return (norm.logpdf(np.arctanh(action), MEAN, np.exp(LOG_STD)) - np.log1p(-(action**2))).sum(axis=-1)
 
 
-def test_log_prob_is_the_squashed_gaussians(params: Any) -> None:
+def test_log_prob_equals_the_squashed_gaussian(params: Any) -> None:
     sampled, log_prob = map(np.asarray, draw(params, STATE, GOAL, jax.random.key(0)))
     action = sampled.astype(np.float64)
-    inside = (abs(action) < 0.99).all(axis=1)  # nearer to 1 the reference's 1e-6 shows
+    inside = (abs(action) < 0.99).all(axis=1)  # closer to 1 the 1e-6 of `sample_action` matters
     assert inside.mean() > 0.8
     np.testing.assert_allclose(log_prob[inside], log_density(action)[inside], atol=2e-3)
 
@@ -66,7 +66,7 @@ def test_log_prob_is_finite_at_the_edge(params: Any) -> None:
     assert np.isfinite(log_prob).all()
 
 
-def test_keys_decide_the_stochastic_policy(params: Any) -> None:
+def test_the_stochastic_policy_depends_on_the_key(params: Any) -> None:
     first, again, other = (np.asarray(act(params, STATE, GOAL, jax.random.key(seed))) for seed in (0, 0, 1))
     assert (first == again).all()
     assert (first != other).any()

@@ -1,4 +1,4 @@
-"""Shards as replay's backup: whatever ends a writer, its unrolls are there, and another writer resumes."""
+"""Tests of shards as a backup of replay: a crash loses no written unroll, and the next writer resumes."""
 
 import contextlib
 import errno
@@ -93,18 +93,18 @@ def shard(tmp_path: Path) -> Path:
     return tmp_path / "collector-0"
 
 
-class Died(BaseException):
+class Crash(BaseException):
     pass
 
 
 @contextlib.contextmanager
-def dying_at(step: int) -> Iterator[None]:
-    """Raises Died at the `step`th call that changes a folder or waits for the disk, as if the process ended there."""
+def crashing_at(step: int) -> Iterator[None]:
+    """Raises Crash at the `step`th call that changes a folder or waits for the disk."""
     left = itertools.count(step, -1)
 
     def counted(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if next(left) <= 0:
-            raise Died
+            raise Crash
         return call(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -113,7 +113,7 @@ def dying_at(step: int) -> Iterator[None]:
         yield
 
 
-def test_a_writer_resumes_where_the_last_one_died(shard: Path) -> None:
+def test_a_writer_resumes_after_the_last_unroll_on_disk(shard: Path) -> None:
     writer = writer_of(shard.parent)
     assert writer.next_number == 10
     assert names(shard) == ["part-000000000.arrow", "part-000000004.arrow", "part-000000008.arrow"]
@@ -131,7 +131,7 @@ def test_a_gap_finishes_the_part_and_reads_back(tmp_path: Path) -> None:
     assert read(folder) == [1, 2, 4, 5, 9]
     with pytest.raises(ValueError, match="unroll 9 after unroll 9"):
         writer.write(unroll(9), 9)
-    writer.write(unroll(10), 10)  # a refused number does no harm
+    writer.write(unroll(10), 10)  # the writer accepts numbers after a refused number
     assert [part.numbers for part in writer.close().parts] == [range(1, 3), range(4, 6), range(9, 11)]
     assert read(folder) == [1, 2, 4, 5, 9, 10]
 
@@ -143,18 +143,18 @@ def test_a_shard_is_read_from_any_number(shard: Path) -> None:
 
 
 def test_every_prefix_of_a_part_is_salvaged_to_its_last_whole_unroll(tmp_path: Path) -> None:
-    writer, left = writer_of(tmp_path), tmp_path / "collector-0" / "part-000000000.arrow.partial"
+    writer, path = writer_of(tmp_path), tmp_path / "collector-0" / "part-000000000.arrow.partial"
     ends = []
     for _ in range(3):
         write(writer, 1)
-        ends.append(left.stat().st_size)
-    data = left.read_bytes()
+        ends.append(path.stat().st_size)
+    data = path.read_bytes()
     del writer
     lengths = {*range(0, len(data), 37), *ends, *(end - 1 for end in ends), *(end + 1 for end in ends[:-1])}
     for length in sorted(lengths):
         folder = tmp_path / f"cut-{length}" / "collector-0"
         folder.mkdir(parents=True)
-        (folder / left.name).write_bytes(data[:length])
+        (folder / path.name).write_bytes(data[:length])
         whole = list(range(sum(end <= length for end in ends)))
         assert read(folder) == whole
         writer = writer_of(folder.parent)
@@ -164,19 +164,19 @@ def test_every_prefix_of_a_part_is_salvaged_to_its_last_whole_unroll(tmp_path: P
 
 
 @pytest.mark.parametrize("keep", [None, 4])
-def test_a_writer_may_die_anywhere(tmp_path: Path, keep: int | None) -> None:
-    """Ends the writer at every step of writing, and the next one at every step of recovery."""
+def test_a_writer_may_crash_at_any_step(tmp_path: Path, keep: int | None) -> None:
+    """Crashes a writer at every step of writing, and the next writer at every third step of recovery."""
     write(writer_of(tmp_path), 11)
-    for at, again in itertools.product(range(16), range(0, 16, 3)):
-        directory = tmp_path / f"{at}-{again}"
+    for step, recovery_step in itertools.product(range(16), range(0, 16, 3)):
+        directory = tmp_path / f"{step}-{recovery_step}"
         shutil.copytree(tmp_path / "collector-0", directory / "collector-0")
         writer = writer_of(directory, part_bytes=PART, keep_unrolls=keep)
-        with dying_at(at), contextlib.suppress(Died):
+        with crashing_at(step), contextlib.suppress(Crash):
             write(writer, 5)
         del writer
         written = read(directory / "collector-0")
         assert written[-1] >= 11
-        with dying_at(again), contextlib.suppress(Died):
+        with crashing_at(recovery_step), contextlib.suppress(Crash):
             writer_of(directory, keep_unrolls=keep)
         writer = writer_of(directory, keep_unrolls=keep)
         assert writer.next_number == written[-1] + 1
@@ -186,13 +186,13 @@ def test_a_writer_may_die_anywhere(tmp_path: Path, keep: int | None) -> None:
 
 
 def test_salvage_may_be_interrupted_within_a_part(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die_after(writer: PartWriter, batch: Any) -> None:
+    def crash_after(writer: PartWriter, batch: Any) -> None:
         write_batch(writer, batch)
-        raise Died
+        raise Crash
 
     write_batch = PartWriter.write
-    monkeypatch.setattr(PartWriter, "write", die_after)
-    with pytest.raises(Died):
+    monkeypatch.setattr(PartWriter, "write", crash_after)
+    with pytest.raises(Crash):
         writer_of(shard.parent)
     monkeypatch.undo()
     assert read(shard) == list(range(10))
@@ -218,7 +218,7 @@ for line in sys.stdin:
         number = writer.next_number + 1
         while True:
             writer.write(unroll(number), number)
-            os.write(1, f"{number}\\n".encode())  # whole lines alone, also of a process that is killed
+            os.write(1, f"{number}\\n".encode())  # one call, so that a kill leaves no partial line
             number += 1
     os.waitpid(writer_pid, 0)
     print("ended", flush=True)
@@ -227,7 +227,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def writers() -> Iterator[subprocess.Popen[str]]:
-    """Starts a process that forks a writer for each line `directory keep`: an import takes longer than the writing."""
+    """Starts a process that forks a writer for each line `directory keep`; forks share its slow imports."""
     command = [sys.executable, "-c", WRITING, __file__]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
@@ -248,17 +248,17 @@ def test_a_killed_writer_loses_nothing(tmp_path: Path, writers: subprocess.Popen
     for _ in range(4):
         print(tmp_path, keep, file=writers.stdin, flush=True)
         pid = int(writers.stdout.readline())
-        begun = writers.stdout.readline()
+        first = writers.stdout.readline()
         time.sleep(rng.uniform(0, 0.2))
         os.kill(pid, signal.SIGKILL)
-        returned = [int(line) for line in (begun, *itertools.takewhile(lambda line: line != "ended\n", writers.stdout))]
-        there = read(tmp_path / "collector-0")
-        new = [number for number in there if not written or number > written[-1]]
-        assert new[0] == (written[-1] + 2 if written else 1) or keep  # of a tail the first may be gone
-        # One unroll may have been written whose number the process could not report any more.
+        returned = [int(line) for line in (first, *itertools.takewhile(lambda line: line != "ended\n", writers.stdout))]
+        on_disk = read(tmp_path / "collector-0")
+        new = [number for number in on_disk if not written or number > written[-1]]
+        assert new[0] == (written[-1] + 2 if written else 1) or keep  # a tail may have deleted new unrolls
+        # The kill may come after an unroll is written and before its number is reported.
         assert new[-1] - returned[-1] in (0, 1)
-        assert there == (written + new)[-len(there) :]
-        assert len(there) >= min(keep or sys.maxsize, len(written + new))
+        assert on_disk == (written + new)[-len(on_disk) :]
+        assert len(on_disk) >= min(keep or sys.maxsize, len(written + new))
         written += new
     assert writer_of(tmp_path, keep_unrolls=keep or None).next_number == written[-1] + 1
     assert read(tmp_path / "collector-0") == written[-len(read(tmp_path / "collector-0")) :]
@@ -298,7 +298,7 @@ def test_two_writers_of_a_shard_exclude_each_other(tmp_path: Path) -> None:
     second = writer_of(tmp_path, wait_s=5)
     timer.join()
     assert second.next_number == 1
-    assert StreamWriter(tmp_path, 1, DESCRIPTION, wait_s=0).next_number == 0  # another shard is another matter
+    assert StreamWriter(tmp_path, 1, DESCRIPTION, wait_s=0).next_number == 0  # the lock covers one shard only
 
 
 @pytest.mark.parametrize("keep", [None, 16])
@@ -307,22 +307,22 @@ def test_a_shard_is_read_while_it_is_written(tmp_path: Path, keep: int | None) -
     write(writer, 20)
     failed: list[BaseException] = []
 
-    def resume() -> None:
+    def keep_writing() -> None:
         try:
             write(writer, 600)
-        except BaseException as error:  # noqa: BLE001 - shown by the test's own thread
+        except BaseException as error:  # noqa: BLE001 - the test's own thread asserts that there is none
             failed.append(error)
 
-    thread = threading.Thread(target=resume)
+    thread = threading.Thread(target=keep_writing)
     thread.start()
     passes = 0
     while thread.is_alive():
         before = writer.next_number
         numbers = read(folder)
         assert numbers == sorted(set(numbers))
-        overtaken = keep is not None and before <= writer.next_number - keep  # deleted before their turn
+        overtaken = keep is not None and before <= writer.next_number - keep  # deleted before they were read
         assert overtaken or numbers[-1] >= before - 1
-        assert keep or numbers[:before] == list(range(before))  # of a tail, some are deleted before their turn
+        assert keep or numbers[:before] == list(range(before))  # a tail deletes some unread unrolls
         passes += 1
     thread.join()
     assert not failed
@@ -340,17 +340,17 @@ def test_reading_survives_parts_that_are_deleted_or_finished(shard: Path) -> Non
     assert [number for number, _ in reading] == [1, 2, 3, 8, 9, 10]
 
 
-def test_a_part_that_is_finished_between_two_looks_is_found(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_finished_between_listing_and_reading_is_found(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = writer_of(shard.parent)
     write(writer, 1)
     read_bytes = Path.read_bytes
 
-    def finished_just_before(path: Path) -> bytes:
+    def finish_then_read(path: Path) -> bytes:
         if path.suffix == ".partial":
             writer.cut()
         return read_bytes(path)
 
-    monkeypatch.setattr(Path, "read_bytes", finished_just_before)
+    monkeypatch.setattr(Path, "read_bytes", finish_then_read)
     assert read(shard) == list(range(11))
     assert not list(shard.glob("*.partial"))
 
@@ -390,7 +390,7 @@ def test_a_shard_is_restored_from_a_snapshot(shard: Path, tmp_path: Path, keep: 
     assert sorted(path.name for path in shard.parent.iterdir()) == ["collector-0", "snapshot"]
 
 
-def test_an_empty_shard_has_a_snapshot_too(tmp_path: Path) -> None:
+def test_an_empty_shard_is_restored_from_a_snapshot(tmp_path: Path) -> None:
     shard, to = tmp_path / "collector-0", tmp_path / "snapshot" / "collector-0"
     writer = writer_of(tmp_path)
     snapshot(writer, shard, to)
@@ -400,14 +400,14 @@ def test_an_empty_shard_has_a_snapshot_too(tmp_path: Path) -> None:
     assert writer_of(tmp_path).next_number == 0
 
 
-def test_restoring_may_be_interrupted_anywhere(shard: Path, tmp_path: Path) -> None:
+def test_restoring_may_be_interrupted_at_any_step(shard: Path, tmp_path: Path) -> None:
     to = tmp_path / "snapshot" / "collector-0"
     writer = writer_of(shard.parent)
     snapshot(writer, shard, to)
     write(writer, 5)
     writer.close()
     for step in range(40):
-        with dying_at(step), contextlib.suppress(Died):
+        with crashing_at(step), contextlib.suppress(Crash):
             restore_shard(to, shard)
             break
         restore_shard(to, shard)
@@ -462,7 +462,7 @@ def test_a_damaged_index_is_refused(shard: Path, where: float) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: round(where * len(whole))])
     assert f"{path}: damaged; remove it" in refused(lambda: writer_of(shard.parent))
-    path.unlink()  # the remedy
+    path.unlink()  # as the message says
     assert writer_of(shard.parent).close().unrolls == 10
     assert path.read_bytes() == whole
     values = json.loads(whole)
@@ -507,8 +507,8 @@ def test_damaged_parts_are_refused(shard: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["part-000000004.arrow", "part-000000008.arrow.partial"])
-def test_flipped_bits_end_no_process(shard: Path, name: str) -> None:
-    """Checks the errors; without checksums most flipped bits go unnoticed."""
+def test_flipped_bits_raise_only_config_errors(shard: Path, name: str) -> None:
+    """Reads without checksums, so that most flipped bits raise nothing."""
     path = shard / name
     whole = path.read_bytes()
     (shard / "shard.json").unlink()

@@ -93,7 +93,7 @@ def test_unrolls_are_read_back_equal_to_the_bit(stream: Path) -> None:
     opened = open_stream(stream)
     assert opened.description == DESCRIPTION
     for index in range(2):
-        read = list(opened.shard(index))  # all of it is valid after the last iteration
+        read = list(opened.shard(index))  # all unrolls stay valid after the last iteration
         assert len(read) == 5
         assert [number for number, _ in read] == list(range(5))
         assert all(same(columns, unroll(index, number)) for number, columns in read)
@@ -102,9 +102,9 @@ def test_unrolls_are_read_back_equal_to_the_bit(stream: Path) -> None:
 def test_a_shard_with_a_gap_may_be_longer(tmp_path: Path) -> None:
     description = DESCRIPTION.model_copy(update={"collectors": 1})
     numbers = [0, 1, 2, 4, 5, 6]
-    for lived in (numbers[:3], numbers[3:]):
+    for incarnation in (numbers[:3], numbers[3:]):
         writer = StreamWriter(tmp_path, 0, description, part_bytes=2 * UNROLL_BYTES)
-        for number in lived:
+        for number in incarnation:
             writer.write(unroll(0, number), number)
         shard = writer.close()
     write_manifest(tmp_path, description, [shard])
@@ -157,7 +157,7 @@ def test_any_flipped_byte_is_found(stream: Path, where: float) -> None:
     assert f"{path}: damaged" in refused(stream)
 
 
-def test_a_cut_part_is_found(stream: Path) -> None:
+def test_a_truncated_part_is_found(stream: Path) -> None:
     path = stream / "collector-1" / "part-000000002.arrow"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
@@ -187,7 +187,7 @@ def test_swapped_parts_are_found(stream: Path) -> None:
     assert str(one) in refused(stream)
 
 
-def test_no_manifest_is_no_stream(stream: Path) -> None:
+def test_a_folder_without_a_manifest_is_refused(stream: Path) -> None:
     (stream / "manifest.json").unlink()
     assert f"{stream / 'manifest.json'}: missing, so the run did not finish recording" in refused(stream)
     assert f"{stream / 'elsewhere'}: no such folder" in refused(stream / "elsewhere")
@@ -203,7 +203,7 @@ def test_a_crash_leaves_no_stream(tmp_path: Path) -> None:
     assert "did not finish recording" in refused(tmp_path)
 
 
-def test_a_partial_part_is_not_a_finished_one(stream: Path) -> None:
+def test_an_unfinished_part_does_not_count_as_finished(stream: Path) -> None:
     path = stream / "collector-0" / "part-000000004.arrow"
     path.rename(path.with_name(path.name + ".partial"))
     assert f"{path}: missing" in refused(stream)
@@ -215,13 +215,13 @@ def test_another_version_is_refused(stream: Path) -> None:
 
 
 def test_version_1_is_refused(stream: Path) -> None:
-    def of_version_1(manifest: dict[str, Any]) -> None:
+    def downgrade(manifest: dict[str, Any]) -> None:
         manifest["format_version"] = 1
         for number, part in enumerate(manifest["shards"][0]["parts"]):
             part["name"] = f"part-{number:05d}.arrow"
             del part["first"]
 
-    edit(stream, of_version_1)
+    edit(stream, downgrade)
     assert "manifest.json: format version 1, this Fathom reads 2; use the Fathom that recorded" in refused(stream)
 
 
@@ -305,7 +305,7 @@ def test_a_difference_is_named_with_both_values(stream: Path, field: str, asked:
     assert "\n" not in str(caught.value)
 
 
-def test_other_physics_are_another_environment(stream: Path) -> None:
+def test_a_stream_of_other_physics_is_refused(stream: Path) -> None:
     wanted = DESCRIPTION.model_copy(update={"env_options": EnvOptions(backend="mjx", physics_dt=0.002)})
     with pytest.raises(ConfigError) as caught:
         open_stream(stream).check_fits(wanted)
@@ -357,7 +357,7 @@ def test_other_shapes_and_types_are_refused(tmp_path: Path, columns: Columns, na
     writer = StreamWriter(tmp_path, 0, DESCRIPTION)
     with pytest.raises(ValueError, match=named):
         writer.write(columns, 0)
-    writer.write(unroll(0, 0), 0)  # a refused unroll does no harm
+    writer.write(unroll(0, 0), 0)  # the writer accepts unrolls after a refused unroll
     assert writer.close().unrolls == 1
 
 
@@ -449,7 +449,7 @@ def until_full(directory, during):
     except ValueError:
         print("spent", written, flush=True)
 
-for during in sys.argv[2:]:  # a process each: a limit on files stays
+for during in sys.argv[2:]:  # one process each, because the limit stays until the process ends
     if os.fork() == 0:
         until_full(Path(sys.argv[1]) / during, during)
         os._exit(0)

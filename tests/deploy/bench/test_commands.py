@@ -83,7 +83,7 @@ def test_rollout_without_and_with_replay(capsys: pytest.CaptureFixture[str]) -> 
     bare, rollout, policy, collector = (
         with_replay[f"{name}_steps_per_second"] for name in ("bare", "rollout", "policy", "collector")
     )
-    assert with_replay["overhead_ratio"] == pytest.approx(bare / rollout)  # of one repetition
+    assert with_replay["overhead_ratio"] == pytest.approx(bare / rollout)  # exact, because there is one repetition
     assert with_replay["collector_ratio"] == pytest.approx(collector / policy)
     without = bench(capsys, *small)
     assert without.keys() == ROLLOUT
@@ -112,7 +112,7 @@ def test_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     result = bench(capsys, "weights", "--depth", "4", "--width", "8", "--repeats", "2", "--save", str(file))
     assert result.keys() == WEIGHTS
     assert all_positive(result)
-    assert 4 * 4 * 8 * 8 < result["bytes"] < 2 * 4 * 4 * 8 * 8  # the actor's kernels and little else
+    assert 4 * 4 * 8 * 8 < result["bytes"] < 2 * 4 * 4 * 8 * 8  # mostly the actor's kernels
     saved = json.loads(file.read_text())
     assert saved["benchmark"] == "weights"
     assert saved["machine"].keys() == {"cpu", "cores", "jax", "device", "git_revision"}
@@ -121,20 +121,20 @@ def test_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", QUICK, ids=lambda kind: kind.__name__)
-def test_options_are_the_arguments_of_the_function(kind: type[_Options]) -> None:
+def test_options_match_the_arguments_of_the_benchmark(kind: type[_Options]) -> None:
     options = kind(quick=True).sized()
     name = options.name.replace("-", "_")
     function = getattr(import_module(f"deploy.bench.{name}"), f"bench_{name}")
     inspect.signature(function).bind(**options.arguments())
 
 
-def test_quick_changes_only_options_left_alone() -> None:
+def test_quick_changes_only_options_that_are_not_given() -> None:
     quick = Update(quick=True, depths=(4, 16)).sized()
     assert (quick.depths, quick.batch < Update().batch) == ((4, 16), True)
     assert Weights(quick=True).sized().depth < Weights().sized().depth == 1024
 
 
-@pytest.mark.parametrize("what", ["update", "rollout", "replay", "weights", "end-to-end"])
-def test_repeats_are_positive(what: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["bench", what, "--repeats", "0"]) == 2
+@pytest.mark.parametrize("benchmark", ["update", "rollout", "replay", "weights", "end-to-end"])
+def test_zero_repeats_are_refused(benchmark: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["bench", benchmark, "--repeats", "0"]) == 2
     assert "--repeats: 0 is not positive; use at least 1" in capsys.readouterr().err

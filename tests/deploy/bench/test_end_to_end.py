@@ -1,4 +1,4 @@
-"""A real short run in both modes, and figures of metrics by hand."""
+"""`fathom bench end-to-end`: a short run in both modes, errors, and rates and shares by hand."""
 
 import json
 import math
@@ -29,7 +29,7 @@ ROW = WAITS | {
     "wall_seconds",
     "learner_updating",
 }
-WHOLE = {
+RESULT = {
     "env",
     "num_envs",
     "depth",
@@ -54,7 +54,7 @@ def test_a_quick_run_in_both_modes(capsys: pytest.CaptureFixture[str]) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     assert run_command(["bench", "end-to-end", "--quick", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result.keys() == WHOLE
+    assert result.keys() == RESULT
     assert all(row.keys() == ROW for row in result["rows"])
     distributed, in_process = result["rows"]
     assert (distributed["mode"], in_process["mode"]) == ("distributed", "in_process")

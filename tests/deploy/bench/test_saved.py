@@ -1,4 +1,4 @@
-"""Comparison of two results, and refusal of files."""
+"""Saved results of benchmarks: comparison of two results, and refusal of unsuitable files."""
 
 import json
 from dataclasses import dataclass, field
@@ -68,27 +68,27 @@ def test_results_without_a_common_size_are_refused(tmp_path: Path) -> None:
 
 def test_another_kind_of_device_is_refused_and_another_machine_is_described(tmp_path: Path) -> None:
     assert saved.differences(tmp_path, MACHINE, MACHINE | {"git_revision": "2"}) == []
-    unlike = saved.differences(tmp_path, MACHINE, MACHINE | {"cpu": "b", "cores": 4})
-    assert unlike == ["cpu a then, b now", "cores 2 then, 4 now"]
+    found = saved.differences(tmp_path, MACHINE, MACHINE | {"cpu": "b", "cores": 4})
+    assert found == ["cpu a then, b now", "cores 2 then, 4 now"]
     with pytest.raises(ConfigError, match="was measured on cpu, this on NVIDIA H100; name a file from this kind"):
         saved.differences(tmp_path, MACHINE, MACHINE | {"device": "NVIDIA H100"})
 
 
-FOREIGN = {
+UNSUITABLE = {
     "missing": (None, "cannot be read (No such file or directory); name a file that --save wrote"),
     "text": ("speed", "is not JSON; name a file that --save wrote"),
     "binary": (b"\xff\xfe", "is not JSON; name a file that --save wrote"),
     "list": ("[1]", "holds no saved benchmark; name a file that --save wrote"),
-    "summary": ('{"benchmark": "rollout"}', "holds no saved benchmark; name a file that --save wrote"),
-    "benchmark": (
+    "incomplete": ('{"benchmark": "rollout"}', "holds no saved benchmark; name a file that --save wrote"),
+    "another benchmark": (
         json.dumps({"benchmark": "replay", "machine": {}, "result": {}}),
         "is from fathom bench replay, not rollout; name a file that fathom bench rollout --save wrote",
     ),
 }
 
 
-@pytest.mark.parametrize(("content", "line"), FOREIGN.values(), ids=FOREIGN.keys())
-def test_a_foreign_file_is_refused_before_the_measurement(
+@pytest.mark.parametrize(("content", "line"), UNSUITABLE.values(), ids=UNSUITABLE.keys())
+def test_an_unsuitable_file_is_refused_before_the_measurement(
     content: str | bytes | None, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "file.json"

@@ -1,4 +1,4 @@
-"""A small real simulation: its counts, its errors, and the end of all its processes."""
+"""Benchmarks of scaling, row bytes and entries. A small simulation is real: its processes start, fail and end."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from shared.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 SMALL: dict[str, Any] = {"environments": 8, "seconds": 0.5, "episode_length": 100, "unroll_length": 25}
-GONE_S = 20.0
+END_S = 20.0
 
 
-def gone(processes: list[psutil.Process]) -> bool:
-    """Returns True if all processes end in time; a zombie has ended."""
-    deadline = time.monotonic() + GONE_S
+def all_ended(processes: list[psutil.Process]) -> bool:
+    """Returns True if all processes end within `END_S`. A zombie has ended."""
+    deadline = time.monotonic() + END_S
     while time.monotonic() < deadline:
         if not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
             return True
@@ -35,38 +35,38 @@ def gone(processes: list[psutil.Process]) -> bool:
     return False
 
 
-def left() -> list[psutil.Process]:
-    """Returns all processes below this one."""
+def descendants() -> list[psutil.Process]:
+    """Returns all descendants of the current process."""
     return psutil.Process().children(recursive=True)
 
 
 class Simulated(NamedTuple):
-    """Result of a simulation. `killed`: a process of each of the first three rows."""
+    """Result of a simulation, its messages, and the killed processes, one in each of the first three rows."""
 
     result: dict[str, Any]
-    said: list[str]
+    messages: list[str]
     killed: list[psutil.Process]
 
 
 SAMPLES_PER_INSERT = 4.0
-VICTIMS = ("a role", "the roles' parent", "the server")
+TO_KILL = ("a role", "the roles' parent", "the server")
 
 
 @pytest.fixture(scope="module")
 def simulated(reverb_python: Path) -> Simulated:
     """Five rows with two learners each. In the first three a process is killed; the last two are measured."""
-    before, said, killed = left(), [], []
+    before, messages, killed = descendants(), [], []
 
     def kill(text: str) -> None:
-        said.append(text)
-        if not text.startswith("measuring") or len(killed) == len(VICTIMS):
+        messages.append(text)
+        if not text.startswith("measuring") or len(killed) == len(TO_KILL):
             return
-        new = [process for process in left() if process not in before]
+        new = [process for process in descendants() if process not in before]
         parents = [process for process in new if process.children()]
         servers = [p for p in new if p not in parents and p.parent() == psutil.Process()]
         roles = [p for p in new if p not in parents and p not in servers]
         choice = {"a role": roles, "the roles' parent": parents, "the server": servers}
-        killed.append(choice[VICTIMS[len(killed)]][0])
+        killed.append(choice[TO_KILL[len(killed)]][0])
         killed[-1].kill()
 
     result = bench_scaling(
@@ -78,12 +78,12 @@ def simulated(reverb_python: Path) -> Simulated:
         samples_per_insert=SAMPLES_PER_INSERT,
         say=kill,
     )
-    assert left() == before
-    return Simulated(result, said, killed)
+    assert descendants() == before
+    return Simulated(result, messages, killed)
 
 
 def test_figures_of_a_small_simulation(simulated: Simulated) -> None:
-    result, said, _ = simulated
+    result, messages, _ = simulated
     json.dumps(result)
     assert result["row_bytes"] == 4 * (5 + 2) + 12
     assert result["window_rows"] == 125  # ceil((100 + 24) / 25) = 5 chunks
@@ -109,14 +109,14 @@ def test_figures_of_a_small_simulation(simulated: Simulated) -> None:
         assert detail["error_buffer"] == 2 * detail["environments"] * SAMPLES_PER_INSERT + 2 * 64
         least, most = detail["samples_ahead"]
         assert -detail["error_buffer"] <= least <= most <= detail["error_buffer"]
-    assert [text.partition(":")[0] for text in said if " steps/s " in text] == [
+    assert [text.partition(":")[0] for text in messages if " steps/s " in text] == [
         "1 collectors, 2 learners",
         "2 collectors, 2 learners",
     ]
 
 
-def test_the_dead_process_is_named(simulated: Simulated) -> None:
-    failed = dict(zip(VICTIMS, simulated.result["rows"], strict=False))
+def test_the_error_names_the_killed_process(simulated: Simulated) -> None:
+    failed = dict(zip(TO_KILL, simulated.result["rows"], strict=False))
     for row in failed.values():
         assert row["error"]
         assert "\n" not in row["error"]
@@ -126,16 +126,16 @@ def test_the_dead_process_is_named(simulated: Simulated) -> None:
 
 
 def test_an_exception_leaves_no_process(reverb_python: Path) -> None:
-    before, seen = left(), []
+    before, during = descendants(), []
 
     def fail(text: str) -> None:
-        seen.extend(left())
+        during.extend(descendants())
         raise RuntimeError(text)
 
     with pytest.raises(RuntimeError, match="measuring 2 collectors, 1 learners"):
         bench_scaling([2], [1], **SMALL, say=fail)
-    assert len(seen) - len(before) == 5  # the server, the roles' parent, three roles
-    assert left() == before
+    assert len(during) - len(before) == 5  # the server, the roles' parent, three roles
+    assert descendants() == before
 
 
 def test_a_signal_leaves_no_process(reverb_python: Path, tmp_path: Path) -> None:
@@ -144,22 +144,22 @@ def test_a_signal_leaves_no_process(reverb_python: Path, tmp_path: Path) -> None
     pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
     with ExitStack() as stack:
         benches = {}
-        for ending in (signal.SIGINT, signal.SIGKILL):
-            folder = tmp_path / ending.name  # a bench that is killed leaves a folder with logs
+        for sent in (signal.SIGINT, signal.SIGKILL):
+            folder = tmp_path / sent.name  # a killed benchmark leaves its folder with logs
             folder.mkdir()
             environ = {**os.environ, "TMPDIR": str(folder)}
-            benches[ending] = stack.enter_context(subprocess.Popen(command, cwd=ROOT, env=environ, **pipes))
-            stack.callback(benches[ending].kill)
-        for ending, bench in benches.items():
+            benches[sent] = stack.enter_context(subprocess.Popen(command, cwd=ROOT, env=environ, **pipes))
+            stack.callback(benches[sent].kill)
+        for sent, bench in benches.items():
             assert bench.stderr is not None
             while not (line := bench.stderr.readline()).startswith("measuring"):
                 assert line, "the benchmark ended before it measured"
             started = psutil.Process(bench.pid).children(recursive=True)
             assert len(started) == 5
-            bench.send_signal(ending)
-            bench.communicate(timeout=GONE_S)
+            bench.send_signal(sent)
+            bench.communicate(timeout=END_S)
             assert bench.returncode != 0
-            assert gone(started)
+            assert all_ended(started)
     assert not list((tmp_path / "SIGINT").glob("fathom-bench-*"))
 
 
@@ -183,7 +183,7 @@ def test_a_signal_leaves_no_process(reverb_python: Path, tmp_path: Path) -> None
         ),
     ],
 )
-def test_bad_arguments_are_one_line(
+def test_bad_arguments_give_a_one_line_error(
     collectors: list[int], learners: list[int], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{message}") as raised:
@@ -204,7 +204,7 @@ def test_bad_arguments_are_one_line(
         ((16, 1.0, 0.5, 1.0, 0.4, 0.0, 0.2, 0.2), "nothing"),
     ],
 )
-def test_saturated(figures: tuple[float, ...], expected: str) -> None:
+def test_the_saturated_part_by_hand(figures: tuple[float, ...], expected: str) -> None:
     cpu = ("server_cpu", "collectors_cpu", "learners_cpu", "busiest_client_cpu", "other_cpu")
     names = (*cpu, "inserts_waited", "samples_waited")
     assert saturated(int(figures[0]), dict(zip(names, figures[1:], strict=True))) == expected
@@ -223,9 +223,9 @@ def test_bytes_of_an_environments_rows() -> None:
 
 
 def test_entries_are_counted_for_each_table(reverb_python: Path) -> None:
-    before = left()
+    before = descendants()
     (row,) = bench_entries([2], unrolls=40)["rows"]
-    assert left() == before
+    assert descendants() == before
     assert row["entries_per_second"] == pytest.approx(2 * row["env_steps_per_second"] / 62)
     assert row["collector_cpu_us"] > 0
     assert row["server_cpu_us"] > 0

@@ -1,4 +1,4 @@
-"""Figures of the update benchmark, and the comparison with the textbook."""
+"""Figures of the update benchmark, and its comparison with the textbook update."""
 
 from itertools import count
 from types import SimpleNamespace
@@ -26,19 +26,19 @@ SIZES: dict[str, Any] = {"batch": 30, "width": 11}  # several windows; no two si
 
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    """Figures of two blocks, so that their order matters, with every optional measurement."""
+    """Figures of a network of two blocks, so that their order matters, with every optional measurement."""
     return bench_update([8], **SIZES, against="unrolled", repeats=1, seconds=0.0, seeds=2)
 
 
 @pytest.mark.slow
-def test_losses_and_gradients_equal_the_textbooks(result: dict[str, Any]) -> None:
+def test_losses_and_gradients_equal_those_of_the_textbook_update(result: dict[str, Any]) -> None:
     (row,) = result["rows"]
     assert row["loss_difference"] < 1e-5
     assert row["gradient_difference"] < 1e-4
 
 
 @pytest.mark.slow
-def test_another_computation_is_noticed() -> None:
+def test_another_precision_gives_a_gradient_difference() -> None:
     assert differences(*_experiment(4, **SIZES, precision="bfloat16"))["gradient_difference"] > 1e-3
 
 
@@ -70,7 +70,7 @@ def test_the_duration_of_an_update_is_divided_by_its_gradient_steps(monkeypatch:
     for _ in range(3):
         timed.step()
     figures = timed.figures()
-    assert timed.state == 4  # the first step is not timed: it meets cold memory
+    assert timed.state == 4  # the first step is not timed, because its memory is cold
     assert figures["step_seconds"] == 6.0 / update._MINIBATCHES
     assert (figures["init_seconds"], figures["trace_seconds"], figures["compile_seconds"]) == (6.0, 6.0, 6.0)
 
@@ -79,15 +79,15 @@ def test_the_compilation_cache_is_off_even_after_its_use() -> None:
     events: list[str] = []
     jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
 
-    def asks_the_cache(number: float) -> bool:
+    def uses_the_cache(number: float) -> bool:
         events.clear()
         jax.jit(lambda x: x + number).lower(1.0).compile()
         return "/jax/compilation_cache/compile_requests_use_cache" in events
 
-    assert asks_the_cache(1.0)
+    assert uses_the_cache(1.0)
     with uncached():
-        assert not asks_the_cache(2.0)
-    assert asks_the_cache(3.0)
+        assert not uses_the_cache(2.0)
+    assert uses_the_cache(3.0)
 
 
 def test_zero_seeds_are_refused() -> None:
@@ -105,5 +105,6 @@ def test_model_flops_by_hand() -> None:
         return {"params": {"kernel": jnp.zeros(entries), "bias": jnp.zeros(7)}}
 
     params = NetworkParams(network(2), CriticParams(network(3), network(5)))
-    # 2 B for each entry: forwards, inputs' gradients, kernels' gradients; 3 as often for three products.
+    # A kernel entry costs 2 B in each pass. Actor and goal encoder have 3 passes, the state-action encoder has 5.
+    # The energies of B x B pairs take 3 products of 2 B * B * representation_size each.
     assert model_flops(params, batch=10, representation_size=4) == 20 * (3 * 2 + 5 * 3 + 3 * 5) + 3 * 2 * 10 * 10 * 4

@@ -1,4 +1,4 @@
-"""Mistakes of the user: each is one line with the field and the remedy, before anything starts."""
+"""Errors of `fathom run` in one line with the field and the remedy, and the lists of `fathom envs`."""
 
 import json
 import os
@@ -30,8 +30,8 @@ MISTAKES = {
     "stream's pace": (["--stream", "/nowhere", "--replay.pace", "free"], "replay.pace: a stream is fed as fast as"),
     "stream of a stream": (["--stream", "/nowhere", "--record", "true"], "record: what comes from a stream is on disk"),
     "together": (["--together"], "--together: only learners in one process can update together; add --in-process"),
-    "key": (["--collector.dept", "8"], "--collector.dept: no such option"),
-    "learner": (["--learners.dep.depth", "8"], "it has: active, shallow, deep"),
+    "unknown option": (["--collector.dept", "8"], "--collector.dept: no such option"),
+    "unknown learner": (["--learners.dep.depth", "8"], "it has: active, shallow, deep"),
     "batch": (["--algorithm.batch-size", "100000"], "algorithm.batch_size: 100000 is more than the 12736 rows"),
     "replay": (["--replay.steps-per-environment", "100"], "replay.steps_per_environment: 100 steps hold 0 windows"),
     "budget": (["--budget.env-steps", "10"], "budget.env_steps: 10 steps end before the first update; use at least"),
@@ -39,7 +39,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("options", "line"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_is_one_line_and_starts_nothing(
+def test_a_mistake_gives_a_one_line_error_and_starts_nothing(
     options: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(["run", DEMO, "--run-dir", str(tmp_path / "run"), *options]) == 2
@@ -51,7 +51,7 @@ def test_a_mistake_is_one_line_and_starts_nothing(
 
 
 @pytest.mark.processes
-def test_learners_update_together_on_one_device(tmp_path: Path) -> None:
+def test_together_is_refused_on_two_devices(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "deploy.cli", "run", DEMO, "--run-dir", str(tmp_path / "run")]
     environ = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     ended = subprocess.run(
@@ -98,9 +98,9 @@ def test_an_error_names_a_disk_that_is_too_small(tmp_path: Path, capsys: pytest.
 def test_an_error_names_a_full_disk(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     (tmp_path / "metrics" / "learner-deep.jsonl").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left") as full:
+    with pytest.raises(OSError, match="No space left") as error:
         writer.write("learner-deep", {"updates": 1})
-    assert "No space left on device; make room" in explain_failure(full.value, tmp_path)
+    assert "No space left on device; make room" in explain_failure(error.value, tmp_path)
 
 
 def test_envs_as_json_lists_every_environment(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,7 @@ def test_envs_as_json_lists_every_environment(capsys: pytest.CaptureFixture[str]
     assert envs["ant_u4_maze"] | maze == envs["ant_u4_maze"]
 
 
-def test_envs_as_a_table_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+def test_envs_as_a_table_has_a_line_for_each_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["envs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(env_entries())

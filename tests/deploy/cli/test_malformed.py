@@ -35,7 +35,7 @@ GOOD: dict[str, Any] = {
     "evaluation": {"episodes": 8, "count": 2},
     "budget": {"env_steps": 1000},
 }
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where libyaml is there
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast; only with libyaml
 _SET_BY_THE_MATRIX = ("env", "learners")
 MATRIX: dict[str, Any] = {
     "envs": ["point_u_maze"],
@@ -52,7 +52,7 @@ MERGES = "a: &a {k0: 1, k1: 1, k2: 1, k3: 1}\n" + "".join(
     for last, this in zip("abcdefg", "bcdefgh", strict=True)
 )
 
-# --- files that are no experiment ---
+# --- malformed files ---
 
 TEXTS: dict[str, str | bytes] = {
     "empty": "",
@@ -72,9 +72,9 @@ TEXTS: dict[str, str | bytes] = {
     "open map": "env: a\ncollector: {depth: 8\n",
     "open list": "env: a\nlearners: [\n",
     "open quote": "env: 'a\n",
-    "map in a line": "env: a: b\n",
+    "two colons in a line": "env: a: b\n",
     "no colon": "env point_u_maze\nseed: 1\n",
-    "indented": "env: a\n  seed: 1\n",
+    "wrong indentation": "env: a\n  seed: 1\n",
     "json with a comment": '{"env": "a", // the maze\n "seed": 1}',
     "python object": "env: !!python/object/apply:os.system [exit]\n",
     "python name": "env: !!python/name:os.system\n",
@@ -85,12 +85,12 @@ TEXTS: dict[str, str | bytes] = {
     "binary tag": "env: !!binary cG9pbnRfdV9tYXpl\n",
     "set": "env: point_u_maze\nlearners: !!set {deep}\n",
     "ordered map": "env: point_u_maze\ncollector: !!omap [depth: 4]\n",
-    "no int": "env: a\nseed: !!int one\n",
-    "no bool": "env: a\nrecord: !!bool maybe\n",
-    "no float": "env: a\nseed: !!float x\n",
-    "no map": "env: a\ncollector: !!map [1]\n",
-    "no such day": "env: a\nseed: 2024-13-45\n",
-    "no such character": 'env: "\\UFFFFFFFF"\n',
+    "tag of another type: int": "env: a\nseed: !!int one\n",
+    "tag of another type: bool": "env: a\nrecord: !!bool maybe\n",
+    "tag of another type: float": "env: a\nseed: !!float x\n",
+    "tag of another type: map": "env: a\ncollector: !!map [1]\n",
+    "impossible date": "env: a\nseed: 2024-13-45\n",
+    "character beyond Unicode": 'env: "\\UFFFFFFFF"\n',
     "huge number": f"env: a\nseed: {'9' * 5000}\n",
     "huge hexadecimal number": f"env: a\nseed: 0x{'f' * 5000}\n",
     "beyond 64 bits": f"env: a\nseed: {2**64}\n",
@@ -101,9 +101,9 @@ TEXTS: dict[str, str | bytes] = {
     "a map as a key": "env: a\n? {a: b}\n: c\n",
     "a list as a key": "env: a\n? [a]\n: c\n",
     "key twice": "env: point_u_maze\nseed: 1\nseed: 2\n",
-    "key twice within": "env: point_u_maze\ncollector:\n  depth: 4\n  width: 8\n  depth: 8\n",
+    "key twice in a section": "env: point_u_maze\ncollector:\n  depth: 4\n  width: 8\n  depth: 8\n",
     "key twice in one line": "env: point_u_maze\ncollector: {depth: 4, depth: 4}\n",
-    "key twice by its quotes": "env: point_u_maze\n'env': ant\n",
+    "key twice, once in quotes": "env: point_u_maze\n'env': ant\n",
     "learner twice": "env: point_u_maze\nlearners: {deep: {depth: 8}, deep: {depth: 16}}\n",
     "deep lists": "env: " + "[" * 100_000,
     "deep maps": "env: " + "{a: " * 50_000,
@@ -119,22 +119,22 @@ TEXTS: dict[str, str | bytes] = {
     "long value": f"env: {'v' * 100_000}\n",
     "number as a key": "env: point_u_maze\n1: 2\n",
     "null as a key": "env: point_u_maze\n~: 2\n",
-    "number as a key within": "env: point_u_maze\ncollector: {1: 2}\n",
-    "truth as a learner": "env: point_u_maze\nlearners: {yes: {}}\n",
+    "number as a key in a section": "env: point_u_maze\ncollector: {1: 2}\n",
+    "boolean as a learner": "env: point_u_maze\nlearners: {yes: {}}\n",
     "line break as a key": 'env: point_u_maze\n"a\\nb": 1\n',
     "surrogate": 'env: "\\ud800"\n',
     "surrogate as a key": 'env: point_u_maze\n"\\ud800": 1\n',
     "no env": "seed: 1\n",
 }
-LINES = {  # for some files, a part of the error line
+LINES = {  # part of the error line, for some of the files
     "empty": "holds no experiment; it needs at least the key env",
     "zero byte": "not valid YAML (character #x0000 cannot be part of a text)",
     "binary": "cannot be read (not UTF-8)",
     "open map": ", line 3: not valid YAML (",
     "python object": ", line 1: not valid YAML (could not determine a constructor for the tag",
     "key twice": ", line 3: not valid YAML (the key 'seed' is there twice)",
-    "key twice within": ", line 5: not valid YAML (the key 'depth' is there twice)",
-    "no such day": ", line 2: not valid YAML ('2024-13-45' cannot be read as timestamp)",
+    "key twice in a section": ", line 5: not valid YAML (the key 'depth' is there twice)",
+    "impossible date": ", line 2: not valid YAML ('2024-13-45' cannot be read as timestamp)",
     "beyond 64 bits": ", line 2: not valid YAML (a whole number beyond 64 bits)",
     "recursion": ", line 2: not valid YAML (an alias of what it is in)",
     "deep lists": ", line 1: not valid YAML (more than 40 levels)",
@@ -145,7 +145,7 @@ LINES = {  # for some files, a part of the error line
 }
 
 
-def refused(check: Callable[[Path], object], path: Path) -> str:
+def error_message(check: Callable[[Path], object], path: Path) -> str:
     """Returns the message of the ConfigError that `check` must raise within ten seconds."""
     started = time.monotonic()
     with pytest.raises(ConfigError) as error:
@@ -160,24 +160,24 @@ def refused(check: Callable[[Path], object], path: Path) -> str:
     return "\n".join(lines)
 
 
-def written(folder: Path, values: Any) -> Path:
+def write_file(folder: Path, values: Any) -> Path:
     content = values if isinstance(values, str | bytes) else yaml.dump(values, Dumper=_DUMPER, sort_keys=False)
     (folder / "x.yaml").write_bytes(content.encode() if isinstance(content, str) else content)
     return folder / "x.yaml"
 
 
-def planned(path: Path) -> object:
+def plan_run(path: Path) -> object:
     """Does what `fathom run` does before it creates a folder."""
     return make_envs_and_plan(load_experiment(path))
 
 
-def planned_matrix(path: Path) -> object:
+def plan_matrix(path: Path) -> object:
     return estimate_matrix(load_matrix(path))
 
 
 def test_valid_files_are_accepted(tmp_path: Path) -> None:
-    assert planned(written(tmp_path, GOOD))
-    assert planned_matrix(written(tmp_path, MATRIX))
+    assert plan_run(write_file(tmp_path, GOOD))
+    assert plan_matrix(write_file(tmp_path, MATRIX))
 
 
 def test_unusual_valid_values_are_accepted(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ learners:
   b: {<<: *network, depth: 16}
 algorithm: {actor_learning_rate: 1e-4, discount: .9}
 """
-    experiment = load_experiment(written(tmp_path, text))
+    experiment = load_experiment(write_file(tmp_path, text))
     collector = experiment.collector
     assert (collector.width, collector.environments, collector.unroll_length) == (8, 64, 50)
     assert [(each.depth, each.width, each.seed) for each in experiment.learners.values()] == [(8, 8, 1), (16, 8, 0)]
@@ -199,38 +199,38 @@ algorithm: {actor_learning_rate: 1e-4, discount: .9}
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_file_that_is_no_experiment(name: str, tmp_path: Path) -> None:
-    path = written(tmp_path, TEXTS[name])
-    assert LINES.get(name, "") in refused(planned, path)
-    refused(planned_matrix, path)
+def test_a_malformed_file_is_refused(name: str, tmp_path: Path) -> None:
+    path = write_file(tmp_path, TEXTS[name])
+    assert LINES.get(name, "") in error_message(plan_run, path)
+    error_message(plan_matrix, path)
 
 
-def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
+def test_refusals_need_little_memory(tmp_path: Path) -> None:
     for name in ("bomb", "bomb of merges", "deep lists", "huge number", "long value"):
-        path = written(tmp_path, TEXTS[name])
+        path = write_file(tmp_path, TEXTS[name])
         tracemalloc.start()
-        refused(planned, path)
+        error_message(plan_run, path)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 50e6
 
 
 @pytest.mark.parametrize("path", [Path("/dev/zero"), Path("/dev/null"), Path("/"), Path("/nowhere/x.yaml")], ids=str)
-def test_a_path_that_is_no_file(path: Path) -> None:
-    for check in (planned, planned_matrix):
+def test_a_path_that_is_no_regular_file_is_refused(path: Path) -> None:
+    for check in (plan_run, plan_matrix):
         with pytest.raises(ConfigError, match=f"^{path}: (not valid YAML|holds no|cannot be read)"):
             check(path)
 
 
-# --- every field with every kind of value that it cannot have ---
+# --- every field with values of every wrong kind ---
 
-NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 1e300, "truth": True, "text": "many"}
+NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "huge": 1e300, "boolean": True, "text": "many"}
 TYPES = {"map": {"a": 1}, "list": [1, 2]}
 SECTIONS = {"number": 3, "list": [{}], "text": "all", "null": None, "unknown key": {"no_such_key": 1}}
 
 
 def fields(model: type[BaseModel], within: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yields the path and the type of every field of an experiment, with one learner for all."""
+    """Yields the path and the type of every field of an experiment. The learner `deep` stands for all learners."""
     for name, info in model.model_fields.items():
         kind = info.annotation
         if name == "learners":
@@ -253,7 +253,7 @@ def wrong_values() -> Iterator[tuple[str, tuple[str, ...], Any]]:
             yield f"{name}: {what}", path, value
 
 
-def changed(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+def with_value(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
     """Returns a copy with `value` at `path`."""
     values = copy.deepcopy(values)
     section = values
@@ -266,21 +266,21 @@ def changed(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[s
 WRONG = list(wrong_values())
 
 
-def test_the_table_is_long() -> None:
+def test_the_cases_are_many_and_cover_every_section() -> None:
     assert len(TEXTS) + len(WRONG) > 400
     assert {path[0] for _, path, _ in WRONG} == set(Experiment.model_fields)
 
 
 @pytest.mark.parametrize("section", Experiment.model_fields)
-def test_a_value_of_the_wrong_kind(section: str, tmp_path: Path) -> None:
+def test_a_value_of_the_wrong_kind_is_refused(section: str, tmp_path: Path) -> None:
     for what, path, value in WRONG:
         if path[0] != section:
             continue
-        message = refused(planned, written(tmp_path, changed(GOOD, path, value)))
+        message = error_message(plan_run, write_file(tmp_path, with_value(GOOD, path, value)))
         assert ".".join(path) in message, what
         if path[0] not in _SET_BY_THE_MATRIX:
             inner = ("experiment", *path)
-            message = refused(planned_matrix, written(tmp_path, changed(MATRIX, inner, value)))
+            message = error_message(plan_matrix, write_file(tmp_path, with_value(MATRIX, inner, value)))
             assert ".".join(path) in message, what
 
 
@@ -316,23 +316,23 @@ NAMES = ["active", "", "a b", "../up", "a/b", "a\\b", "a.b", ".", "-", "a\nb", "
 
 
 @pytest.mark.parametrize(("field", "value"), OUT_OF_RANGE, ids=lambda value: f"{value!s:.30}".encode().hex()[:40])
-def test_a_value_that_is_out_of_range(field: str, value: Any, tmp_path: Path) -> None:
-    message = refused(planned, written(tmp_path, changed(GOOD, tuple(field.split(".")), value)))
+def test_a_value_out_of_range_is_refused(field: str, value: Any, tmp_path: Path) -> None:
+    message = error_message(plan_run, write_file(tmp_path, with_value(GOOD, tuple(field.split(".")), value)))
     section, _, key = field.rpartition(".")
     assert field in message or f"{section}: {key}" in message or "labels say where" in message
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
-def test_a_learner_s_name(name: str, tmp_path: Path) -> None:
-    assert "learners." in refused(planned, written(tmp_path, changed(GOOD, ("learners", name), {})))
+def test_an_invalid_learner_name_is_refused(name: str, tmp_path: Path) -> None:
+    assert "learners." in error_message(plan_run, write_file(tmp_path, with_value(GOOD, ("learners", name), {})))
 
 
 def test_learners_with_the_same_options_are_refused(tmp_path: Path) -> None:
-    path = written(tmp_path, {**GOOD, "learners": {"a-b": {}, "a_b": {}}})
-    assert "learners.a-b: another name differs in '-' and '_' alone" in refused(planned, path)
+    path = write_file(tmp_path, {**GOOD, "learners": {"a-b": {}, "a_b": {}}})
+    assert "learners.a-b: another name differs in '-' and '_' alone" in error_message(plan_run, path)
 
 
-# --- a matrix's own keys ---
+# --- keys of a matrix ---
 
 MATRIX_MISTAKES: list[tuple[str, Any]] = [
     *((field, value) for field in ("envs", "collector_depths") for value in (None, {}, [], "ant", 4, [None])),
@@ -355,15 +355,15 @@ MATRIX_MISTAKES: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("field", "value"), MATRIX_MISTAKES, ids=lambda value: f"{value!s:.30}")
-def test_a_matrix_s_mistake(field: str, value: Any, tmp_path: Path) -> None:
-    message = refused(planned_matrix, written(tmp_path, changed(MATRIX, tuple(field.split(".")), value)))
+def test_a_mistake_in_a_matrix_is_refused(field: str, value: Any, tmp_path: Path) -> None:
+    message = error_message(plan_matrix, write_file(tmp_path, with_value(MATRIX, tuple(field.split(".")), value)))
     assert field.split(".")[-1].removesuffix("s") in message or "collector.depth: " in message
 
 
-def test_an_experiment_is_no_matrix_and_a_matrix_no_experiment(tmp_path: Path) -> None:
-    message = refused(planned_matrix, written(tmp_path, GOOD))
+def test_an_experiment_is_refused_as_a_matrix_and_a_matrix_as_an_experiment(tmp_path: Path) -> None:
+    message = error_message(plan_matrix, write_file(tmp_path, GOOD))
     assert "learners: unknown key; known here: envs, collector_depths" in message
-    assert "envs: unknown key" in refused(planned, written(tmp_path, MATRIX))
+    assert "envs: unknown key" in error_message(plan_run, write_file(tmp_path, MATRIX))
 
 
 # --- options ---
@@ -373,18 +373,18 @@ OPTIONS = {
     "a key twice": ["--collector.learner_resources.labels", "{a: b, a: c}"],
     "a tag": ["--seed", "!!python/object/apply:os.system [exit]"],
     "an alias": ["--seed", "*x"],
-    "nothing": ["--seed", ""],
-    "truth": ["--seed", "true"],
+    "an empty value": ["--seed", ""],
+    "a boolean": ["--seed", "true"],
     "not a number": ["--replay.samples-per-insert", ".nan"],
     "infinity": ["--algorithm.actor-learning-rate", ".inf"],
     "a list": ["--learners.deep.depth", "[4, 8]"],
-    "half a block": ["--learners.deep.depth", "6"],
+    "a depth that is no multiple of 4": ["--learners.deep.depth", "6"],
     "beyond 64 bits": ["--budget.env-steps", str(2**64)],
     "a control character": ["--seed", "\x01"],
     "a line break": ["--wandb.project", "a\nb"],
     "no such option": ["--collector.dept", "8"],
     "no such learner": ["--learners.wide.depth", "8"],
-    "no learner": ["--learners.", "8"],
+    "an empty learner name": ["--learners.", "8"],
     "a section": ["--collector", "8"],
     "a stray word": ["stray"],
     "no such choice": ["--replay.pace", "fast"],
@@ -392,8 +392,8 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_an_option(options: list[str], tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD)
+def test_a_malformed_option_is_refused(options: list[str], tmp_path: Path) -> None:
+    path = write_file(tmp_path, GOOD)
     with pytest.raises(ConfigError) as error:
         make_envs_and_plan(override(load_experiment(path), options, path))
     assert str(error.value).isprintable()
@@ -402,9 +402,9 @@ def test_an_option(options: list[str], tmp_path: Path) -> None:
 
 
 def test_a_key_without_an_option_keeps_its_value(tmp_path: Path) -> None:
-    """Uses texts that YAML would read as other values."""
+    """The texts `007` and `/a #1` would change if they were read as YAML again."""
     odd = {"learners": {"very-deep": {}, "class": {}, "2": {}}, "wandb": {"project": "007"}, "stream": "/a #1"}
-    path = written(tmp_path, {**GOOD, **odd})
+    path = write_file(tmp_path, {**GOOD, **odd})
     experiment = load_experiment(path)
     given = override(experiment, ["--learners.very-deep.width", "9", "--learners.class.width", "7"], path)
     assert (given.wandb, given.stream) == (experiment.wandb, experiment.stream)
@@ -424,7 +424,7 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
 
 
 @pytest.mark.parametrize(("text", "options", "line"), COMMANDS.values(), ids=COMMANDS)
-def test_the_command_ends_with_one_line(
+def test_the_command_prints_one_error_line(
     text: str,
     options: list[str],
     line: str,
@@ -433,14 +433,14 @@ def test_the_command_ends_with_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_command(["run", str(written(tmp_path, text)), *options]) == 2
+    assert run_command(["run", str(write_file(tmp_path, text)), *options]) == 2
     _check_one_line(line, *capfd.readouterr(), tmp_path)
 
 
 @pytest.mark.processes
-def test_the_process_ends_with_one_line(tmp_path: Path) -> None:
+def test_the_process_prints_one_error_line(tmp_path: Path) -> None:
     text, options, line = COMMANDS["tag"]
-    command = [sys.executable, "-m", "deploy.cli", "run", str(written(tmp_path, text)), *options]
+    command = [sys.executable, "-m", "deploy.cli", "run", str(write_file(tmp_path, text)), *options]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 2
     _check_one_line(line, ran.stdout, ran.stderr, tmp_path)

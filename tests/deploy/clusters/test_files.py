@@ -23,13 +23,13 @@ def loaded(name: str) -> Any:
     return yaml.safe_load((FILES / name).read_text())
 
 
-def test_ray_s_launcher_accepts_its_file() -> None:
+def test_the_ray_launcher_accepts_its_file() -> None:
     config = prepare_config(loaded("ray_cluster.yaml"))
     validate_config(config)
     assert config["max_workers"] == len(config["provider"]["worker_ips"])
 
 
-def test_the_ray_job_s_pods_are_kubernetes_pods() -> None:
+def test_the_pods_of_the_ray_job_are_valid() -> None:
     job = loaded("rayjob.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     cluster = job["spec"]["rayClusterSpec"]
@@ -43,24 +43,24 @@ def test_the_ray_job_s_pods_are_kubernetes_pods() -> None:
         assert {mount["name"] for mount in pod["spec"]["containers"][0]["volumeMounts"]} == volumes
 
 
-def test_the_network_policy_selects_the_ray_job_s_pods() -> None:
+def test_the_network_policy_selects_the_pods_of_the_ray_job() -> None:
     policy, job = loaded("network_policy.yaml"), loaded("rayjob.yaml")
     kubernetes_validate.validate(policy, KUBERNETES, strict=True)
-    own = policy["spec"]["podSelector"]
+    selector = policy["spec"]["podSelector"]
     cluster = job["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        assert group["template"]["metadata"]["labels"] == own["matchLabels"]
-    among_themselves, dashboard = policy["spec"]["ingress"]
-    assert among_themselves == {"from": [{"podSelector": own}]}  # on every port
+        assert group["template"]["metadata"]["labels"] == selector["matchLabels"]
+    between_pods, dashboard = policy["spec"]["ingress"]
+    assert between_pods == {"from": [{"podSelector": selector}]}  # on every port
     submitter, operator = dashboard["from"]
     assert submitter["podSelector"]["matchLabels"] == {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
-    assert operator["namespaceSelector"] == {}  # together with the pod's label: one entry, not two
+    assert operator["namespaceSelector"] == {}  # one entry with the pod's label; two entries would admit all pods
     assert operator["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
     assert dashboard["ports"] == [{"protocol": "TCP", "port": 8265}]
     assert policy["spec"]["policyTypes"] == ["Ingress"]
 
 
-def test_named_files_exist() -> None:
+def test_files_named_in_the_cluster_files_exist() -> None:
     for name, key in (("rayjob.yaml", "matrix "), ("slurm.sh", "{1:-"), ("runtime_env.yaml", "deploy.cli matrix ")):
         text = (FILES / name).read_text()
         path = text.partition(key)[2].partition(".yaml")[0] + ".yaml"
@@ -82,8 +82,8 @@ experiment:
 """
 STAND_INS = {
     "scontrol": "printf 'localhost\\nlocalhost\\n'",
-    # Options belong to Slurm, the rest is the command. Each "node" records the command.
-    "srun": 'while [[ $1 == --* ]]; do shift; done; echo "$@" >> "$ASKED"; exec "$@"',
+    # Arguments that begin with -- are Slurm's options, the others are the command. `srun` records the command.
+    "srun": 'while [[ $1 == --* ]]; do shift; done; echo "$@" >> "$COMMANDS"; exec "$@"',
 }
 
 
@@ -96,10 +96,10 @@ def test_the_slurm_script_starts_a_cluster_and_leaves_no_process(tmp_path: Path)
         (bin_dir / name).chmod(0o755)
     matrix = tmp_path / "tiny.yaml"
     matrix.write_text(MATRIX)
-    own = Path(sys.executable).parent
+    python_bin = Path(sys.executable).parent
     environ = {
-        "PATH": f"{bin_dir}:{own}:{os.environ['PATH']}",
-        "ASKED": str(tmp_path / "asked"),
+        "PATH": f"{bin_dir}:{python_bin}:{os.environ['PATH']}",
+        "COMMANDS": str(tmp_path / "commands"),
         "HOME": str(Path.home()),
     }
     environ |= {"SLURM_JOB_NODELIST": "localhost,localhost", "SLURM_JOB_ID": str(os.getpid()), "PYTHONPATH": str(ROOT)}
@@ -112,13 +112,13 @@ def test_the_slurm_script_starts_a_cluster_and_leaves_no_process(tmp_path: Path)
         timeout=230,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert (tmp_path / "asked").read_text().count("ray start --block") == 2
+    assert (tmp_path / "commands").read_text().count("ray start --block") == 2
     assert (tmp_path / "runs" / "tiny" / "summary.csv").is_file()
-    assert psutil.wait_procs(started_with("ASKED", environ["ASKED"]), timeout=20)[1] == []
+    assert psutil.wait_procs(started_with("COMMANDS", environ["COMMANDS"]), timeout=20)[1] == []
 
 
 def started_with(name: str, value: str) -> list[psutil.Process]:
-    """Returns the processes with this variable in their environment."""
+    """Returns the processes whose environment has the variable `name` with this value."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.deploy
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
-OURS = re.compile(r"ray::\w*Actor|deploy[./](cli|scheduling[./]reaper|replay[./]server)|bin/fathom")
+JOB_PROCESS = re.compile(r"ray::\w*Actor|deploy[./](cli|scheduling[./]reaper|replay[./]server)|bin/fathom")
 MARK = "FATHOM_TEST_JOB"  # in the environment of all processes that the head starts
 
 
@@ -31,6 +31,8 @@ def free_ports(count: int) -> list[int]:
 
 
 class Head:
+    """Head node of a Ray cluster with a token, on free ports of this machine."""
+
     def __init__(self, tmp_path: Path) -> None:
         token = tmp_path / "token"
         token.write_text(secrets.token_hex(32))
@@ -61,8 +63,8 @@ class Head:
         )
 
     def submit(self, *command: str, wait: bool, **environ: str) -> subprocess.CompletedProcess[str]:
-        how = [] if wait else ["--no-wait"]
-        return self.ray("submit", *how, "--working-dir", str(ROOT), "--", *command, **environ)
+        options = [] if wait else ["--no-wait"]
+        return self.ray("submit", *options, "--working-dir", str(ROOT), "--", *command, **environ)
 
     def stop(self) -> None:
         for process in self._started():
@@ -79,12 +81,12 @@ class Head:
                     found.append(process)
         return found
 
-    def ours(self) -> list[psutil.Process]:
-        """Returns the processes of jobs: drivers, actors, the replay server, but not those of the head."""
+    def job_processes(self) -> list[psutil.Process]:
+        """Returns the processes of jobs: drivers, actors and the replay server, without the head's own processes."""
         found = []
         for process in self._started():
             with contextlib.suppress(psutil.Error):
-                if OURS.search(" ".join(process.cmdline())):
+                if JOB_PROCESS.search(" ".join(process.cmdline())):
                     found.append(process)
         return found
 
@@ -94,7 +96,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     started = Head(tmp_path_factory.mktemp("head"))
     try:
         deadline = time.monotonic() + 90
-        while started.submit("true", wait=True).returncode:  # its agent comes up last
+        while started.submit("true", wait=True).returncode:  # the agent that accepts jobs starts last
             assert time.monotonic() < deadline
             time.sleep(1)
         yield started
@@ -110,10 +112,10 @@ def test_a_job_succeeds_and_prints_plain_lines(head: Head) -> None:
     progress = [line for line in ran.stdout.splitlines() if "environment steps, " in line and line.startswith("[")]
     assert progress
     assert not any("\x1b" in line or "\r" in line for line in progress)
-    assert head.ours() == []
+    assert head.job_processes() == []
 
 
-def test_without_the_token_it_is_refused(head: Head, tmp_path: Path) -> None:
+def test_a_job_without_the_token_is_refused(head: Head, tmp_path: Path) -> None:
     refused = head.submit("true", wait=True, RAY_AUTH_MODE="disabled", RAY_AUTH_TOKEN_PATH="", HOME=str(tmp_path))
     assert refused.returncode != 0
     assert "Authentication required" in refused.stdout
@@ -125,12 +127,12 @@ def test_a_stopped_job_leaves_no_process(head: Head) -> None:
     name = re.search(r"raysubmit_\w+", submitted.stdout)
     assert name, submitted.stdout
     deadline = time.monotonic() + 200
-    while not any("Collector" in " ".join(process.cmdline()) for process in head.ours()):
+    while not any("Collector" in " ".join(process.cmdline()) for process in head.job_processes()):
         assert time.monotonic() < deadline
         time.sleep(1)
-    assert any("serve.py" in " ".join(process.cmdline()) for process in head.ours())
+    assert any("serve.py" in " ".join(process.cmdline()) for process in head.job_processes())
     head.ray("stop", name[0])
     deadline = time.monotonic() + 30
-    while left := head.ours():
+    while left := head.job_processes():
         assert time.monotonic() < deadline, left
         time.sleep(1)

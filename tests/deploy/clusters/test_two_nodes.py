@@ -31,7 +31,7 @@ replay: {steps_per_environment: 2000, prefill_steps: 250}
 evaluation: {episodes: 16, count: 2}
 budget: {env_steps: 60_000}
 """
-WHERE = """
+LIST_ACTORS = """
 import json, ray
 from ray.util.state import list_actors
 ray.init(address="auto", log_to_driver=False, logging_level="CRITICAL")
@@ -124,16 +124,16 @@ def test_collectors_on_one_node_and_learners_on_the_other(nodes: Nodes, tmp_path
     command = ["fathom", "run", str(experiment), "--run-dir", str(run_dir)]
     space = ["ip", "netns", "exec", nodes._spaces[0]]
     run = subprocess.Popen([*space, *command], env=nodes.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    where: dict[str, str] = {}
+    node_of: dict[str, str] = {}
     deadline = time.monotonic() + 200
-    while not set(LEARNING) | set(ACTING) <= set(where):
+    while not set(LEARNING) | set(ACTING) <= set(node_of):
         assert time.monotonic() < deadline
         assert run.poll() is None, run.communicate()
-        answer = nodes.run(sys.executable, "-c", WHERE).stdout.strip()
-        where = json.loads(answer) if answer else {}
+        answer = nodes.run(sys.executable, "-c", LIST_ACTORS).stdout.strip()
+        node_of = json.loads(answer) if answer else {}
     printed = run.communicate(timeout=200)[0].decode()
     assert run.returncode == 0, printed
-    learning, acting = ({where[name] for name in names} for names in (LEARNING, ACTING))
+    learning, acting = ({node_of[name] for name in names} for names in (LEARNING, ACTING))
     assert len(learning) == len(acting) == 1
     assert learning | acting == {HEAD, WORKER}
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -142,7 +142,7 @@ def test_collectors_on_one_node_and_learners_on_the_other(nodes: Nodes, tmp_path
 
 def test_an_error_names_a_folder_that_is_not_shared(nodes: Nodes, tmp_path: Path) -> None:
     experiment, run_dir = tmp_path / "experiment.yaml", nodes.hidden / "run"
-    experiment.write_text(EXPERIMENT + "record: true\n")  # one side or the other is on the worker
+    experiment.write_text(EXPERIMENT + "record: true\n")  # either the collector or the learners run on the worker
     refused = nodes.run("fathom", "run", str(experiment), "--run-dir", str(run_dir), timeout=200)
     assert refused.returncode == 1
     words = " ".join(refused.stderr.split())

@@ -37,7 +37,7 @@ def run(*command: str | Path, **options: object) -> str:
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Builds fathom:cpu, without layers: podman's vfs would make each a copy of all layers below."""
+    """Builds fathom:cpu without layers, because podman's vfs stores each layer with a copy of all layers below."""
     for tool in ("podman", "prometheus", "catatonit"):
         assert shutil.which(tool), f"{tool} is missing: apt-get install {tool}"
     assert subprocess.run(["podman", "image", "exists", BASE]).returncode == 0, f"no image {BASE}"
@@ -52,7 +52,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _make_readable_base(folder: Path) -> None:
-    """Opens / to all users: debootstrap may have left the mode of its temporary folder there, for root alone."""
+    """Makes a copy of `BASE` whose / all users may read. debootstrap may have left / readable for root alone."""
     container = run("podman", "create", BASE, "true").strip()
     run("bash", "-c", f"podman export {container} | tar -x -C {folder}")
     run("podman", "rm", container)

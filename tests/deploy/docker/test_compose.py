@@ -20,16 +20,16 @@ pytestmark = pytest.mark.deploy
 
 # Debian's podman-compose 1.0.3 knows no profiles.
 PODMAN_COMPOSE = [Path(sys.executable).with_name("uv"), "tool", "run", "podman-compose==1.6.0"]
-BOTH = {"head", "experiment", "tensorboard", "prometheus"}  # and Grafana, for which there is no stand-in
+COMMON = {"head", "experiment", "tensorboard", "prometheus"}  # in both profiles; Grafana has no stand-in
 BIND = "127.0.0.31"  # unlikely to be used by other programs
 PAGES = (8265, 6006)
 UNPUBLISHED = (6379, 8080, 9090, 10001, 52365)
-COMES_LATE = {"time_at_goal", "success_rate"}  # of evaluations: a short run may end before one is scraped
+MAY_BE_MISSING = {"time_at_goal", "success_rate"}  # a short run may end before Prometheus scrapes an evaluation
 UP_S, RUN_S, DOWN_S = 600, 600, 400
 
 
 def compose(checkout: Path, *arguments: str, profile: str | None = "cpu", timeout: float = 60) -> str:
-    """Sets the profile in the environment, because podman-compose adds --profile to the profile in .env."""
+    """Runs podman-compose. The environment sets the profile; --profile would be added to the profile in .env."""
     environ = {"FATHOM_EXPERIMENT": "deploy/experiments/small.yaml", "FATHOM_BIND": BIND}
     environ |= {"COMPOSE_PROFILES": profile} if profile else {}
     command = [str(part) for part in (*PODMAN_COMPOSE, *arguments)]
@@ -42,19 +42,19 @@ def _run(*command: str, **options: Any) -> str:
     return done.stdout
 
 
-def test_the_file_is_valid_and_the_gpu_is_the_default(checkout: Path) -> None:
+def test_the_file_is_valid_and_the_gpu_profile_is_the_default(checkout: Path) -> None:
     for profile in ("gpu", "cpu"):
         _run("docker-compose", "--profile", profile, "config", "--quiet", cwd=checkout)
     services = {
         profile: set(compose(checkout, "config", "--services", profile=profile).split()) for profile in (None, "cpu")
     }
-    assert services[None] == BOTH | {"grafana", "gpu-worker"}
-    assert services["cpu"] == BOTH | {"grafana", "cpu-worker"}
+    assert services[None] == COMMON | {"grafana", "gpu-worker"}
+    assert services["cpu"] == COMMON | {"grafana", "cpu-worker"}
 
 
 @pytest.fixture(scope="module")
 def finished(checkout: Path, image: str, prometheus: None) -> Iterator[Path]:
-    """Runs the experiment of a checkout by `up` until it is done; all other services still run."""
+    """A checkout after `up`: its experiment is done, and all other services still run."""
     try:
         _up(checkout)
         assert _run("podman", "wait", _container(checkout, "experiment"), timeout=RUN_S).strip() == "0", _log(checkout)
@@ -64,7 +64,7 @@ def finished(checkout: Path, image: str, prometheus: None) -> Iterator[Path]:
 
 
 def _up(checkout: Path) -> None:
-    compose(checkout, "up", "-d", *BOTH, "cpu-worker", timeout=UP_S)
+    compose(checkout, "up", "-d", *COMMON, "cpu-worker", timeout=UP_S)
 
 
 def _container(checkout: Path, service: str) -> str:
@@ -127,18 +127,18 @@ def test_prometheus_has_the_metrics_of_the_dashboard(finished: Path) -> None:
     dashboard = json.loads((finished / "deploy/docker/grafana/dashboards/fathom.json").read_text())
     text = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
     shown = set(re.findall(r"\bray_[a-z_]+", text))
-    there = set(_ask_prometheus(finished, "label/__name__/values"))
-    unknown = {f"ray_fathom_{name}" for name in COMES_LATE}
-    gpus = {name for name in shown if "gpu" in name or "gram" in name}  # there are none here
-    assert shown - unknown - gpus <= there, sorted(name for name in there if "fathom" in name or "object" in name)
+    stored = set(_ask_prometheus(finished, "label/__name__/values"))
+    optional = {f"ray_fathom_{name}" for name in MAY_BE_MISSING}
+    gpus = {name for name in shown if "gpu" in name or "gram" in name}  # this machine has no GPU
+    assert shown - optional - gpus <= stored, sorted(name for name in stored if "fathom" in name or "object" in name)
     assert {f"ray_fathom_{name}" for name in LABELS} <= shown
     targets = _ask_prometheus(finished, "targets")["activeTargets"]
     assert [target["health"] for target in targets] == ["up", "up"]  # the head and the worker
 
 
-def _ask_prometheus(checkout: Path, what: str) -> Any:
+def _ask_prometheus(checkout: Path, query: str) -> Any:
     """Asks from within the network, because Prometheus is not published."""
-    code = f"import urllib.request as u; print(u.urlopen('http://prometheus:9090/api/v1/{what}').read().decode())"
+    code = f"import urllib.request as u; print(u.urlopen('http://prometheus:9090/api/v1/{query}').read().decode())"
     return json.loads(_run("podman", "exec", _container(checkout, "head"), "python3", "-c", code))["data"]
 
 

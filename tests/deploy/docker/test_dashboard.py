@@ -40,7 +40,7 @@ def test_only_pages_are_published_and_only_on_this_machine() -> None:
     assert not any(service.get("privileged") or service.get("network_mode") for service in services.values())
 
 
-def test_the_image_is_pinned_and_its_locks_name_no_index() -> None:
+def test_images_are_pinned_and_lock_files_name_no_index() -> None:
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     assert all(re.search(r":(cpu|cuda|v?\d+\.\d+\.\d+)$", service["image"]) for service in services.values())
     for lock in (DOCKER / "tensorboard.txt", DOCKER.parents[1] / "requirements/cuda.txt"):

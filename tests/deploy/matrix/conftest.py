@@ -41,7 +41,7 @@ def make_matrix() -> MakeMatrix:
 
 @pytest.fixture
 def write_matrix(tmp_path: Path) -> WriteMatrix:
-    """Returns `make_matrix` for YAML files."""
+    """Returns `write_matrix(**changes)`, which writes a matrix as YAML and returns its path."""
 
     def write(**changes: Any) -> Path:
         path = tmp_path / "matrix.yaml"

@@ -1,3 +1,5 @@
+"""Resources of a matrix's runs, runs that execute at once, and the cluster that they share."""
+
 import contextlib
 import os
 import signal
@@ -29,9 +31,9 @@ RESOURCES = {
 }
 
 
-def roles(**asked: tuple[float, float]) -> dict[str, Resources]:
+def roles(**sizes: tuple[float, float]) -> dict[str, Resources]:
     """Returns resources by role, from CPUs and GPUs."""
-    return {role: Resources(cpus=cpus, gpus=gpus) for role, (cpus, gpus) in asked.items()}
+    return {role: Resources(cpus=cpus, gpus=gpus) for role, (cpus, gpus) in sizes.items()}
 
 
 def test_a_run_demands_the_resources_of_all_its_roles(make_matrix: Callable[..., MatrixConfig], tmp_path: Path) -> None:
@@ -44,7 +46,7 @@ def test_a_run_demands_the_resources_of_all_its_roles(make_matrix: Callable[...,
         assert sum(role.gpus or 0 for role in asked[name].values()) == pytest.approx(gpus)
 
 
-def test_runs_with_open_gpus_execute_one_after_the_other(make_matrix: Callable[..., MatrixConfig]) -> None:
+def test_runs_without_a_number_of_gpus_execute_one_after_the_other(make_matrix: Callable[..., MatrixConfig]) -> None:
     runs = expand(make_matrix())
     nodes = [Node("a", cpus=8, gpus=1)]
     first, second = demands(runs, nodes).values()
@@ -89,11 +91,11 @@ def start_matrix(path: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def named(processes: Iterable[psutil.Process], what: str) -> set[psutil.Process]:
+def named(processes: Iterable[psutil.Process], text: str) -> set[psutil.Process]:
     found = set()
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            if any(what in part for part in process.cmdline()):
+            if any(text in part for part in process.cmdline()):
                 found.add(process)
     return found
 

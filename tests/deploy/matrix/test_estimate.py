@@ -1,3 +1,5 @@
+"""Estimate of a matrix's steps, memory and disk space."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path

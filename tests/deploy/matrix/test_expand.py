@@ -1,3 +1,5 @@
+"""Expansion of a matrix into runs, and mistakes in its file."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def test_learners_copy_the_collector_learner(make_matrix: Callable[..., MatrixCo
         ({"evaluation_envs": {"ant": "ant"}}, "evaluation_envs.ant: not among envs"),
     ],
 )
-def test_a_mistake_is_one_line(changes: dict, message: str, write_matrix: Callable[..., Path]) -> None:
+def test_a_mistake_gives_a_one_line_error(changes: dict, message: str, write_matrix: Callable[..., Path]) -> None:
     path = write_matrix(**changes)
     with pytest.raises(ConfigError) as error:
         load_matrix(path)

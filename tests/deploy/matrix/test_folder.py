@@ -1,3 +1,5 @@
+"""Folder of a matrix: runs that are done, depths that are added, and changes that are refused."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Environments whose host code waits where a test asks for it by files in the folder `PACE_DIR`."""
+"""Environments that a test slows down, holds or hangs by files in the folder `PACE_DIR`."""
 
 import os
 import time
@@ -17,7 +17,11 @@ UNROLL_S, POLL_S = 0.2, 0.05
 
 
 def pause_if_asked(zero: np.ndarray) -> np.ndarray:
-    """Sleeps once for good on a file `hang`, `UNROLL_S` seconds on a file `slow`, and as long as `hold` is there."""
+    """Returns `zero` after the pauses that the files in `PACE_DIR` request.
+
+    `hang` blocks one call for good and is removed by the call. `slow` delays each call by `UNROLL_S` seconds. `hold`
+    blocks each call until the test removes the file.
+    """
     folder = Path(os.environ["PACE_DIR"])
     if (folder / "hang").exists():
         (folder / "hang").unlink()
@@ -30,7 +34,7 @@ def pause_if_asked(zero: np.ndarray) -> np.ndarray:
 
 
 def _paced(state: EnvState) -> EnvState:
-    """`state` unchanged, after a pause. Starts are drawn once in an unroll, so that each unroll has one pause."""
+    """Returns `state` unchanged, after a pause. An unroll draws start states once, so that it pauses once."""
     number = jax.ShapeDtypeStruct((), jnp.float32)
     zero = jax.pure_callback(pause_if_asked, number, 0 * state.state[0], vmap_method="expand_dims")
     return state._replace(state=state.state + zero)

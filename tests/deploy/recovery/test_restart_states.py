@@ -1,4 +1,4 @@
-"""A learner's own states on disk: the newest that can be read, and writing that never gets in the way."""
+"""Restart states of a learner: restoring the newest readable state, and writing that does not delay training."""
 
 import shutil
 import threading
@@ -17,7 +17,7 @@ from deploy.recovery.restart_states import KEPT, REST, RestartStates
 from shared import checkpoint
 from shared.disk import Disk
 
-ALL = 10**9
+ALL_REPORTED = 10**9
 
 
 def state(updates: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def state(updates: int) -> dict[str, Any]:
 LIKE = jax.eval_shape(lambda: state(0))
 
 
-def own_states(folder: Path, background: BackgroundWriter | None = None) -> RestartStates:
+def restart_states(folder: Path, background: BackgroundWriter | None = None) -> RestartStates:
     folder.mkdir(exist_ok=True)
     return RestartStates(folder, background or BackgroundWriter(), Disk(folder, 0.0))
 
@@ -36,40 +36,40 @@ def weight(held: Any) -> float:
     return float(held["weights"][0, 0])
 
 
-def test_the_newest_is_found(tmp_path: Path) -> None:
-    states = own_states(tmp_path / "states")
-    assert states.newest(LIKE, ALL) is None
+def test_the_newest_state_is_found(tmp_path: Path) -> None:
+    states = restart_states(tmp_path / "states")
+    assert states.newest(LIKE, ALL_REPORTED) is None
     for updates in (8, 9, 10):
         states.save(updates, state(updates))
-    assert weight(own_states(tmp_path / "states").newest(LIKE, ALL)) == 10
+    assert weight(restart_states(tmp_path / "states").newest(LIKE, ALL_REPORTED)) == 10
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["10", "9"]
     assert KEPT == 2
 
 
-def test_one_that_the_driver_heard_of_is_better_than_a_newer_one(tmp_path: Path) -> None:
-    states = own_states(tmp_path)
+def test_a_state_that_the_driver_recorded_is_preferred_to_a_newer_one(tmp_path: Path) -> None:
+    states = restart_states(tmp_path)
     for updates in (8, 9):
         states.save(updates, state(updates))
-    assert [weight(states.newest(LIKE, told)) for told in (7, 8, 9)] == [9, 8, 9]
+    assert [weight(states.newest(LIKE, last_reported)) for last_reported in (7, 8, 9)] == [9, 8, 9]
 
 
-def test_keys_survive(tmp_path: Path) -> None:
-    states = own_states(tmp_path)
+def test_random_keys_are_restored(tmp_path: Path) -> None:
+    states = restart_states(tmp_path)
     states.save(3, state(3))
-    held = states.newest(LIKE, ALL)
+    held = states.newest(LIKE, ALL_REPORTED)
     assert jax.random.normal(held["key"]) == jax.random.normal(jax.random.key(3))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a restore cut short, in Orbax
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in Orbax by a failed restore
 @pytest.mark.parametrize("damage", ["emptied", "cut", "altered", "half removed"])
-def test_a_damaged_one_gives_way_to_the_one_before(damage: str, tmp_path: Path) -> None:
-    states = own_states(tmp_path)
+def test_the_state_before_a_damaged_one_is_used(damage: str, tmp_path: Path) -> None:
+    states = restart_states(tmp_path)
     for updates in (8, 9):
         states.save(updates, state(updates))
     spoil(tmp_path / "9", damage)
-    assert weight(states.newest(LIKE, ALL)) == 8
+    assert weight(states.newest(LIKE, ALL_REPORTED)) == 8
     spoil(tmp_path / "8", damage)
-    assert states.newest(LIKE, ALL) is None
+    assert states.newest(LIKE, ALL_REPORTED) is None
 
 
 def spoil(folder: Path, damage: str) -> None:
@@ -85,18 +85,18 @@ def altered(data: bytes) -> bytes:
     return bytes(255 - byte for byte in data)
 
 
-def test_one_being_written_is_none_yet(tmp_path: Path) -> None:
-    states = own_states(tmp_path)
+def test_a_state_that_is_being_written_is_not_found(tmp_path: Path) -> None:
+    states = restart_states(tmp_path)
     states.save(3, state(3))
     shutil.copytree(tmp_path / "3", tmp_path / "4.orbax-checkpoint-tmp")
-    assert weight(states.newest(LIKE, ALL)) == 3
+    assert weight(states.newest(LIKE, ALL_REPORTED)) == 3
 
 
 def test_offers_leave_most_of_the_time_for_training(tmp_path: Path) -> None:
-    """Writing takes a tenth: after each write it rests nine times as long."""
+    """After each write the writer rests nine times as long, so that writing takes at most a tenth of the time."""
     background, updates = BackgroundWriter(), 1
-    states = own_states(tmp_path, background)
-    on_host(state(0))  # compiled
+    states = restart_states(tmp_path, background)
+    on_host(state(0))  # compiles before the clock starts
     began = time.monotonic()
     states.save(updates, state(updates))
     written = time.monotonic()
@@ -114,9 +114,9 @@ def states_in(folder: Path) -> set[int]:
     return {int(path.name) for path in folder.iterdir()}
 
 
-def test_an_offer_does_not_wait_for_the_one_before(tmp_path: Path) -> None:
+def test_an_offer_does_not_wait_for_a_write_in_progress(tmp_path: Path) -> None:
     background, resume = BackgroundWriter(), threading.Event()
-    states = own_states(tmp_path, background)
+    states = restart_states(tmp_path, background)
     background.write(lambda: resume.wait(20))
     began = time.monotonic()
     states.offer(1, state(1))
@@ -129,7 +129,7 @@ def test_an_offer_does_not_wait_for_the_one_before(tmp_path: Path) -> None:
     assert states_in(tmp_path) == {2}
 
 
-def test_a_full_disk_is_offered_nothing(tmp_path: Path) -> None:
+def test_no_state_is_written_to_a_full_disk(tmp_path: Path) -> None:
     background = BackgroundWriter()
     states = RestartStates(tmp_path, background, Disk(tmp_path, reserve_gb=1e9))
     states.offer(1, state(1))
@@ -137,8 +137,8 @@ def test_a_full_disk_is_offered_nothing(tmp_path: Path) -> None:
     assert states_in(tmp_path) == set()
 
 
-def test_a_later_update_does_not_change_what_is_written(tmp_path: Path) -> None:
-    """The update takes the device's buffers over while the copy waits to be written."""
+def test_a_later_update_does_not_change_the_written_state(tmp_path: Path) -> None:
+    """Each update overwrites the donated buffers while the copy waits to be written."""
     background, resume = BackgroundWriter(), threading.Event()
     update = jax.jit(partial(jax.tree.map, lambda x: x + 1), donate_argnums=0)
     weights = {"weights": jnp.full((300, 400), 5.0)}
@@ -158,7 +158,7 @@ def test_a_later_update_does_not_change_what_is_written(tmp_path: Path) -> None:
     assert (np.asarray(weights["weights"]) == 8).all()
 
 
-def test_what_went_wrong_in_the_background_is_raised_by_the_next_call() -> None:
+def test_an_error_in_the_background_is_raised_by_the_next_call() -> None:
     background = BackgroundWriter()
 
     def fail() -> None:
@@ -167,7 +167,7 @@ def test_what_went_wrong_in_the_background_is_raised_by_the_next_call() -> None:
     background.write(fail)
     with pytest.raises(OSError, match="No space left"):
         background.wait()
-    background.wait()  # once
+    background.wait()  # an error is raised only once
     background.write(fail)
     with pytest.raises(OSError, match="No space left"):
         background.write(lambda: None)

@@ -1,4 +1,4 @@
-"""A run that ended anywhere goes on as if it had not: the same learners to the bit, curves without gap or repeat."""
+"""Resuming a killed run: learners equal to the bit, metrics without gap or repeat, and damaged snapshots."""
 
 import gc
 import json
@@ -51,17 +51,17 @@ TIMES = ("time", "seconds", "update_seconds")
 
 
 class Killed(Exception):
-    """Stands for the end of the process; what it had not written is gone."""
+    """Death of the process of a run: data that the process had not written are lost."""
 
 
-def go(
-    directory: Path, end_after: int | None = None, mode: Mode = Mode.IN_PROCESS, fast_disk: bool = False
+def run_or_resume(
+    directory: Path, kill_after: int | None = None, mode: Mode = Mode.IN_PROCESS, fast_disk: bool = False
 ) -> InProcessRun:
-    """A run in `directory`, from its start or from where it ended, up to the end or to some call of its progress.
+    """Starts or resumes the run in `directory`. Raises Killed at call `kill_after` of its progress function.
 
-    `fast_disk`: what is written in the background is there at each call; else a snapshot may take half a run.
+    `fast_disk`: each call waits for the background writer; without it, a snapshot may take half a run.
     """
-    gc.collect()  # a run that was killed has released its files
+    gc.collect()  # releases the files of a killed run
     snapshot = None
     if (directory / "config.yaml").exists():
         snapshot = find(directory, mode, say=lambda text: None)
@@ -79,7 +79,7 @@ def go(
         record.status("running")
         if fast_disk:
             run._background.wait()
-        if calls == end_after:
+        if calls == kill_after:
             raise Killed
 
     run = InProcessRun(record, ENVS, mode=mode)
@@ -90,65 +90,67 @@ def go(
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InProcessRun]:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InProcessRun]:
     """A run that was not interrupted."""
-    directory = tmp_path_factory.mktemp("whole") / "run"
-    return directory, go(directory)
+    directory = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return directory, run_or_resume(directory)
 
 
 def plain(rows: list[Row]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMES and not k.startswith("wait/")} for row in rows]
 
 
-def assert_same(directory: Path, run: InProcessRun, whole: tuple[Path, InProcessRun]) -> None:
+def assert_same(directory: Path, run: InProcessRun, uninterrupted: tuple[Path, InProcessRun]) -> None:
     for name in NAMES:
-        ours, theirs = run.learners[name].state, whole[1].learners[name].state
+        ours, theirs = run.learners[name].state, uninterrupted[1].learners[name].state
         assert jax.random.key_data(ours.key).tolist() == jax.random.key_data(theirs.key).tolist()
         key = np.zeros(())
         jax.tree.map(np.testing.assert_array_equal, ours._replace(key=key), theirs._replace(key=key))
     for role in ROLES:
-        assert plain(read_metrics(directory, role)) == plain(read_metrics(whole[0], role)), role
+        assert plain(read_metrics(directory, role)) == plain(read_metrics(uninterrupted[0], role)), role
 
 
 def assert_compiled_once(run: InProcessRun, update: Callable[..., Any]) -> None:
-    """By all lives of all runs so far: what comes from a disk is like what comes from a device."""
+    """Asserts that all incarnations so far shared one compilation: restored arrays must be like computed ones."""
     assert [source._loop._collect._cache_size() for source in run._sources] == [1, 1]
     assert [update(learner.kind)._cache_size() for learner in run.learners.values()] == [1, 1]
 
 
 @pytest.mark.timeout(600)
-def test_a_run_killed_anywhere_ends_the_same(tmp_path: Path, whole: tuple[Path, InProcessRun]) -> None:
-    """At 20 random points of one run: each life ends sooner or later after the one before went on."""
-    rng, lives, went_on = random.Random(0), 0, set()
+def test_a_run_killed_at_random_points_ends_with_the_same_result(
+    tmp_path: Path, uninterrupted: tuple[Path, InProcessRun]
+) -> None:
+    """Kills and resumes a run 20 times. A run that reaches its end is compared, and a new one starts."""
+    rng, num_kills, resumed_from = random.Random(0), 0, set()
     directory = tmp_path / "run"
-    while lives < 20:
-        went_on.update(held(directory)[-1:])
+    while num_kills < 20:
+        resumed_from.update(complete_snapshots(directory)[-1:])
         try:
-            calls = rng.randint(1, 20 if held(directory) else 60)  # the first snapshot comes half-way
-            run = go(directory, end_after=calls, fast_disk=rng.random() < 0.7)
+            calls = rng.randint(1, 20 if complete_snapshots(directory) else 60)  # the first snapshot comes half-way
+            run = run_or_resume(directory, kill_after=calls, fast_disk=rng.random() < 0.7)
         except Killed:
-            lives += 1
+            num_kills += 1
         else:
-            assert_same(directory, run, whole)
+            assert_same(directory, run, uninterrupted)
             shutil.rmtree(directory)
-    last = go(directory)
-    assert len(went_on) >= 4, went_on
-    assert_same(directory, last, whole)
+    last = run_or_resume(directory)
+    assert len(resumed_from) >= 4, resumed_from
+    assert_same(directory, last, uninterrupted)
     assert_compiled_once(last, _jitted_update)
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed when it had several snapshots."""
-    directory = tmp_path_factory.mktemp("ended") / "run"
+def killed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a run that was killed when it had several snapshots."""
+    directory = tmp_path_factory.mktemp("killed") / "run"
     with pytest.raises(Killed):
-        go(directory, end_after=50, fast_disk=True)
-    assert len(held(directory)) >= EXPERIMENT.snapshots.keep
+        run_or_resume(directory, kill_after=50, fast_disk=True)
+    assert len(complete_snapshots(directory)) >= EXPERIMENT.snapshots.keep
     return directory
 
 
-def held(directory: Path) -> list[int]:
-    """The whole snapshots."""
+def complete_snapshots(directory: Path) -> list[int]:
+    """Returns the updates of the complete snapshots in `directory`, in ascending order."""
     return sorted(int(path.parent.name) for path in (directory / "snapshots").glob("*/snapshot.json"))
 
 
@@ -174,26 +176,26 @@ def _flip(path: Path) -> None:
         "driver/generators.json",
     ],
 )
-def test_of_a_damaged_snapshot_the_one_before_is_taken(
-    what: str, damage: Callable[[Path], None], ended: Path, tmp_path: Path
+def test_the_snapshot_before_a_damaged_one_is_used(
+    what: str, damage: Callable[[Path], None], killed_run: Path, tmp_path: Path
 ) -> None:
     directory = tmp_path / "run"
-    shutil.copytree(ended, directory)
-    *_, before, newest = held(directory)
+    shutil.copytree(killed_run, directory)
+    *_, before, newest = complete_snapshots(directory)
     path = sorted((directory / "snapshots" / str(newest)).glob(what))[0]
     damage(path)
-    told: list[str] = []
-    found = find(directory, Mode.IN_PROCESS, say=told.append)
+    messages: list[str] = []
+    found = find(directory, Mode.IN_PROCESS, say=messages.append)
     assert found is not None
     assert int(found.folder.name) == before
-    assert told == [] if (what, damage) == ("snapshot.json", Path.unlink) else len(told) == 1
-    assert all(str(newest) in line and "\n" not in line for line in told)
+    assert messages == [] if (what, damage) == ("snapshot.json", Path.unlink) else len(messages) == 1
+    assert all(str(newest) in line and "\n" not in line for line in messages)
 
 
-def test_what_is_undone_leaves_the_metrics(ended: Path, tmp_path: Path) -> None:
+def test_restoring_a_snapshot_drops_later_metrics(killed_run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    shutil.copytree(ended, directory)
-    _cut(directory / "snapshots" / str(held(directory)[-1]) / "snapshot.json")
+    shutil.copytree(killed_run, directory)
+    _cut(directory / "snapshots" / str(complete_snapshots(directory)[-1]) / "snapshot.json")
     before = {role: read_metrics(directory, role) for role in ROLES}
     snapshot = find(directory, Mode.IN_PROCESS, say=lambda text: None)
     assert snapshot is not None
@@ -204,22 +206,22 @@ def test_what_is_undone_leaves_the_metrics(ended: Path, tmp_path: Path) -> None:
         assert 0 < len(rows) < len(before[role]), role
         assert rows == before[role][: len(rows)]
         newest = rows[-1]["index"]
-        of_role = {"replay": info.env_steps, "evaluator": info.updates[ACTIVE]}
-        of_role |= info.numbers | {f"learner-{name}": updates for name, updates in info.updates.items()}
-        assert newest <= of_role[role] if role == "evaluator" else newest == of_role[role], role
+        newest_by_role = {"replay": info.env_steps, "evaluator": info.updates[ACTIVE]}
+        newest_by_role |= info.numbers | {f"learner-{name}": updates for name, updates in info.updates.items()}
+        assert newest <= newest_by_role[role] if role == "evaluator" else newest == newest_by_role[role], role
 
 
-def test_without_a_good_snapshot_nothing_is_begun_anew_unasked(ended: Path, tmp_path: Path) -> None:
+def test_a_run_whose_snapshots_are_all_damaged_does_not_start_over(killed_run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    shutil.copytree(ended, directory)
+    shutil.copytree(killed_run, directory)
     for path in (directory / "snapshots").glob("*/learner-passive/part.json"):
         _flip(path)
     with pytest.raises(ConfigError, match=r"no snapshot is whole .* begin again with --overwrite"):
         find(directory, Mode.IN_PROCESS, say=lambda line: None)
 
 
-def test_a_changed_experiment_is_refused_by_its_keys(ended: Path) -> None:
-    held = load_experiment(ended / "config.yaml")
+def test_a_changed_experiment_is_refused_with_its_changed_keys(killed_run: Path) -> None:
+    held = load_experiment(killed_run / "config.yaml")
     changed = EXPERIMENT.model_dump()
     changed["algorithm"]["batch_size"] = 8
     changed["replay"]["port"] = 4444
@@ -234,28 +236,28 @@ def test_a_changed_experiment_is_refused_by_its_keys(ended: Path) -> None:
     check_same(held, Experiment.model_validate(changed), anyway=True)
 
 
-def test_a_run_goes_on_in_its_mode_alone(ended: Path, tmp_path: Path) -> None:
-    whole, directory = tmp_path / "whole", tmp_path / "run"
-    expected = go(whole, mode=Mode.TOGETHER)
+def test_a_run_resumes_only_in_its_own_mode(killed_run: Path, tmp_path: Path) -> None:
+    other, directory = tmp_path / "other", tmp_path / "run"
+    expected = run_or_resume(other, mode=Mode.TOGETHER)
     with pytest.raises(Killed):
-        go(directory, end_after=50, mode=Mode.TOGETHER, fast_disk=True)
-    for began, mode, remedy in (
+        run_or_resume(directory, kill_after=50, mode=Mode.TOGETHER, fast_disk=True)
+    for run_dir, mode, remedy in (
         (directory, Mode.IN_PROCESS, "started with --in-process --together; resume it so"),
-        (ended, Mode.TOGETHER, "started with --in-process without --together; resume it so"),
-        (ended, Mode.DISTRIBUTED, "started with --in-process without --together; resume it so"),
+        (killed_run, Mode.TOGETHER, "started with --in-process without --together; resume it so"),
+        (killed_run, Mode.DISTRIBUTED, "started with --in-process without --together; resume it so"),
     ):
         with pytest.raises(ConfigError, match=re.escape(remedy)):
-            find(began, mode, say=lambda line: None)
-    last = go(directory, mode=Mode.TOGETHER)
-    assert_same(directory, last, (whole, expected))
+            find(run_dir, mode, say=lambda line: None)
+    last = run_or_resume(directory, mode=Mode.TOGETHER)
+    assert_same(directory, last, (other, expected))
     assert_compiled_once(last, _jitted_updates)
 
 
-def test_a_run_that_is_done_is_left_as_it_is(
-    whole: tuple[Path, InProcessRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_resuming_a_completed_run_changes_nothing(
+    uninterrupted: tuple[Path, InProcessRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = tmp_path / "run"
-    shutil.copytree(whole[0], directory)
+    shutil.copytree(uninterrupted[0], directory)
     (directory / "status.json").write_text(json.dumps({"state": "done"}))
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     assert run_command(["run", str(directory / "config.yaml"), "--run-dir", str(directory), "--resume"]) == 0
@@ -264,9 +266,9 @@ def test_a_run_that_is_done_is_left_as_it_is(
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 
 
-def test_an_older_snapshot_is_named_as_such(ended: Path, tmp_path: Path) -> None:
+def test_a_snapshot_of_an_older_format_is_refused(killed_run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    shutil.copytree(ended, directory)
+    shutil.copytree(killed_run, directory)
     for path in (directory / "snapshots").glob("*/snapshot.json"):
         older = json.loads(path.read_text())
         path.write_text(json.dumps(older | {"format_version": 2}))
@@ -274,19 +276,19 @@ def test_an_older_snapshot_is_named_as_such(ended: Path, tmp_path: Path) -> None
         find(directory, Mode.IN_PROCESS, say=lambda line: None)
 
 
-def test_snapshots_say_what_they_cost_and_go_with_the_run(whole: tuple[Path, InProcessRun]) -> None:
-    rows = read_metrics(whole[0], "snapshots")
+def test_snapshots_report_their_cost_and_are_removed_with_the_stream(uninterrupted: tuple[Path, InProcessRun]) -> None:
+    rows = read_metrics(uninterrupted[0], "snapshots")
     assert len(rows) == EXPERIMENT.snapshots.count
     assert [row["updates"] for row in rows] == sorted(row["updates"] for row in rows)
     for row in rows:
         assert row["bytes"] > 10_000
         assert 0 < row["pause_seconds"] < row["background_seconds"]
-    assert not (whole[0] / "snapshots").exists()
-    assert not (whole[0] / "stream").exists()
+    assert not (uninterrupted[0] / "snapshots").exists()
+    assert not (uninterrupted[0] / "stream").exists()
 
 
-def test_the_newest_and_the_best_are_kept(ended: Path, tmp_path: Path) -> None:
-    newest = ended / "snapshots" / str(held(ended)[-1])
+def test_the_newest_and_the_best_snapshots_are_kept(killed_run: Path, tmp_path: Path) -> None:
+    newest = killed_run / "snapshots" / str(complete_snapshots(killed_run)[-1])
     info = json.loads((newest / "snapshot.json").read_text())
     for updates, time_at_goal in ((10, 1.0), (20, 9.0), (30, None), (40, 2.0), (50, 3.0)):
         folder = tmp_path / "snapshots" / str(updates)
@@ -295,17 +297,17 @@ def test_the_newest_and_the_best_are_kept(ended: Path, tmp_path: Path) -> None:
     for unfinished in ("5", "60"):
         (tmp_path / "snapshots" / unfinished).mkdir()
     snapshots.prune(tmp_path, keep=2)
-    assert held(tmp_path) == [20, 40, 50]
+    assert complete_snapshots(tmp_path) == [20, 40, 50]
     assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["20", "40", "50", "60"]
 
 
-def test_status_tells_of_every_life(ended: Path, tmp_path: Path) -> None:
+def test_status_lists_every_resume(killed_run: Path, tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    shutil.copytree(ended, directory)
-    newest = held(directory)[-1]
+    shutil.copytree(killed_run, directory)
+    newest = complete_snapshots(directory)[-1]
     before = json.loads((directory / "status.json").read_text())["seconds"]
     with pytest.raises(Killed):
-        go(directory, end_after=3)
+        run_or_resume(directory, kill_after=3)
     status = json.loads((directory / "status.json").read_text())
-    assert [life["updates"] for life in status["resumed"]] == [newest]
+    assert [resume["updates"] for resume in status["resumed"]] == [newest]
     assert status["seconds"] > before

@@ -1,4 +1,4 @@
-"""Tests of pictures by their pixels: goals, bodies and walls have different hues."""
+"""Pictures, films and pages of episodes, checked by the hues of goals, bodies and walls."""
 
 import base64
 import json
@@ -101,9 +101,9 @@ def slide(slider: Slider) -> Episode:
 
 
 def draw(env: GoalEnv, out: Path, picture: Picture, steps: int | None = None) -> list[str]:
-    said: list[str] = []
-    render(env, random_policy(env.spec.action_size), {}, out, picture, 0, said.append, "a title", steps)
-    return said
+    messages: list[str] = []
+    render(env, random_policy(env.spec.action_size), {}, out, picture, 0, messages.append, "a title", steps)
+    return messages
 
 
 def count(pixels: np.ndarray) -> dict[str, int]:
@@ -121,14 +121,14 @@ def film(path: Path) -> tuple[np.ndarray, Fraction | None, str]:
         return frames, stream.average_rate, f"{stream.codec_context.name} {stream.codec_context.pix_fmt}"
 
 
-def test_an_episode_ends_where_the_next_would_begin() -> None:
+def test_an_episode_ends_when_the_environment_terminates() -> None:
     episode = make_recorder(Falling(), random_policy(1), None)({}, jax.random.key(0))
     np.testing.assert_array_equal(episode.states[:, 0], np.arange(6))
     np.testing.assert_array_equal(episode.distances, abs(np.arange(6) - 4))
     assert len(episode.physics) == 6
 
 
-def test_an_episode_is_cut_off(slide: Episode) -> None:
+def test_an_episode_is_cut_off_at_its_length(slide: Episode) -> None:
     assert len(make_recorder(Falling(), random_policy(1), 3)({}, jax.random.key(0)).states) == 3
     assert len(slide.states) == LENGTH  # the environment's own length
 
@@ -141,8 +141,8 @@ def test_goals_move(slider: Slider, slide: Episode) -> None:
 
 
 def test_a_sheet_shows_goal_body_and_wall_at_each_moment(slider: Slider, tmp_path: Path) -> None:
-    said = draw(slider, tmp_path / "new" / "sheet.png", "png")
-    assert "12 steps" in said[0]
+    messages = draw(slider, tmp_path / "new" / "sheet.png", "png")
+    assert "12 steps" in messages[0]
     pixels = image.imread(tmp_path / "new" / "sheet.png")
     assert pixels.shape[:2] == (767, 1820)
     for row in (pixels[:383], pixels[383:]):
@@ -150,10 +150,10 @@ def test_a_sheet_shows_goal_body_and_wall_at_each_moment(slider: Slider, tmp_pat
             assert min(count(panel).values()) > 200
 
 
-def test_a_film_of_a_body(slider: Slider, tmp_path: Path) -> None:
+def test_a_film_shows_a_moving_body(slider: Slider, tmp_path: Path) -> None:
     draw(slider, tmp_path / "film.mp4", "mp4")
     frames, rate, kind = film(tmp_path / "film.mp4")
-    assert frames.shape == (LENGTH / 2, 720, 960, 3)  # every other one of 100 steps a second
+    assert frames.shape == (LENGTH / 2, 720, 960, 3)  # every second step: 100 steps a second are 50 frames a second
     assert (rate, kind) == (50, "h264 yuv420p")
     assert min(count(frames[-1] / 255).values()) > 1000
     assert (frames[0] != frames[-1]).any()
@@ -162,7 +162,7 @@ def test_a_film_of_a_body(slider: Slider, tmp_path: Path) -> None:
 def test_a_page_holds_the_episode(slider: Slider, slide: Episode, tmp_path: Path) -> None:
     draw(slider, tmp_path / "page.html", "html")
     page = (tmp_path / "page.html").read_text()
-    assert "viewer.camera.position.set(...[" in page  # fails where brax's page opens its viewer in another way
+    assert "viewer.camera.position.set(...[" in page  # fails if a new brax opens its viewer in another way
     coded = re.search(r'var system = "([^"]+)"', page)
     assert coded
     system = json.loads(zlib.decompress(base64.b64decode(coded[1])))
@@ -176,32 +176,32 @@ def test_a_page_holds_the_episode(slider: Slider, slide: Episode, tmp_path: Path
 
 
 @cache
-def still(env_id: str) -> tuple[Any, Episode]:
-    """Returns an environment and an episode that ends at its start, so that no step is compiled."""
+def first_moment(env_id: str) -> tuple[Any, Episode]:
+    """Returns an environment and an episode that holds only its start, so that no step is compiled."""
     env: Any = make_env(env_id)
     q, _, goal = jax.jit(env.start)(jax.random.key(0))
     return env, Episode(np.zeros((1, 1)), goal[None], np.zeros(1), [SimpleNamespace(q=np.array(q)[None])])
 
 
 @pytest.mark.parametrize("env_id", ["ant", "ant_u4_maze", "ant_push"])
-def test_ants_goals_and_walls_stand_out(env_id: str) -> None:
-    (frame,) = Scene(*still(env_id)).frames([0], 480, 360)
-    seen = count(frame / 255)
-    assert seen[BODY] > 25
-    assert seen[GOAL] > 25
-    assert (seen[WALL] > 10_000) == (env_id != "ant")
+def test_ants_goals_and_walls_are_visible(env_id: str) -> None:
+    (frame,) = Scene(*first_moment(env_id)).frames([0], 480, 360)
+    counts = count(frame / 255)
+    assert counts[BODY] > 25
+    assert counts[GOAL] > 25
+    assert (counts[WALL] > 10_000) == (env_id != "ant")
 
 
-def test_bodies_are_where_brax_has_them() -> None:
+def test_bodies_have_the_positions_that_brax_computes() -> None:
     from brax import kinematics
 
-    env, episode = still("ant_push")
+    env, episode = first_moment("ant_push")
     q = episode.physics[0].q[0].copy()
     q[3:7] /= np.linalg.norm(q[3:7])  # MuJoCo normalises it by itself
     (data,) = Scene(env, episode).moments([0])
     system = env.physics.system
-    there = jax.jit(kinematics.forward)(system, q, jnp.zeros(system.qd_size()))[0]
-    np.testing.assert_allclose(data.xpos[1:-1], there.pos, atol=1e-4)
+    expected = jax.jit(kinematics.forward)(system, q, jnp.zeros(system.qd_size()))[0]
+    np.testing.assert_allclose(data.xpos[1:-1], expected.pos, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(8, 6, 0.2), (3, 9, 0.5), (1, 1, 1), (1, 1, 4)])
@@ -216,14 +216,14 @@ def test_the_camera_sees_every_point_from_the_smallest_distance(size: tuple[floa
     assert 0.85 < abs(share).max() < 1
 
 
-def test_a_picture_of_a_point_maze(tmp_path: Path) -> None:
+def test_a_picture_of_a_point_maze_shows_walls_and_goals(tmp_path: Path) -> None:
     draw(make_env("point_u_maze"), tmp_path / "maze.png", "png", steps=20)
     pixels = image.imread(tmp_path / "maze.png")
     for row in np.array_split(pixels[60:], 2):
         for panel in np.array_split(row[:, :-150], 3, axis=1):
-            seen = count(panel)
-            assert seen[WALL] > 0.3 * panel[..., 0].size
-            assert seen[GOAL] > 1000
+            counts = count(panel)
+            assert counts[WALL] > 0.3 * panel[..., 0].size
+            assert counts[GOAL] > 1000
 
 
 def test_a_film_of_a_point_maze_grows(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_film_of_a_point_maze_grows(tmp_path: Path) -> None:
     assert changed[-1] > 0
 
 
-def test_environments_that_cannot_be_drawn_are_refused_before_playing(tmp_path: Path) -> None:
+def test_environments_that_cannot_be_drawn_are_refused_before_an_episode(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Falling cannot be drawn"):
         draw(Falling(), tmp_path / "a.png", "png")
     with pytest.raises(ConfigError, match="point mazes have no 3-D page"):
@@ -260,7 +260,7 @@ def test_missing_opengl_error_names_the_package(monkeypatch: pytest.MonkeyPatch,
         ("", ("EGL",), False, "egl"),
         ("", ("OSMesa",), True, "osmesa"),
         ("egl", (), False, "egl"),
-        ("disable", ("OSMesa",), False, "osmesa"),  # concerns a viewer's window, which is not used here
+        ("disable", ("OSMesa",), False, "osmesa"),  # `disable` concerns windows, which are not used here
     ],
 )
 def test_the_choice_of_opengl(
@@ -272,10 +272,10 @@ def test_the_choice_of_opengl(
     assert gl.choose_gl() == chosen
 
 
-def test_a_broken_opengl_is_one_line(slider: Slider, slide: Episode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_opengl_gives_a_one_line_error(slider: Slider, slide: Episode, monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene(slider, slide)
     assert len(list(scene.frames([0], 64, 48))) == 1
-    # A process can use only one of the two, so the other one fails now.
+    # A process can use either EGL or OSMesa. It uses one already, so the other fails.
     other = "egl" if gl.choose_gl() == "osmesa" else "osmesa"
     monkeypatch.setenv("MUJOCO_GL", other)
     with pytest.raises(ConfigError, match=rf"^OpenGL by {other} does not work here \(.*html needs none$") as caught:

@@ -117,9 +117,9 @@ else:
 
 @pytest.mark.processes
 def test_firewall_lines_close_only_the_public_address() -> None:
-    """Connects two namespaces: that of a server with a public and a private address, and that of a client.
+    """Runs the command of the warning, then the command of the documentation, and connects after each.
 
-    Runs the command of the warning, then that of the documentation.
+    The server, with a public and a private address, and its client have a network namespace each.
     """
     documented = re.search("^iptables -I .*7777.*$", (ROOT / "docs" / "deploy.md").read_text(), re.MULTILINE)
     assert documented
@@ -221,7 +221,7 @@ def test_a_mode_is_octal(text: str, value: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "0", "70", "0800", "0o700", "u=rwx", "0600", "07000", "-700", "0700 ", "4755", "７５０"]
 )
-def test_an_invalid_mode_is_one_line(text: str) -> None:
+def test_an_invalid_mode_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--dir-mode: .* is not the mode of a folder .*, such as 0750$"):
         folder_mode(text)
 

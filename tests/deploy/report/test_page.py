@@ -99,7 +99,7 @@ def test_missing_runs_and_marked_learners_are_shown(browser: webdriver.Chrome, w
     axes = (
         "const l = document.getElementById('point_u_maze-matrix-0')._fullLayout; return [l.xaxis.range, l.yaxis.range]"
     )
-    assert browser.execute_script(axes) == [[-0.5, 1.5], [-0.5, 1.5]]  # two cells each way, also where one is missing
+    assert browser.execute_script(axes) == [[-0.5, 1.5], [-0.5, 1.5]]  # both axes keep two cells
     page = browser.find_element(By.TAG_NAME, "body").text
     assert "1 learner was not treated like the others" in page
     assert "16 gradient steps, most have 20" in page

@@ -1,3 +1,5 @@
+"""Numbers of the report on a matrix, and the files that hold them."""
+
 import csv
 import json
 import xml.etree.ElementTree as ElementTree

@@ -1,3 +1,5 @@
+"""Statistics of the report by hand and against SciPy."""
+
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +15,7 @@ from deploy.report.statistics import Estimate, Interval, Statistic
 SCIPY_IQM = partial(stats.trim_mean, proportiontocut=0.25)
 
 
-def held(values: ArrayLike, statistic: Statistic = statistics.interquartile_mean) -> Interval:
+def interval_of(values: ArrayLike, statistic: Statistic = statistics.interquartile_mean) -> Interval:
     ends = statistics.interval(values, statistic)
     assert ends is not None
     return ends
@@ -60,29 +62,29 @@ def test_the_interval_is_scipys_percentile_bootstrap(ours: Statistic, scipys: St
         n_resamples=statistics.RESAMPLES,
         rng=np.random.default_rng(statistics.BOOTSTRAP_SEED),
     ).confidence_interval
-    ends = held(values, ours)
+    ends = interval_of(values, ours)
     assert (ends.low, ends.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_the_interval_of_few_seeds_by_hand() -> None:
     # A resample holds only the lowest value in 1 of 4 cases (2 seeds) and 1 of 27 (3 seeds), both more than 2.5 %.
-    assert held([1, 5], np.mean) == Interval(1, 5)
-    assert held([1, 5, 6], np.mean) == Interval(1, 6)
+    assert interval_of([1, 5], np.mean) == Interval(1, 5)
+    assert interval_of([1, 5, 6], np.mean) == Interval(1, 6)
     assert statistics.interval([3], np.mean) is None
 
 
 def test_the_interval_without_spread_has_no_width() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert held([0, 0, 0, 0, 0]) == Interval(0, 0)
-        assert held([2.5, 2.5]) == Interval(2.5, 2.5)
+        assert interval_of([0, 0, 0, 0, 0]) == Interval(0, 0)
+        assert interval_of([2.5, 2.5]) == Interval(2.5, 2.5)
 
 
 def test_the_interval_is_reproducible_and_scales_with_units() -> None:
     values = np.random.default_rng(0).normal(size=6)
-    first = held(values)
-    assert held(values) == first
-    scaled = held(10 * values + 3)
+    first = interval_of(values)
+    assert interval_of(values) == first
+    scaled = interval_of(10 * values + 3)
     assert (scaled.low, scaled.high) == pytest.approx((10 * first.low + 3, 10 * first.high + 3))
 
 
@@ -92,13 +94,13 @@ def test_the_interval_is_reproducible_and_scales_with_units() -> None:
 )
 def test_the_interval_covers_the_true_mean_as_documented(seeds: int, statistic: Statistic, expected: float) -> None:
     samples = np.random.default_rng(1).normal(loc=3, size=(300, seeds))
-    covered = np.mean([each.low <= 3 <= each.high for each in (held(sample, statistic) for sample in samples)])
+    covered = np.mean([each.low <= 3 <= each.high for each in (interval_of(sample, statistic) for sample in samples)])
     assert covered == pytest.approx(expected, abs=0.05)  # standard error at most 0.021
 
 
 def test_estimate() -> None:
     values = [1.0, 2.0, 4.0, 30.0]
-    assert statistics.estimate(values) == Estimate(3.0, held(values), 4)
+    assert statistics.estimate(values) == Estimate(3.0, interval_of(values), 4)
     assert statistics.estimate([2.0]) == Estimate(2.0, None, 1)
 
 
@@ -115,7 +117,7 @@ def test_area_under_a_straight_line_does_not_depend_on_the_evaluations() -> None
 def test_paired_difference_by_hand() -> None:
     difference = statistics.paired_difference([3, 5, 4, 2], [1, 4, 4, 5])
     assert (difference.mean, difference.wins, difference.ties, difference.seeds) == (0, 2, 1, 4)
-    assert difference.interval == held([2, 1, 0, -3], np.mean)
+    assert difference.interval == interval_of([2, 1, 0, -3], np.mean)
     assert statistics.paired_difference([3], [1]).interval is None
 
 
@@ -159,9 +161,9 @@ def test_ratio_intervals_are_scipys_paired_bootstrap() -> None:
 
 def test_pairing_narrows_ratios_of_correlated_seeds() -> None:
     noise = np.random.default_rng(0).uniform(0.9, 1.1, size=(2, 8))
-    luck = np.linspace(1, 9, 8)
-    (paired,) = statistics.depth_ratios({4: luck * noise[0], 8: 2 * luck * noise[1]})
-    (shuffled,) = statistics.depth_ratios({4: luck * noise[0], 8: 2 * np.roll(luck * noise[1], 4)})
+    seed_effect = np.linspace(1, 9, 8)
+    (paired,) = statistics.depth_ratios({4: seed_effect * noise[0], 8: 2 * seed_effect * noise[1]})
+    (shuffled,) = statistics.depth_ratios({4: seed_effect * noise[0], 8: 2 * np.roll(seed_effect * noise[1], 4)})
     assert width(paired.interval) < width(shuffled.interval) / 4
 
 
@@ -186,14 +188,14 @@ def test_ratios_that_cannot_be_compared_or_lie_below_one_are_not_critical() -> N
     assert statistics.depth_ratios({}) == statistics.depth_ratios({4: [1.0]}) == []
 
 
-def test_a_ratio_to_zero_is_undefined_and_says_so() -> None:
+def test_a_ratio_to_zero_is_undefined_with_a_note() -> None:
     first, second = statistics.depth_ratios({4: [0, 0, 0, 5], 8: [2, 2, 2, 2], 16: [0, 0, 0, 0]})
     assert (first.ratio, first.interval) == (None, None)
     assert first.note == "undefined: the interquartile mean at depth 4 is 0"
     assert (second.ratio, second.interval, second.note) == (0, Interval(0, 0), "")
 
 
-def test_resamples_to_zero_leave_the_interval_open() -> None:
+def test_resamples_with_a_zero_denominator_leave_the_interval_open() -> None:
     (open_above,) = statistics.depth_ratios({4: [0, 2], 8: [4, 4]})  # resamples: 4 / 0, 4 / 1, 4 / 2
     assert (open_above.ratio, open_above.interval) == (4, Interval(2, np.inf))
     (unknown,) = statistics.depth_ratios({4: [0, 2], 8: [0, 4]})  # resamples: 0 / 0, 2 / 1, 4 / 2
@@ -211,7 +213,7 @@ def test_curve_band_is_the_interval_of_each_evaluation() -> None:
     for evaluation in range(3):
         values = curves[:, evaluation]
         assert band.centre[evaluation] == statistics.interquartile_mean(values)
-        assert Interval(band.low[evaluation], band.high[evaluation]) == held(values)
+        assert Interval(band.low[evaluation], band.high[evaluation]) == interval_of(values)
 
 
 def test_the_band_of_one_curve_has_no_ends() -> None:
@@ -236,6 +238,6 @@ def test_the_band_of_one_curve_has_no_ends() -> None:
         (lambda: statistics.curve_band([1, 2]), r"curves: shape \(2,\), expected 2 axes"),
     ],
 )
-def test_wrong_input_is_named(call: Callable[[], object], message: str) -> None:
+def test_the_error_names_the_wrong_input(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,8 +1,8 @@
-"""Faults in real runs: every role killed and stopped, again and again, and nothing is lost.
+"""Faults in real runs: every role is killed and stopped repeatedly, and no window is lost or held twice.
 
     FAULTS=50 make test-chaos
 
-Prints what it did: `faults: N, survived: N, lost: N, twice: N`, and how long roles took to work again.
+Prints `faults: N, survived: N, lost: N, twice: N`, and the seconds that each role took to recover.
 """
 
 import json
@@ -49,34 +49,38 @@ record: true
 """
 
 
-class Victim(NamedTuple):
-    """A role, and what is in its process' name."""
+class Target(NamedTuple):
+    """A role, and the text by which the command line of its process is found."""
 
     role: str
     process: str
 
 
-COLLECTOR, EVALUATOR = Victim("collector-0", "ray::CollectorActor"), Victim("evaluator", "ray::EvaluatorActor")
-ACTIVE, PASSIVE = Victim("learner-active", "ray::LearnerActor"), Victim("learner-deep", "ray::LearnerActor")
-SERVER, KEEPER = Victim("replay server", "serve.py"), Victim("replay server", "ray::ReplayServerActor")
-STORE = Victim("parameter store", "ray::ParamStoreActor")
+COLLECTOR, EVALUATOR = Target("collector-0", "ray::CollectorActor"), Target("evaluator", "ray::EvaluatorActor")
+ACTIVE_LEARNER = Target("learner-active", "ray::LearnerActor")
+PASSIVE_LEARNER = Target("learner-deep", "ray::LearnerActor")
+SERVER, SERVER_ACTOR = Target("replay server", "serve.py"), Target("replay server", "ray::ReplayServerActor")
+STORE = Target("parameter store", "ray::ParamStoreActor")
 
 
 class Fault(NamedTuple):
-    victim: Victim
+    target: Target
     signal: signal.Signals
 
 
-ROUND = (COLLECTOR, ACTIVE, PASSIVE, EVALUATOR, SERVER, STORE), (COLLECTOR, ACTIVE, PASSIVE, EVALUATOR, KEEPER, STORE)
-"""Each role once; two rounds of kills and two of stops make 24."""
+ROUNDS = (
+    (COLLECTOR, ACTIVE_LEARNER, PASSIVE_LEARNER, EVALUATOR, SERVER, STORE),
+    (COLLECTOR, ACTIVE_LEARNER, PASSIVE_LEARNER, EVALUATOR, SERVER_ACTOR, STORE),
+)
+"""Targets of one round, each role once. Rounds alternate between the replay server's process and its actor."""
 
 
 def make_faults(rng: random.Random, count: int) -> list[Fault]:
-    """Every role is killed and stopped equally often, in a random order."""
+    """Returns `count` faults in random order, made in rounds: two of kills, then two of stops, and so on."""
     faults: list[Fault] = []
-    for number, victims in zip(range(count // 6 + 1), cycle(ROUND), strict=False):
+    for number, targets in zip(range(count // 6 + 1), cycle(ROUNDS), strict=False):
         how = signal.SIGKILL if number // 2 % 2 == 0 else signal.SIGSTOP
-        faults += [Fault(victim, how) for victim in victims]
+        faults += [Fault(target, how) for target in targets]
     faults = faults[:count]
     rng.shuffle(faults)
     return faults
@@ -105,14 +109,14 @@ class Run:
         self.started.update(found)
         return found
 
-    def find(self, victim: Victim) -> psutil.Process | None:
-        """The victim's process; learners are told apart by the file that they keep open."""
+    def find(self, target: Target) -> psutil.Process | None:
+        """Returns the target's process. Learners have the same process name; the open log file distinguishes them."""
         for process in self.descendants():
             try:
-                if not any(victim.process in part for part in process.cmdline()):
+                if not any(target.process in part for part in process.cmdline()):
                     continue
-                if victim.process != "ray::LearnerActor" or any(
-                    file.path.endswith(f"stacks-{victim.role}.log") for file in process.open_files()
+                if target.process != "ray::LearnerActor" or any(
+                    file.path.endswith(f"stacks-{target.role}.log") for file in process.open_files()
                 ):
                     return process
             except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -126,19 +130,19 @@ class Run:
         return sum(row["role"] == role for row in self.rows("recovery"))
 
     def updates(self) -> int:
-        """Of the learner that is behind."""
+        """Returns the updates of the slowest learner."""
         return min((rows[-1]["updates"] if rows else 0) for rows in map(self.rows, ("learner-active", "learner-deep")))
 
-    def wait(self, what: Callable[[], bool], seconds: float) -> bool:
-        """Whether `what` comes true while the run goes on."""
+    def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Waits until `condition` is true; returns false after `seconds`, or when the run has ended."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
-            if what():
+            if condition():
                 return True
             time.sleep(0.2)
         return False
 
-    def wait_until_it_trains(self) -> None:
+    def wait_until_training(self) -> None:
         assert self.wait(lambda: self.updates() > 0, START_S), self.log.read_text()
 
     @property
@@ -147,22 +151,22 @@ class Run:
         return make_plan(experiment, make_env(experiment.env).spec)
 
 
-def strike(run: Run, fault: Fault) -> float | None:
-    """Does it, and waits until the role works again: the seconds that took, from the fault on.
+def inject(run: Run, fault: Fault) -> float | None:
+    """Sends the fault's signal and waits for the recovery; returns the seconds from the signal to the recovery.
 
-    None if it never did: then the run must have come to its end without the role, or it has not survived.
+    Returns None if the role did not recover. The run has survived the fault only if it has ended without the role.
     """
-    process = run.find(fault.victim)
+    process = run.find(fault.target)
     assert process is not None, fault
-    before = run.recoveries(fault.victim.role)
-    struck = time.monotonic()
+    before = run.recoveries(fault.target.role)
+    sent = time.monotonic()
     process.send_signal(fault.signal)
-    recovered = run.wait(lambda: run.recoveries(fault.victim.role) > before, RECOVERY_S)
-    return time.monotonic() - struck if recovered else None
+    recovered = run.wait(lambda: run.recoveries(fault.target.role) > before, RECOVERY_S)
+    return time.monotonic() - sent if recovered else None
 
 
-def settle(run: Run) -> Account:
-    """That the run has ended well, and what became of its windows."""
+def check_completed(run: Run) -> Account:
+    """Asserts that the run has completed its plan, and returns the account of its windows."""
     assert run.process.wait(RUN_S) == 0, run.log.read_text()
     _, alive = psutil.wait_procs(run.started, timeout=20)
     assert alive == []
@@ -171,11 +175,11 @@ def settle(run: Run) -> Account:
     for name in names:
         rows = run.rows(f"learner-{name}")
         assert rows[-1]["updates"] == plan.updates
-        counters_only_grow(rows, "updates", "gradient_steps")
+        assert_counters_grow(rows, "updates", "gradient_steps")
         counted, wanted = run.rows("replay")[-1][f"{name}/sampled"], plan.updates * plan.windows_per_update
         assert counted <= wanted + 2 * plan.windows_per_update
         assert counted >= wanted or "the last counts of replay are missing" in run.log.read_text()
-    counters_only_grow(run.rows("collector-0"), "index", "unrolls", "env_steps", "windows")
+    assert_counters_grow(run.rows("collector-0"), "index", "unrolls", "env_steps", "windows")
     evaluated = [(row["learner"], row["updates"]) for row in run.rows("evaluator")]
     assert len(evaluated) == len(set(evaluated))
     assert {(name, plan.updates) for name in names} <= set(evaluated)
@@ -184,7 +188,7 @@ def settle(run: Run) -> Account:
     return count_windows(run.run_dir, plan, run.rows("replay"))
 
 
-def counters_only_grow(rows: list[Row], *names: str) -> None:
+def assert_counters_grow(rows: list[Row], *names: str) -> None:
     for name in names:
         values = [row[name] for row in rows]
         assert values == sorted(values), name
@@ -196,11 +200,12 @@ def count_windows(run_dir: Path, plan: Plan, replay: list[Row]) -> Account:
     ints = ((number, columns.ints) for number, columns in stream.shard(0))
     last = replay[-1]["incarnation"]
     counted = {}
-    for life in {row["incarnation"] for row in replay}:
-        # The newest count of a server that died may be ahead of the confirmations that it still sent.
-        rows = [row for row in replay if row["incarnation"] == life][: None if life == last else -1]
+    for incarnation in {row["incarnation"] for row in replay}:
+        # A dead server may have counted windows that it never confirmed, so its last row is left out.
+        rows = [row for row in replay if row["incarnation"] == incarnation][: None if incarnation == last else -1]
         for row in rows[-1:]:
-            counted[life] = sum(row[f"{name}/inserted"] - row["already_inserted"] for name in ("active", "deep"))
+            inserted = (row[f"{name}/inserted"] - row["already_inserted"] for name in ("active", "deep"))
+            counted[incarnation] = sum(inserted)
     result = account([ints], plan.environments, 2, plan.chunks_per_window, read_audit(run_dir / "audit"), counted)
     assert replay[-1]["active/inserted"] == replay[-1]["deep/inserted"] == result.windows
     return result
@@ -208,42 +213,42 @@ def count_windows(run_dir: Path, plan: Plan, replay: list[Row]) -> Account:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
-def test_every_role_may_die_and_nothing_is_lost(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_runs_survive_every_fault_and_lose_no_window(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rng = random.Random(SEED)
     faults = make_faults(rng, FAULTS)
     seconds: dict[str, list[float]] = defaultdict(list)
     lost = twice = windows = runs = 0
     failed: list[Fault] = []
-    waiting = list(faults)
+    remaining = list(faults)
     began = time.monotonic()
-    while waiting:
+    while remaining:
         run = Run(tmp_path / f"run-{runs}", seed=runs)
         runs += 1
-        run.wait_until_it_trains()
-        while waiting and run.updates() < 0.8 * run.plan.updates:
+        run.wait_until_training()
+        while remaining and run.updates() < 0.8 * run.plan.updates:
             time.sleep(rng.uniform(0, 3))
-            fault = waiting.pop()
-            took = strike(run, fault)
+            fault = remaining.pop()
+            took = inject(run, fault)
             if took is None:
                 if run.process.poll() != 0:
                     failed.append(fault)
                 break
-            seconds[fault.victim.role].append(took)
-            told(
+            seconds[fault.target.role].append(took)
+            report(
                 capfd,
-                f"{fault.signal.name} {fault.victim.process.removeprefix('ray::')} ({fault.victim.role}): {took:.1f} s",
+                f"{fault.signal.name} {fault.target.process.removeprefix('ray::')} ({fault.target.role}): {took:.1f} s",
             )
-        result = settle(run)
+        result = check_completed(run)
         lost, twice, windows = lost + result.lost, twice + result.twice, windows + result.windows
     survived = len(faults) - len(failed)
-    told(capfd, f"\n{windows} windows, {runs} runs, {time.monotonic() - began:.0f} s")
-    told(capfd, f"faults: {len(faults)}, survived: {survived}, lost: {lost}, twice: {twice}\n")
-    told(capfd, f"{'role':<16} {'faults':>6} {'median s':>9} {'max s':>7}")
+    report(capfd, f"\n{windows} windows, {runs} runs, {time.monotonic() - began:.0f} s")
+    report(capfd, f"faults: {len(faults)}, survived: {survived}, lost: {lost}, twice: {twice}\n")
+    report(capfd, f"{'role':<16} {'faults':>6} {'median s':>9} {'max s':>7}")
     for role, taken in sorted(seconds.items()):
-        told(capfd, f"{role:<16} {len(taken):>6} {statistics.median(taken):>9.1f} {max(taken):>7.1f}")
+        report(capfd, f"{role:<16} {len(taken):>6} {statistics.median(taken):>9.1f} {max(taken):>7.1f}")
     assert (survived, lost, twice) == (len(faults), 0, 0)
 
 
-def told(capfd: pytest.CaptureFixture[str], line: str) -> None:
+def report(capfd: pytest.CaptureFixture[str], line: str) -> None:
     with capfd.disabled():
         print(line, flush=True)

@@ -1,4 +1,4 @@
-"""A disk that fills up: who writes waits and says so, nothing is lost, and what a run needs is checked before it."""
+"""A disk that fills up: roles wait for room and report it, no data are lost, and a run checks its need in advance."""
 
 import os
 import re
@@ -66,7 +66,7 @@ class Fill:
 
 
 @pytest.mark.processes
-def test_a_run_waits_on_a_full_disk_and_ends_as_if_it_had_not(small_disk: Path, tmp_path: Path) -> None:
+def test_a_wait_for_room_does_not_change_the_result_of_a_run(small_disk: Path, tmp_path: Path) -> None:
     record = RunRecord(small_disk / "run", EXPERIMENT, PLAN)
     said: list[str] = []
     fills: list[Fill] = []
@@ -125,7 +125,7 @@ def test_a_run_that_has_trained_waits_for_room_for_its_checkpoints(small_disk: P
 
 
 @pytest.mark.processes
-def test_a_role_goes_on_when_there_is_room_again_and_has_progressed(small_disk: Path) -> None:
+def test_the_end_of_a_wait_for_room_counts_as_progress(small_disk: Path) -> None:
     reporter, disk = Reporter(), Disk(small_disk, RESERVE_GB)
     reporter.row({})
     disk.wait_for_room(reporter, should_stop=lambda: True)  # returns at once: there is room
@@ -148,7 +148,7 @@ def test_a_disk_at_its_reserve_is_neither_short_nor_roomy(small_disk: Path) -> N
     assert (Disk(small_disk, 0.0).short, Disk(small_disk, 0.0).roomy) == (False, True)
 
 
-def test_a_wait_for_room_ends_when_it_is_asked_to(tmp_path: Path) -> None:
+def test_a_stop_request_ends_a_wait_for_room(tmp_path: Path) -> None:
     reporter, stop, raised = Reporter(), threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -167,15 +167,15 @@ def test_a_wait_for_room_ends_when_it_is_asked_to(tmp_path: Path) -> None:
     assert raised.is_set()
 
 
-def test_each_wait_is_told_once_and_so_is_its_end(tmp_path: Path) -> None:
+def test_the_start_and_the_end_of_a_wait_are_reported_once(tmp_path: Path) -> None:
     said: list[str] = []
-    teller = DiskNotices(Disk(tmp_path, 1.0), said.append)
-    teller.tell({"collector-0": "disk space", "learner-deep": "replay starved"})
-    teller.tell({"collector-0": "disk space", "learner-deep": "disk space"})
-    teller.tell({"learner-deep": "disk space"})  # nothing is heard of the other one
+    notices = DiskNotices(Disk(tmp_path, 1.0), said.append)
+    notices.update({"collector-0": "disk space", "learner-deep": "replay starved"})
+    notices.update({"collector-0": "disk space", "learner-deep": "disk space"})
+    notices.update({"learner-deep": "disk space"})  # without a new report of collector-0
     assert [text.rpartition("; ")[2] for text in said] == ["collector-0 waits for room", "learner-deep waits for room"]
-    teller.tell({"collector-0": "replay full", "learner-deep": "disk space"})
-    teller.tell({"collector-0": "", "learner-deep": "disk space"})
+    notices.update({"collector-0": "replay full", "learner-deep": "disk space"})
+    notices.update({"collector-0": "", "learner-deep": "disk space"})
     assert [text.rpartition("; ")[2] for text in said[2:]] == ["collector-0 continues"]
 
 
@@ -189,7 +189,7 @@ def test_a_background_writer_holds_a_state_until_it_is_written() -> None:
     assert background.held == 0
 
 
-def test_the_reserve_is_part_of_what_a_run_needs_and_what_it_holds_is_not(tmp_path: Path) -> None:
+def test_needed_space_includes_the_reserve_and_excludes_the_files_of_the_run(tmp_path: Path) -> None:
     spec, free_gb = ENVS.training.spec, Disk(tmp_path, 0.0).free_gb
 
     def check(reserve_gb: float) -> None:
@@ -200,7 +200,7 @@ def test_the_reserve_is_part_of_what_a_run_needs_and_what_it_holds_is_not(tmp_pa
     with pytest.raises(ConfigError, match=r"MB free, this run writes about 6\d MB and leaves .* free \(supervision\."):
         check(free_gb + 10.0)
     with open(tmp_path / "state", "wb") as file:
-        file.truncate(int(7 * GB))  # a sparse file takes no room, but says it does
+        file.truncate(int(7 * GB))  # a sparse file: its size counts, but it takes no room
     os.link(tmp_path / "state", tmp_path / "the same state")
     with pytest.raises(ConfigError, match="writes about 0 MB"):
         check(free_gb + 10.0)
@@ -209,8 +209,8 @@ def test_the_reserve_is_part_of_what_a_run_needs_and_what_it_holds_is_not(tmp_pa
     check(free_gb + 10.0)
 
 
-def test_a_run_needs_room_for_the_stream_that_it_may_have_to_be_refilled_from(tmp_path: Path) -> None:
-    """Of a run of 4 GB that keeps a tenth of it: its own tail, and those of three snapshots."""
+def test_needed_space_includes_the_stream_for_a_refill(tmp_path: Path) -> None:
+    """A run that is not recorded keeps an eighth of its stream, and as much again for each of three snapshots."""
     spec = ENVS.training.spec
     plan = PLAN.model_copy(update={"unrolls": 10**6, "max_windows": PLAN.environments * 10**5})
     whole_mb = plan.env_steps * 4 * (spec.state_size + spec.action_size + 3) / 2**20
@@ -221,8 +221,8 @@ def test_a_run_needs_room_for_the_stream_that_it_may_have_to_be_refilled_from(tm
             check_space(tmp_path, EXPERIMENT.model_copy(update=changes), plan, spec)
         return float(re.findall(r"about ([\d,]+) MB", str(refused.value))[0].replace(",", ""))
 
-    nothing = needed_mb(stream="elsewhere")
-    assert needed_mb(record=True) - nothing == pytest.approx(whole_mb, abs=2)
-    assert needed_mb() - nothing == pytest.approx(4 * 0.125 * whole_mb, rel=0.01)
-    none = EXPERIMENT.snapshots.model_copy(update={"count": 0})
-    assert needed_mb(snapshots=none) - nothing == pytest.approx(0.125 * whole_mb, rel=0.01)
+    without_stream = needed_mb(stream="elsewhere")
+    assert needed_mb(record=True) - without_stream == pytest.approx(whole_mb, abs=2)
+    assert needed_mb() - without_stream == pytest.approx(4 * 0.125 * whole_mb, rel=0.01)
+    no_snapshots = EXPERIMENT.snapshots.model_copy(update={"count": 0})
+    assert needed_mb(snapshots=no_snapshots) - without_stream == pytest.approx(0.125 * whole_mb, rel=0.01)

@@ -1,3 +1,5 @@
+"""Runs in one process: determinism, the plan, the run directory, and training on a recorded stream."""
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +31,7 @@ EXPERIMENT = Experiment.model_validate(
         "env": "point_u_maze",
         "env_options": {"episode_length": 20},
         "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5, "actors": 2},
-        "learners": {"passive": {"depth": 4, "width": 8}},  # as the collector learner: compiled once,
+        "learners": {"passive": {"depth": 4, "width": 8}},  # like the collector learner, so that both compile once
         "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
         "replay": {"steps_per_environment": 400, "prefill_steps": 40, "samples_per_insert": 2.0},
         "evaluation": {"episodes": 8, "count": 3},
@@ -42,25 +44,25 @@ PLAN = make_plan(EXPERIMENT, ENVS.training.spec)
 TIMES = ("time", "seconds", "env_steps_per_second", "update_seconds", "gradient_steps_per_second")
 
 
-class Ran(NamedTuple):
+class Result(NamedTuple):
     directory: Path
     summary: dict[str, Any]
     run: InProcessRun
 
 
-def go(directory: Path, experiment: Experiment = EXPERIMENT, mode: Mode = Mode.IN_PROCESS) -> Ran:
+def run_experiment(directory: Path, experiment: Experiment = EXPERIMENT, mode: Mode = Mode.IN_PROCESS) -> Result:
     record = RunRecord(directory, experiment, PLAN)
     run = InProcessRun(record, ENVS, mode=mode)
     run.run(on_progress=lambda: record.status("running"))
     record.status("done")
     record.close()
-    return Ran(directory, summarise(record, ENVS.training.spec), run)
+    return Result(directory, summarise(record, ENVS.training.spec), run)
 
 
 @pytest.fixture(scope="module")
-def twice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Ran]:
-    """The same run twice."""
-    return go(tmp_path_factory.mktemp("one")), go(tmp_path_factory.mktemp("other"))
+def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
+    """Two runs of the same experiment."""
+    return run_experiment(tmp_path_factory.mktemp("one")), run_experiment(tmp_path_factory.mktemp("other"))
 
 
 def without_times(value: Any) -> Any:
@@ -71,60 +73,62 @@ def without_times(value: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_a_run_is_deterministic(twice: tuple[Ran, Ran]) -> None:
-    one, other = twice
+def test_a_run_is_deterministic(two_runs: tuple[Result, Result]) -> None:
+    one, other = two_runs
     assert without_times(one.summary) == without_times(other.summary)
     roles = sorted(path.stem for path in (one.directory / "metrics").iterdir())
-    told = ["collector-0", "collector-1", "evaluator", "learner-active", "learner-passive", "replay"]
-    assert roles == [*told, "snapshots"]
-    for role in told:
+    compared = ["collector-0", "collector-1", "evaluator", "learner-active", "learner-passive", "replay"]
+    assert roles == [*compared, "snapshots"]
+    for role in compared:
         assert without_times(read_metrics(one.directory, role)) == without_times(read_metrics(other.directory, role))
 
 
 @pytest.mark.slow
-def test_nothing_is_written_that_the_catalogue_lacks(
-    twice: tuple[Ran, Ran], uncatalogued: Callable[[Path], dict]
+def test_every_metric_of_a_run_is_in_the_catalogue(
+    two_runs: tuple[Result, Result], uncatalogued: Callable[[Path], dict]
 ) -> None:
-    assert uncatalogued(twice[0].directory) == {}
+    assert uncatalogued(two_runs[0].directory) == {}
 
 
 @pytest.mark.slow
-def test_learners_that_train_as_one_computation_learn_the_same(twice: tuple[Ran, Ran], tmp_path: Path) -> None:
-    together = go(tmp_path, mode=Mode.TOGETHER)
+def test_learners_that_train_as_one_computation_match_separate_ones(
+    two_runs: tuple[Result, Result], tmp_path: Path
+) -> None:
+    together = run_experiment(tmp_path, mode=Mode.TOGETHER)
     assert together.run._updates[ACTIVE] is together.run._updates["passive"]
     for name in (ACTIVE, "passive"):
-        rows, expected = (read_metrics(ran.directory, f"learner-{name}") for ran in (together, twice[0]))
+        rows, expected = (read_metrics(ran.directory, f"learner-{name}") for ran in (together, two_runs[0]))
         assert [row["updates"] for row in rows] == [row["updates"] for row in expected]
-        # By the second update the data differ, for a rounded policy gathered them.
+        # Rounding changes the policy, and so the data of later updates. Only the first rows are comparable.
         first, alone = (without_times(each[0]) for each in (rows, expected))
         assert first == pytest.approx(alone, rel=1e-3)
 
 
 @pytest.mark.slow
-def test_all_learners_make_all_their_updates(twice: tuple[Ran, Ran]) -> None:
-    run, summary = twice[0].run, twice[0].summary
+def test_all_learners_make_all_their_updates(two_runs: tuple[Result, Result]) -> None:
+    run, summary = two_runs[0].run, two_runs[0].summary
     assert 1 < PLAN.updates == run.learners[ACTIVE].updates == run.learners["passive"].updates
     assert summary["env_steps"] == PLAN.env_steps == 560
     for name, learner in summary["learners"].items():
-        seconds = [row["update_seconds"] for row in read_metrics(twice[0].directory, f"learner-{name}")]
-        assert learner["gradient_steps_per_second"] == pytest.approx(4 / np.mean(seconds[1:]))  # the first one compiles
+        seconds = [row["update_seconds"] for row in read_metrics(two_runs[0].directory, f"learner-{name}")]
+        assert learner["gradient_steps_per_second"] == pytest.approx(4 / np.mean(seconds[1:]))  # the first compiles
         assert learner["gradient_steps"] == PLAN.updates * 4
         assert learner["utd"] == pytest.approx(PLAN.updates * 4 / 560)
     spi = PLAN.updates * 8 / (PLAN.windows - PLAN.prefill_windows)
     assert [row["samples_per_insert"] for row in summary["learners"].values()] == pytest.approx([spi, spi])
     assert 1.5 < spi <= 2
     for name in (ACTIVE, "passive"):
-        assert read_metrics(twice[0].directory, "replay")[-1][f"{name}/inserted"] == PLAN.windows
-        rows = read_metrics(twice[0].directory, f"learner-{name}")
+        assert read_metrics(two_runs[0].directory, "replay")[-1][f"{name}/inserted"] == PLAN.windows
+        rows = read_metrics(two_runs[0].directory, f"learner-{name}")
         assert [row["updates"] for row in rows] == list(range(1, PLAN.updates + 1))
         assert all(row["samples_per_insert"] <= 2 for row in rows)
         assert all(0 <= row["sample_age"] <= 400 for row in rows)
 
 
 @pytest.mark.slow
-def test_the_collector_learners_policy_gathers_the_data(twice: tuple[Ran, Ran]) -> None:
+def test_the_collector_learners_policy_gathers_the_data(two_runs: tuple[Result, Result]) -> None:
     for index in range(2):
-        versions = [row["policy_version"] for row in read_metrics(twice[0].directory, f"collector-{index}")]
+        versions = [row["policy_version"] for row in read_metrics(two_runs[0].directory, f"collector-{index}")]
         assert versions == sorted(versions)
         assert len(versions) == PLAN.unrolls
         assert versions[0] == 0
@@ -132,26 +136,26 @@ def test_the_collector_learners_policy_gathers_the_data(twice: tuple[Ran, Ran]) 
 
 
 @pytest.mark.slow
-def test_learners_differ_and_learn(twice: tuple[Ran, Ran]) -> None:
-    rows = {name: read_metrics(twice[0].directory, f"learner-{name}") for name in (ACTIVE, "passive")}
+def test_learners_differ_in_their_losses_and_windows(two_runs: tuple[Result, Result]) -> None:
+    rows = {name: read_metrics(two_runs[0].directory, f"learner-{name}") for name in (ACTIVE, "passive")}
     assert rows[ACTIVE][0]["critic/loss"] != rows["passive"][0]["critic/loss"]
     assert rows[ACTIVE][0]["sample_age"] != rows["passive"][0]["sample_age"]  # each draws its own windows
 
 
 @pytest.mark.slow
-def test_evaluations_are_at_the_planned_updates(twice: tuple[Ran, Ran]) -> None:
-    rows = read_metrics(twice[0].directory, "evaluator")
+def test_evaluations_are_at_the_planned_updates(two_runs: tuple[Result, Result]) -> None:
+    rows = read_metrics(two_runs[0].directory, "evaluator")
     for name in (ACTIVE, "passive"):
         own = [row for row in rows if row["learner"] == name]
         assert tuple(row["updates"] for row in own) == PLAN.evaluation_updates
         assert [row["env_steps"] for row in own] == [PLAN.env_steps_at(updates) for updates in PLAN.evaluation_updates]
         assert len({row["final_distance"] for row in own}) > 1
-        assert twice[0].summary["learners"][name]["time_at_goal"] == own[-1]["time_at_goal"]
+        assert two_runs[0].summary["learners"][name]["time_at_goal"] == own[-1]["time_at_goal"]
 
 
 @pytest.mark.slow
-def test_the_run_directory_says_it_all(twice: tuple[Ran, Ran]) -> None:
-    directory, _, run = twice[0]
+def test_the_run_directory_holds_configuration_status_and_checkpoints(two_runs: tuple[Result, Result]) -> None:
+    directory, _, run = two_runs[0]
     assert load_experiment(directory / "config.yaml") == EXPERIMENT
     status = json.loads((directory / "status.json").read_text())
     assert status["state"] == "done"
@@ -169,13 +173,15 @@ def test_the_run_directory_says_it_all(twice: tuple[Ran, Ran]) -> None:
 
 
 @pytest.mark.slow
-def test_a_stream_fed_again_makes_the_same_learner_to_the_bit(twice: tuple[Ran, Ran], tmp_path: Path) -> None:
-    recorded = twice[0]
+def test_training_on_a_recorded_stream_makes_an_identical_learner(
+    two_runs: tuple[Result, Result], tmp_path: Path
+) -> None:
+    recorded = two_runs[0]
     stream = open_stream(recorded.directory / "stream")
     stream.check_fits(describe(EXPERIMENT, PLAN, ENVS.training.spec))
     number, columns = next(stream.shard(1))
     assert (number, columns.floats.shape) == (0, (4, 5, 6))
-    fed = go(tmp_path, EXPERIMENT.model_copy(update={"record": False, "stream": str(stream.directory)}))
+    fed = run_experiment(tmp_path, EXPERIMENT.model_copy(update={"record": False, "stream": str(stream.directory)}))
     assert list(fed.run.learners) == ["passive"]
     states = [ran.run.learners["passive"].state._replace(key=np.zeros(())) for ran in (fed, recorded)]
     jax.tree.map(np.testing.assert_array_equal, *states)
@@ -185,8 +191,8 @@ def test_a_stream_fed_again_makes_the_same_learner_to_the_bit(twice: tuple[Ran, 
     )
     assert without_times(ours) == without_times(theirs)
     assert fed.summary["env_steps"] == 560
-    seen = {name: recorded.summary["collector"][name] for name in ("coverage", "coverage_entropy")}
-    assert without_times(fed.summary["collector"]) == seen
+    coverage = {name: recorded.summary["collector"][name] for name in ("coverage", "coverage_entropy")}
+    assert without_times(fed.summary["collector"]) == coverage
     assert sorted(path.stem for path in (tmp_path / "metrics").iterdir()) == [
         "evaluator",
         "feeder-0",
@@ -201,14 +207,14 @@ def test_repeated_rows_are_dropped_and_counts_of_replay_are_kept(tmp_path: Path)
     record = RunRecord(tmp_path, EXPERIMENT, PLAN)
     for updates, again in ((1, False), (2, False), (2, True), (3, True)):
         record.add(learner_role("passive"), {"index": updates, "again": again})
-    for sampled in (8, 16):  # the last samples come when no environment steps any more
+    for sampled in (8, 16):  # the last samples are drawn after the last environment step
         record.add_counts({"passive/sampled": sampled})
     record.close()
     assert [row["again"] for row in read_metrics(tmp_path, "learner-passive")] == [False, False, True]
     assert [row["passive/sampled"] for row in read_metrics(tmp_path, "replay")] == [8, 16]
 
 
-def test_a_run_directory_is_not_overwritten_unasked(tmp_path: Path) -> None:
+def test_a_run_directory_is_overwritten_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty; name another folder, or add --overwrite"):

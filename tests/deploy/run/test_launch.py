@@ -25,7 +25,7 @@ from shared.stream.read import open_stream
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("own_envs")]
 DEADLINE_S = 200
 POLL_S = 0.1
-ENDLESS = 100_000_000  # environment steps, of a run that does not end by itself
+ENDLESS = 100_000_000  # environment steps of a run that does not end by itself
 EXPERIMENT = f"""
 env: point_u_maze
 env_options: {{episode_length: 20}}
@@ -54,9 +54,9 @@ evaluation: {episodes: 64, count: 3}
 snapshots: {count: 1}
 budget: {env_steps: 11_200}
 """
-WANDB = ("--wandb.project", "fathom")  # whose processes have to go, too
+WANDB = ("--wandb.project", "fathom")  # starts processes, which must end with the run
 SERVER = "replay server"
-PACED_STEPS = 16 * 10 * 160  # of a run that a test slows down until its faults are over
+PACED_STEPS = 16 * 10 * 160  # environment steps of a run that is slow until its faults are over
 
 
 class Run:
@@ -69,14 +69,14 @@ class Run:
         experiment: str = EXPERIMENT,
         cluster: psutil.Process | None = None,
     ) -> None:
-        """`cluster`: a process that the run's actors descend from; none: the run itself."""
+        """`cluster`: the process from which the run's actors descend; None if they descend from the driver."""
         folder.mkdir(exist_ok=True)
         self.experiment = folder / "experiment.yaml"
         self.experiment.write_text(experiment)
         self.run_dir = folder / "run"
         self.cluster = cluster
         self.started: set[psutil.Process] = set()
-        self.said = ""
+        self.output = ""
         command = [sys.executable, "-m", "deploy.cli", "run", str(self.experiment), "--run-dir", str(self.run_dir)]
         self.process = subprocess.Popen(
             [*command, *options],
@@ -88,20 +88,20 @@ class Run:
         )
         RUNS.append(self)
 
-    def wait_until(self, what: Callable[[], bool], seconds: float = DEADLINE_S) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = DEADLINE_S) -> None:
         deadline = time.monotonic() + seconds
-        while not what():
+        while not condition():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
             time.sleep(POLL_S)
-        self.look()
+        self.note_processes()
 
     def wait_for_row(self, role: str = "learner-deep") -> None:
-        """Until the role, by default the passive learner, has reported its first call."""
+        """Waits until the role, by default the passive learner, has reported its first call."""
         self.wait_until(lambda: bool(read_metrics(self.run_dir, role)))
 
     def wait_for_recovery(self, role: str, earlier: int) -> None:
-        """Until the role works again after a fault that `earlier` others came before."""
+        """Waits until the role has recovered from a fault. `earlier`: number of recoveries before the fault."""
         self.wait_until(lambda: len(self.recovered) > earlier)
         assert self.recovered[earlier:] == [role]
 
@@ -109,25 +109,25 @@ class Run:
     def recovered(self) -> list[str]:
         return [row["role"] for row in read_metrics(self.run_dir, "recovery")]
 
-    def look(self) -> None:
-        """Remembers every process that lives."""
+    def note_processes(self) -> None:
+        """Adds the processes that are alive now to `started`."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self.started.update(psutil.Process(self.process.pid).children(recursive=True))
         if self.cluster is not None:
             workers = self.cluster.children(recursive=True)
-            self.started.update(p for p in workers if any(map(_belongs_to_a_run, _of(p, p.cmdline))))
+            self.started.update(p for p in workers if any(map(_belongs_to_a_run, _unless_gone(p.cmdline))))
 
-    def all(self, what: str) -> list[psutil.Process]:
-        """Processes whose command line contains `what`, of this run and of others on its cluster."""
-        self.look()
-        return [p for p in self.started if any(what in part for part in _of(p, p.cmdline))]
+    def find_all(self, text: str) -> list[psutil.Process]:
+        """Returns the processes, of this run and of others on its cluster, whose command line contains `text`."""
+        self.note_processes()
+        return [p for p in self.started if any(text in part for part in _unless_gone(p.cmdline))]
 
     def find_role(self, role: str) -> psutil.Process:
-        """The run's process of that role: it keeps the role's log open."""
-        self.look()
+        """Returns the role's process in this run: the process that keeps the role's log open."""
+        self.note_processes()
         name = "replay_server.log" if role == SERVER else f"stacks-{role}.log"
         log = str(self.run_dir / "logs" / name)
-        return next(p for p in self.started if log in [file.path for file in _of(p, p.open_files)])
+        return next(p for p in self.started if log in [file.path for file in _unless_gone(p.open_files)])
 
     @property
     def plan(self) -> Plan:
@@ -135,15 +135,15 @@ class Run:
         return make_plan(experiment, make_envs(experiment).training.spec)
 
     def end(self) -> tuple[int, str]:
-        """Waits for the end; exit status and standard error."""
-        said, errors = self.process.communicate(timeout=DEADLINE_S)
-        self.said = " ".join(said.split())
+        """Waits until the driver ends; returns its exit status and standard error."""
+        output, errors = self.process.communicate(timeout=DEADLINE_S)
+        self.output = " ".join(output.split())
         return self.process.returncode, errors
 
     def left_over(self, seconds: float = 20) -> list[str]:
-        """The run's processes that still live after `seconds`."""
+        """Returns the command lines of the run's processes that are still alive after `seconds`."""
         _, alive = psutil.wait_procs(self.started, timeout=seconds)
-        return [" ".join(_of(process, process.cmdline)) for process in alive]
+        return [" ".join(_unless_gone(process.cmdline)) for process in alive]
 
     def summary(self) -> dict:
         return json.loads((self.run_dir / "summary.json").read_text())
@@ -153,71 +153,71 @@ class Run:
 
 
 RUNS: list[Run] = []
-"""Runs of the present test."""
+"""Runs that the current test has started."""
 
 
 @pytest.fixture(autouse=True)
 def no_run_left(pace_dir: Path) -> Iterator[None]:
-    """Kills the drivers of runs that a failed test left, many of which would never end."""
+    """Removes the pace files after a test, and kills drivers that a failed test left: many of them would never end."""
     yield
-    for asked in pace_dir.iterdir():
-        asked.unlink()
+    for file in pace_dir.iterdir():
+        file.unlink()
     for run in RUNS:
         run.process.kill()
         run.process.wait(DEADLINE_S)
     RUNS.clear()
 
 
-def _of(process: psutil.Process, what: Callable[[], list]) -> list:
-    """Nothing of a process that is gone."""
+def _unless_gone(query: Callable[[], list]) -> list:
+    """Returns the answer to a query about a process; empty if the process is gone."""
     try:
-        return what()
+        return query()
     except psutil.NoSuchProcess:
         return []
 
 
 def _belongs_to_a_run(part: str) -> bool:
-    """True for a part of the command line of an actor, or of a replay server."""
+    """Returns true for a part of the command line of an actor or of a replay server."""
     return ("ray::" in part and "Actor" in part) or part.endswith("serve.py")
 
 
-class Death(NamedTuple):
-    """The end of a role's process by a signal."""
+class Fault(NamedTuple):
+    """A signal that kills or stops a role's process."""
 
     role: str
     signal: signal.Signals
 
 
-LEARNER = Death("learner-active", signal.SIGKILL)
-KILLED_SERVER = Death(SERVER, signal.SIGKILL)
-STOPPED_COLLECTOR = Death("collector-0", signal.SIGSTOP)
+KILLED_LEARNER = Fault("learner-active", signal.SIGKILL)
+KILLED_SERVER = Fault(SERVER, signal.SIGKILL)
+STOPPED_COLLECTOR = Fault("collector-0", signal.SIGSTOP)
 
 
 @pytest.mark.timeout(3 * DEADLINE_S)
 @pytest.mark.parametrize(
-    "deaths",
+    "faults",
     [
-        pytest.param([LEARNER], id="learner", marks=pytest.mark.chaos),
-        pytest.param([STOPPED_COLLECTOR, KILLED_SERVER], id="stopped collector, replay server"),
+        pytest.param([KILLED_LEARNER], id="killed learner", marks=pytest.mark.chaos),
+        pytest.param([STOPPED_COLLECTOR, KILLED_SERVER], id="stopped collector, killed replay server"),
     ],
 )
-def test_a_death_ends_the_run_with_its_name(
-    deaths: list[Death], shared_cluster: psutil.Process, tmp_path: Path
+def test_without_restarts_a_fault_ends_the_run_and_the_error_names_the_role(
+    faults: list[Fault], shared_cluster: psutil.Process, tmp_path: Path
 ) -> None:
-    """A run for each death. A stopped process is noticed by its silence, and the next run starts meanwhile."""
-    dead = []
-    for number, death in enumerate(deaths):
+    """Starts one run per fault: the next run starts while the heartbeat of a stopped process times out."""
+    faulted = []
+    for number, fault in enumerate(faults):
         run = Run(tmp_path / str(number), "--supervision.restarts-per-hour", "0", cluster=shared_cluster)
         run.wait_for_row("collector-0")
-        victim = run.find_role(death.role)
-        victim.send_signal(death.signal)
-        dead.append((run, victim, death.role, time.time()))
-    for run, victim, role, killed in dead:
+        process = run.find_role(fault.role)
+        process.send_signal(fault.signal)
+        faulted.append((run, process, fault.role, time.time()))
+    for run, process, role, sent in faulted:
         status, errors = run.end()
-        assert (run.run_dir / "status.json").stat().st_mtime - killed < 60
+        assert (run.run_dir / "status.json").stat().st_mtime - sent < 60
         assert status == 1
         assert len(errors.strip().splitlines()) == 1
-        assert f"{role} (pid {victim.pid})" in errors
+        assert f"{role} (pid {process.pid})" in errors
         assert run.status()["state"] == "failed"
         assert run.status()["reason"] in errors
         assert run.left_over() == []
@@ -243,17 +243,17 @@ def test_a_run_outlives_a_hang_and_the_deaths_of_a_collector_a_learner_and_the_r
     assert not hang.exists()
     killed: dict[str, int] = {}
     for earlier, role in enumerate(("collector-0", "learner-deep", SERVER), start=1):
-        victim = run.find_role(role)
-        victim.kill()
+        process = run.find_role(role)
+        process.kill()
         run.wait_for_recovery(role, earlier)
-        killed[role] = victim.pid
+        killed[role] = process.pid
     slow.unlink()
     assert run.end() == (0, "")
-    assert re.search(r"collector-0 has made no progress for \d+ s; starting it again", run.said), run.said
+    assert re.search(r"collector-0 has made no progress for \d+ s; starting it again", run.output), run.output
     assert "in pause_if_asked" in (run.run_dir / "logs" / "stacks-collector-0.log").read_text()
     for role, pid in killed.items():
-        assert re.search(rf"{role} \(pid {pid}\) [^;]*; starting it again", run.said), run.said
-        assert re.search(rf"{role} works again after [\d.]+ s", run.said), run.said
+        assert re.search(rf"{role} \(pid {pid}\) [^;]*; starting it again", run.output), run.output
+        assert re.search(rf"{role} works again after [\d.]+ s", run.output), run.output
     assert run.left_over() == []
     assert run.recovered == ["collector-0", *killed]
     assert uncatalogued(run.run_dir) == {}
@@ -263,17 +263,17 @@ def test_a_run_outlives_a_hang_and_the_deaths_of_a_collector_a_learner_and_the_r
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3 * DEADLINE_S)
-def test_a_collector_may_die_while_the_next_server_starts(
+def test_a_collector_may_die_while_a_new_replay_server_starts(
     shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path
 ) -> None:
-    """Its next process puts in what the one before had promised."""
+    """No window is lost although the dead collector had announced a refill and not inserted it."""
     run = _paced_run(tmp_path / "run", shared_cluster, pace_dir)
     run.wait_for_row()
     server = run.find_role(SERVER)
     server.kill()
-    while (there := run.all("serve.py")) in ([], [server]):
+    while (servers := run.find_all("serve.py")) in ([], [server]):
         time.sleep(POLL_S)
-    assert server not in there
+    assert server not in servers
     run.find_role("collector-0").kill()
     run.wait_until(lambda: {"collector-0", SERVER} <= set(run.recovered))
     (pace_dir / "slow").unlink()
@@ -283,7 +283,7 @@ def test_a_collector_may_die_while_the_next_server_starts(
 
 
 def _check_windows(run: Run) -> None:
-    """Against the stream: what the last server counts and all of them confirmed, and what was trained on."""
+    """Asserts that no window of the stream was lost or held twice by a server, and that all updates were made."""
     plan, replay = run.plan, read_metrics(run.run_dir, "replay")[-1]
     counted = sum(replay[f"{name}/inserted"] - replay["already_inserted"] for name in ("active", "deep"))
     ints = ((number, columns.ints) for number, columns in open_stream(run.run_dir / "stream").shard(0))
@@ -315,7 +315,9 @@ def test_nothing_outlives_a_killed_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(2 * DEADLINE_S)
-def test_two_runs_at_once_learn_and_never_meet(shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path) -> None:
+def test_two_runs_on_one_cluster_learn_and_share_no_data(
+    shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path
+) -> None:
     """Runs in both paces share one cluster; then a learner of another depth trains on the stream of one of them."""
     slow, hold = pace_dir / "slow", pace_dir / "hold"
     slow.touch()
@@ -336,7 +338,7 @@ def test_two_runs_at_once_learn_and_never_meet(shared_cluster: psutil.Process, p
             assert learner["gradient_steps"] == plan.gradient_steps
             assert learner["samples_per_insert"] == pytest.approx(1.0, rel=0.05)
             assert learner["sample_age"] > 0
-            # Exactly this run's windows, in its own table: nobody else inserted, nothing was lost.
+            # The table holds exactly this run's windows: the other run inserted none, and none was lost.
             assert counts[f"{name}/inserted"] == plan.windows
             assert (run.run_dir / "checkpoints" / name).is_dir()
         best = max(learner["time_at_goal"] for learner in summary["learners"].values())
@@ -349,7 +351,7 @@ def test_two_runs_at_once_learn_and_never_meet(shared_cluster: psutil.Process, p
         assert updates == list(plan.evaluation_updates)
     for run in runs.values():
         assert run.left_over() == []
-    _feed_again(tmp_path / "fed", runs["lockstep"].run_dir, shared_cluster)
+    _train_on_stream(tmp_path / "fed", runs["lockstep"].run_dir, shared_cluster)
 
 
 def _check_that_a_passive_learner_runs_ahead(run: Run, hold: Path) -> None:
@@ -363,13 +365,13 @@ def _check_that_a_passive_learner_runs_ahead(run: Run, hold: Path) -> None:
         hold.unlink()
 
 
-def _feed_again(folder: Path, recorded: Path, cluster: psutil.Process) -> None:
-    """A learner of another depth on the stream of a run, with no environment stepped to collect."""
+def _train_on_stream(folder: Path, recorded: Path, cluster: psutil.Process) -> None:
+    """Trains a learner of another depth on the stream of a run, without a collector."""
     stream = ("--stream", str(recorded / "stream"))
     run = Run(folder, *stream, "--learners.deep.depth", "12", experiment=LEARNING, cluster=cluster)
     run.wait_for_row()
-    assert run.all("ray::LearnerActor")
-    assert not run.all("ray::CollectorActor")
+    assert run.find_all("ray::LearnerActor")
+    assert not run.find_all("ray::CollectorActor")
     assert run.end() == (0, "")
     assert run.left_over() == []
     before, after = (json.loads((path / "summary.json").read_text()) for path in (recorded, run.run_dir))

@@ -1,4 +1,4 @@
-"""Given the same windows, the distributed learner makes the updates that the in-process one makes."""
+"""Updates of the distributed learner, compared with the updates of an in-process learner on the same windows."""
 
 import threading
 from pathlib import Path
@@ -33,7 +33,7 @@ budget: {env_steps: 480}
 """
 
 
-def test_windows_through_the_server_make_the_oracle_s_updates(start_server: Any, tmp_path: Path) -> None:
+def test_a_learner_fed_by_the_server_makes_the_same_updates_as_in_process(start_server: Any, tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text(EXPERIMENT)
     experiment = load_experiment(path)
@@ -60,11 +60,11 @@ def test_windows_through_the_server_make_the_oracle_s_updates(start_server: Any,
         stored.append(columns)
         inserter.insert(columns, number)
 
-    seen: list[Columns] = []
+    sampled: list[Columns] = []
 
     def sample() -> Columns:
         windows = sampler.sample()[0]
-        seen.append(Columns(*map(np.array, windows)))
+        sampled.append(Columns(*map(np.array, windows)))
         return windows
 
     first = Policy(0, jax.tree.map(np.array, distributed.state.actor))
@@ -89,20 +89,20 @@ def test_windows_through_the_server_make_the_oracle_s_updates(start_server: Any,
     inserter.close()
     sampler.close()
 
-    oracle = Learner(experiment, plan, env.spec, ACTIVE)
-    for windows in seen:
-        oracle.update(windows)
-    assert distributed.updates == oracle.updates == plan.updates > 3
-    for ours, theirs in zip(jax.tree.leaves(distributed.state), jax.tree.leaves(oracle.state), strict=True):
+    in_process = Learner(experiment, plan, env.spec, ACTIVE)
+    for windows in sampled:
+        in_process.update(windows)
+    assert distributed.updates == in_process.updates == plan.updates > 3
+    for ours, theirs in zip(jax.tree.leaves(distributed.state), jax.tree.leaves(in_process.state), strict=True):
         np.testing.assert_array_equal(_plain(ours), _plain(theirs))
-    _assert_windows_are_stored_ones(seen, stored)
+    _assert_windows_were_stored(sampled, stored)
 
 
-def _assert_windows_are_stored_ones(seen: list[Columns], stored: list[Columns]) -> None:
-    """Every window equals, to the bit, what one environment did over consecutive unrolls."""
+def _assert_windows_were_stored(sampled: list[Columns], stored: list[Columns]) -> None:
+    """Asserts that every sampled window equals, to the bit, consecutive steps of exactly one environment."""
     floats = np.concatenate([columns.floats for columns in stored], axis=1)
     ints = np.concatenate([columns.ints for columns in stored], axis=1)
-    for batch in seen:
+    for batch in sampled:
         for window_floats, window_ints in zip(*batch, strict=True):
             start = window_ints[0, 1]  # the step column
             rows = slice(start, start + len(window_ints))

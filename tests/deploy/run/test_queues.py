@@ -1,4 +1,4 @@
-"""Every role's rows tell how much waits in its memory."""
+"""Queue lengths in the metrics rows of each role."""
 
 from pathlib import Path
 from typing import Any
@@ -26,24 +26,24 @@ EXPERIMENT = Experiment.model_validate(
 PLAN = make_plan(EXPERIMENT, make_envs(EXPERIMENT).training.spec)
 
 
-def told(actor: RoleActor) -> dict[str, Any]:
-    """The queues in a row of `actor`, as the driver gets it."""
+def queue_lengths(actor: RoleActor) -> dict[str, Any]:
+    """Returns the queue lengths in a row of `actor`, as the driver receives the row."""
     actor._reporter.row({})
     (row,) = actor.poll().rows
     return {name: value for name, value in row.items() if name.startswith("queue/")}
 
 
-def test_the_evaluators_rows_count_the_snapshots_that_wait(tmp_path: Path) -> None:
+def test_the_evaluator_counts_the_policies_in_its_queue(tmp_path: Path) -> None:
     actor = EvaluatorActor(str(tmp_path / "stacks"), EXPERIMENT, PLAN, ())
-    assert told(actor) == {"queue/policies": 0}
+    assert queue_lengths(actor) == {"queue/policies": 0}
     for version in range(QUEUE_LENGTH + 3):
         actor.submit(EvaluationRequest(ACTIVE, Policy(version, {"w": np.zeros(2)}), last=False))
-        assert told(actor) == {"queue/policies": min(version + 1, QUEUE_LENGTH)}
+        assert queue_lengths(actor) == {"queue/policies": min(version + 1, QUEUE_LENGTH)}
 
 
-def test_sources_and_learners_count_what_waits_before_there_is_a_server(tmp_path: Path) -> None:
+def test_sources_and_learners_report_empty_queues_before_there_is_a_server(tmp_path: Path) -> None:
     stacks, run_dir = str(tmp_path / "stacks"), str(tmp_path)
     source = FeederActor(stacks, EXPERIMENT, PLAN, Role(Kind.FEEDER, "0"), None, run_dir)
-    assert told(source) == {"queue/unconfirmed": 0, "queue/states": 0}
+    assert queue_lengths(source) == {"queue/unconfirmed": 0, "queue/states": 0}
     learner = LearnerActor(stacks, EXPERIMENT, PLAN, ACTIVE, None, None, run_dir, 0)
-    assert told(learner) == {"queue/batches": 0, "queue/states": 0}
+    assert queue_lengths(learner) == {"queue/batches": 0, "queue/states": 0}

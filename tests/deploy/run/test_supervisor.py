@@ -1,4 +1,4 @@
-"""Telling a role that hangs from one that waits, compiles or fills."""
+"""Detection of roles that hang, as distinct from roles that wait, compile or fill."""
 
 from deploy.run.stall import find_stall
 from shared.metrics import Report
@@ -17,11 +17,11 @@ def test_a_role_at_work_without_progress_is_named_although_the_others_wait_longe
     assert find_stall(reports, LIMIT) == (COLLECTOR, "has made no progress for 11 s")
 
 
-def test_who_waits_for_one_that_works_is_not_stalled() -> None:
+def test_a_role_that_waits_for_a_working_role_is_not_stalled() -> None:
     assert find_stall({DEEP: report(20, "replay starved"), COLLECTOR: report(1)}, LIMIT) == (None, "")
 
 
-def test_a_deadlock_names_everyone_and_what_they_wait_for() -> None:
+def test_a_deadlock_names_every_role_and_the_reason_for_its_wait() -> None:
     reports = {DEEP: report(20, "replay starved"), COLLECTOR: report(12, "replay full")}
     stall = find_stall(reports, LIMIT)
     assert stall.role is None
@@ -34,7 +34,7 @@ def test_compiling_filling_and_finished_roles_do_not_hang() -> None:
     assert find_stall(idle, LIMIT) == (None, "")
 
 
-def test_who_waits_for_room_on_the_disk_is_paused_and_so_are_those_who_wait_for_it() -> None:
+def test_roles_may_wait_while_one_of_them_waits_for_disk_space() -> None:
     paused = {DEEP: report(99, "replay starved"), COLLECTOR: report(99, "disk space")}
     assert find_stall(paused, LIMIT) == (None, "")
     assert find_stall({**paused, OTHER: report(99)}, LIMIT).role == OTHER

@@ -1,4 +1,4 @@
-"""Placement on nodes that are counted by hand, and on two real Ray nodes with GPUs that exist only for Ray."""
+"""Placement of roles on nodes that tests describe, and on two real Ray nodes whose GPUs exist only for Ray."""
 
 import os
 import time
@@ -31,7 +31,7 @@ ON_CPU = {"resources": {"gpus": 0}}
 
 
 def experiment(learners: int = 0, collectors: int = 1, **keys: Any) -> Experiment:
-    """Makes an experiment with so many passive `learners`, called a, b, ..., and so many collectors."""
+    """Returns an experiment with `learners` passive learners, called a, b, ..., and `collectors` collectors."""
     collector = {"actors": collectors, **keys.pop("collector", {})}
     passive = {chr(ord("a") + index): {} for index in range(learners)}
     return Experiment.model_validate({"env": "point_u_maze", "collector": collector, "learners": passive, **keys})
@@ -42,8 +42,8 @@ def machine(gpus: float, cpus: float = 16) -> list[Node]:
 
 
 def role(text: str) -> Role:
-    kind, _, its_id = text.partition("-")
-    return Role(Kind(kind), its_id)
+    kind, _, role_id = text.partition("-")
+    return Role(Kind(kind), role_id)
 
 
 def gpus(run: Experiment, nodes: list[Node]) -> dict[str, float | None]:
@@ -95,8 +95,8 @@ def test_collectors_and_learners_get_one_of_two_gpus_each() -> None:
 
 
 def test_each_role_gets_one_of_eight_gpus_as_far_as_possible() -> None:
-    everyone = {"collector-0": 1.0, "evaluator": 1.0, "learner-active": 1.0, "learner-a": 1.0}
-    assert gpus(experiment(learners=1), machine(8)) == everyone
+    one_each = {"collector-0": 1.0, "evaluator": 1.0, "learner-active": 1.0, "learner-a": 1.0}
+    assert gpus(experiment(learners=1), machine(8)) == one_each
     full = gpus(experiment(learners=5, collectors=2), machine(8))
     assert (full.pop("collector-0"), full.pop("evaluator")) == (0.8, 0.2)
     assert set(full.values()) == {1.0}
@@ -123,7 +123,7 @@ def test_roles_with_open_gpus_share_those_that_are_left() -> None:
     assert gpus(run, machine(2)) == {"collector-0": 0.5, "learner-active": 1.0}
     full = experiment(collector={"collector_resources": {"gpus": 1}})
     assert gpus(full, machine(1)) == {"collector-0": 1.0}
-    assert gpus(full, machine(0)) == {"collector-0": 1.0}  # too much already: no other role adds to it
+    assert gpus(full, machine(0)) == {"collector-0": 1.0}  # too much already: no other role gets a share
     fed = experiment(learners=1, stream="somewhere")
     assert gpus(fed, machine(1)) == {"learner-a": 0.8, "evaluator": 0.2}
 
@@ -202,9 +202,9 @@ def test_spread_separates_the_nodes_of_collectors_and_learners() -> None:
     head, small, large = Node("head", 1), Node("small", 8, 1), Node("large", 8, 8)
     run = experiment(placement="spread")
     assert split_nodes(assign_resources(run, [small, large]), [small, large]) == ([small], [large])
-    acts = on_gpus({"collector-0": 2, "learner-active": 1, "services": 0})
-    assert split_nodes(acts, [head, small, large]) == ([large], [head, small])
-    assert split_nodes(acts, [head, large]) is None
+    requests = on_gpus({"collector-0": 2, "learner-active": 1, "services": 0})
+    assert split_nodes(requests, [head, small, large]) == ([large], [head, small])
+    assert split_nodes(requests, [head, large]) is None
     together = place(experiment(placement="spread"), [head, large])
     assert together.notes[-1].startswith("placement: spread found no nodes")
     assert all(bundle.selector == {} for bundle in together.bundles)
@@ -227,8 +227,10 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Node]]:
     cluster.shutdown()
 
 
-def found(places: dict[str, Reserved], roles: list[str]) -> dict[str, Any]:
-    class Where:  # defined here: actors get its code by value and import neither this module nor JAX
+def locate(places: dict[str, Reserved], roles: list[str]) -> dict[str, Any]:
+    """Starts an actor for each role; returns the actors' nodes, visible GPUs and memory fractions."""
+
+    class Where:  # a local class is pickled by value: its actors import neither this module nor JAX
         def where(self) -> tuple[str, str | None, str | None]:
             names = ("CUDA_VISIBLE_DEVICES", "XLA_CLIENT_MEM_FRACTION")
             return ray.get_runtime_context().get_node_id(), *(os.environ.get(name) for name in names)  # type: ignore[return-value]
@@ -242,10 +244,10 @@ def found(places: dict[str, Reserved], roles: list[str]) -> dict[str, Any]:
 def test_roles_run_where_they_are_placed(two_nodes: list[Node]) -> None:
     said: list[str] = []
     with reserved(experiment(placement="spread"), said.append) as places:
-        seats = found(places, ["collector-0", "learner-active", "services"])
-        (acts, _, fraction), (learns, gpu, whole), (serves, _, none) = seats.values()
-        assert acts != learns == serves
-        assert (gpu, fraction, whole, none) == ("0", "0.720", "0.900", None)
+        located = locate(places, ["collector-0", "learner-active", "services"])
+        (collector, _, shared), (learner, gpu, whole), (services, _, none) = located.values()
+        assert collector != learner == services
+        assert (gpu, shared, whole, none) == ("0", "0.720", "0.900", None)
         waits = experiment(collector={"learner_resources": {"gpus": 0.5}}, supervision={"start_seconds": 1})
         assert _reserve(waits) == (
             "resources: this run needs 2 GPUs (collector-0 1, evaluator 0.5, learner-active 0.5), 0 of 2 are free; "
@@ -255,8 +257,8 @@ def test_roles_run_where_they_are_placed(two_nodes: list[Node]) -> None:
     labelled = {"gpus": 0, "cpus": 1, "labels": {"pool": "second"}}
     run = experiment(collector={"collector_resources": labelled, "learner_resources": {"gpus": 0}}, evaluation=ON_CPU)
     with reserved(run, said.append) as places:
-        seat = found(places, ["collector-0"])["collector-0"]
-    assert [node.labels.get("pool") for node in two_nodes if node.id == seat[0]] == ["second"]
+        node_id, *_ = locate(places, ["collector-0"])["collector-0"]
+    assert [node.labels.get("pool") for node in two_nodes if node.id == node_id] == ["second"]
     started = time.monotonic()
     too_large = _reserve(experiment(collector={"learner_resources": {"gpus": 2}}))
     assert too_large.startswith("resources: learner-active needs 2 GPUs, the largest node has 1; ask for less")

@@ -1,3 +1,5 @@
+"""Connection to an existing Ray cluster."""
+
 import socket
 import time
 

@@ -1,4 +1,4 @@
-"""What a run's rows show at Ray's metrics endpoint."""
+"""Gauges that a run's rows set, and Ray's metrics endpoint that exposes them."""
 
 import re
 import time
@@ -59,14 +59,14 @@ ROWS = {
         (REPLAY, {("env_steps", 400)}),
     ],
 )
-def test_what_a_row_says(role: Role, expected: set[tuple]) -> None:
+def test_a_row_gives_the_readings_of_its_role(role: Role, expected: set[tuple]) -> None:
     readings = read_row(role, ROWS[role], PLAN)
     assert {(name, value, *labels.values()) for name, value, labels in readings} == expected
     assert all(("run", *labels) == LABELS[name] for name, _, labels in readings)
 
 
 @pytest.mark.ray
-def test_prometheus_finds_them() -> None:
+def test_the_metrics_endpoint_exposes_every_gauge() -> None:
     ray.init(address="local", num_cpus=0, include_dashboard=False, log_to_driver=False)
     try:
         gauges = Gauges("first", PLAN)

@@ -1,4 +1,4 @@
-"""Rows that arrive at Weights & Biases, read back with wandb's own reader; nothing is sent anywhere."""
+"""Rows that the mirror logs to Weights & Biases, read back with wandb's own reader. All runs are offline."""
 
 import json
 import os
@@ -45,14 +45,14 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class Mirrored:
-    """A mirror of a run that consists of its record alone."""
+    """A mirror, and a run that has a record but no processes."""
 
     def __init__(self, run_dir: Path) -> None:
         experiment = Experiment.model_validate(EXPERIMENT | {"wandb": {"project": "fathom"}})
         self.record = RunRecord(run_dir, experiment, make_plan(experiment, make_envs(experiment).training.spec))
-        self.said: list[str] = []
+        self.messages: list[str] = []
         self.complaints: list[str] = []
-        self.mirror = Mirror(run_dir, self.said.append, self.complaints.append)
+        self.mirror = Mirror(run_dir, self.messages.append, self.complaints.append)
 
     def end(self) -> None:
         self.record.status("failed", "a reason")
@@ -77,7 +77,7 @@ def logged(records: dict[str, list[Row]]) -> list[Row]:
     return [{name: value for name, value in row.items() if not name.startswith("_")} for row in rows]
 
 
-def named(name: str, row: Row) -> Row:
+def expected_row(name: str, row: Row) -> Row:
     """Returns `row` as the mirror should log it."""
     return {
         f"{name}/{key}": value
@@ -111,7 +111,7 @@ def test_every_roles_metrics_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for path in (run_dir / "metrics").glob("*.jsonl"):
         for row in read_metrics(run_dir, path.stem):
             name = f"evaluator/{row['learner']}" if path.stem == "evaluator" else path.stem
-            wanted[name].append(named(name, row))
+            wanted[name].append(expected_row(name, row))
     learners = {"learner-active", "learner-passive", "evaluator/active", "evaluator/passive"}
     assert set(wanted) == learners | {"collector-0", "collector-1", "replay", "snapshots"}
     records = read_back(run_dir)
@@ -140,23 +140,23 @@ def test_rewound_rows_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_a_run_is_offline_without_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_offline_when_the_server_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     run = Mirrored(tmp_path / "run")
     run.record.add(REPLAY, ROW)
     run.end()
-    (where,) = run.said
-    assert where.startswith("wandb: offline (Timed out")
+    (message,) = run.messages
+    assert message.startswith("wandb: offline (Timed out")
     assert run.complaints == []
     records = read_back(tmp_path / "run")
-    assert logged(records) == [named("replay", ROW)]
+    assert logged(records) == [expected_row("replay", ROW)]
     assert [record["exit_code"] for record in records["exit"]] == [1]
 
 
 @pytest.mark.processes
-def test_the_death_of_the_mirror_is_one_line(tmp_path: Path) -> None:
+def test_a_killed_mirror_gives_a_one_line_error(tmp_path: Path) -> None:
     before = set(psutil.Process().children())
     run = Mirrored(tmp_path / "run")
     (mirror,) = set(psutil.Process().children()) - before

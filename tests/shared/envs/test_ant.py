@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     from brax.envs.ant import Ant as BraxAnt
 
 OPTIONS = EnvOptions()
-QUICK = {  # to compile
+QUICK = {  # XLA options for short compilation
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
@@ -29,8 +29,8 @@ QUICK = {  # to compile
 pytestmark = pytest.mark.filterwarnings("ignore:Brax System")
 
 
-class Seen(NamedTuple):
-    """Parts of a pipeline's state that an ant's observation needs."""
+class PhysicsState(NamedTuple):
+    """Fields of a pipeline's state that an ant's observation needs."""
 
     q: Array
     qd: Array
@@ -58,7 +58,7 @@ def drawn(env_id: str) -> tuple[np.ndarray, ...]:
 
 def observe(env: Ant, q: Any, qd: Any, goal: Any) -> np.ndarray:
     q, qd = np.asarray(q, np.float32), np.asarray(qd, np.float32)
-    return np.asarray(jax.jit(lambda q, qd: env.observe(Seen(q, qd), jnp.zeros(8), goal))(q, qd))
+    return np.asarray(jax.jit(lambda q, qd: env.observe(PhysicsState(q, qd), jnp.zeros(8), goal))(q, qd))
 
 
 def geom(model: mujoco.MjModel, name: str) -> int:
@@ -160,7 +160,7 @@ def test_health_and_distance_of_given_states() -> None:
 
     @jax.jit
     def compute(heights: Array, goals: Array) -> tuple[Array, Array]:
-        fell = jax.vmap(lambda z: env.fell(Seen(jnp.zeros(15).at[2].set(z), jnp.zeros(14))))(heights)
+        fell = jax.vmap(lambda z: env.fell(PhysicsState(jnp.zeros(15).at[2].set(z), jnp.zeros(14))))(heights)
         state = jnp.zeros(29).at[:3].set(jnp.array([3.0, 4.0, 0.6]))
         return fell, env.distance(state, goals)
 
@@ -185,7 +185,7 @@ def test_options_change_the_physics_or_are_refused() -> None:
 
 @pytest.fixture(scope="module")
 def thrown() -> tuple[Ant, EnvState, list[EnvState], int]:
-    """Two ants in the U-maze for a second, thrown at the wall below x = 2 and along the corridor."""
+    """Simulates two ants in the U-maze for a second, thrown at the wall below x = 2 and along the corridor."""
     env = build("ant_u_maze", OPTIONS)
     traces = 0
 
@@ -204,31 +204,31 @@ def thrown() -> tuple[Ant, EnvState, list[EnvState], int]:
         return fresh, fresh._replace(physics=env.physics.init(q, qd))
 
     fresh, state = jax.jit(jax.vmap(begin), compiler_options=QUICK)(jax.random.split(jax.random.key(0), 2), q, qd)
-    stepped, seen = jax.jit(step, compiler_options=QUICK), []
+    stepped, states = jax.jit(step, compiler_options=QUICK), []
     for _ in range(20):
         state = stepped(state, np.zeros((2, 8), np.float32))
-        seen.append(state)
-    return env, fresh, seen, traces
+        states.append(state)
+    return env, fresh, states, traces
 
 
 @pytest.mark.slow
 def test_steps_are_finite_and_compiled_once(thrown: tuple[Ant, EnvState, list[EnvState], int]) -> None:
-    env, fresh, seen, traces = thrown
+    env, fresh, states, traces = thrown
     assert traces == 1
     assert fresh.state.shape == (2, 29)
     assert not np.array_equal(fresh.state[0], fresh.state[1])
     for goal in np.asarray(fresh.goal):  # the state must not hold the goal
         assert not any(np.array_equal(pair, goal) for pair in zip(fresh.state[0][:-1], fresh.state[0][1:], strict=True))
-    assert all(np.isfinite(state.state).all() for state in seen)
-    np.testing.assert_array_equal(seen[-1].goal, fresh.goal)
+    assert all(np.isfinite(state.state).all() for state in states)
+    np.testing.assert_array_equal(states[-1].goal, fresh.goal)
     cells = np.asarray(jax.jit(env.cell)(fresh.goal))
     assert ((cells >= 0) & (cells < env.spec.num_cells)).all()
 
 
 @pytest.mark.slow
 def test_walls_stop_an_ant(thrown: tuple[Ant, EnvState, list[EnvState], int]) -> None:
-    _, _, seen, _ = thrown
-    path = np.stack([np.asarray(state.state[:, :2]) for state in seen])
+    _, _, states, _ = thrown
+    path = np.stack([np.asarray(state.state[:, :2]) for state in states])
     assert path[:, 0, 0].min() > 2.0 + 0.2  # its torso's radius is 0.25 m
     assert path[:, 0, 0].min() < 3.5
     assert path[-1, 1, 1] > 6.0
@@ -243,10 +243,10 @@ def test_a_diverged_step_ends_the_episode_with_the_last_finite_state() -> None:
             return 8
 
         def init(self, q: Array, qd: Array) -> Any:
-            return Seen(q, qd)
+            return PhysicsState(q, qd)
 
         def step(self, state: Any, control: Array) -> Any:
-            return Seen(state.q.at[9].set(jnp.nan), state.qd)
+            return PhysicsState(state.q.at[9].set(jnp.nan), state.qd)
 
     env = build("ant", OPTIONS)
     env.__dict__["physics"] = Diverging()

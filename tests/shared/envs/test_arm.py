@@ -1,4 +1,4 @@
-"""Tests of the arm's compiled models against the reference's numbers, which are written out here once more."""
+"""Tests of the arm. The numbers of its reference are repeated here and compared with the compiled models."""
 
 import itertools
 from collections.abc import Callable
@@ -24,7 +24,7 @@ START = (1.571, 0.742, 0, -1.571, 0, 3.054, 1.449)
 FINGERS = ("left_finger", "right_finger")
 SETTLED = np.array([1, 1, 2000 / 3500, 2000 / 3500, 0.5, 0.5, 0.5])  # share of its control that a joint reaches
 
-QUICK = {  # to compile
+QUICK = {  # XLA options for short compilation
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
@@ -103,7 +103,7 @@ def compiled_control(env_id: str) -> Callable[[np.ndarray], Array]:
 
 def controls(env_id: str, actions: Any) -> np.ndarray:
     """Returns the controls that the actuators get for each of `actions` `[N, A]`."""
-    padded = np.zeros((2746, env(env_id).spec.action_size), np.float32)  # one shape, so that it is compiled once
+    padded = np.zeros((2746, env(env_id).spec.action_size), np.float32)  # one shape, so that `control` is compiled once
     padded[: len(actions)] = actions
     return np.asarray(compiled_control(env_id)(padded))[: len(actions)]
 
@@ -138,7 +138,7 @@ def test_bodies_have_the_masses_of_the_reference(env_id: str) -> None:
 
 
 @every_id
-def test_joints_and_servos(env_id: str) -> None:
+def test_joints_and_servos_equal_the_reference(env_id: str) -> None:
     compiled = model(env_id)
     fingers = 2 * (env_id in WITH_CUBE)
     limits = {2: (-1.7628, 1.7628), 4: (-3.0718, -0.0698), 6: (-0.0175, 3.7525)}
@@ -219,12 +219,12 @@ def test_bins_are_closed_and_contain_cube_and_goal(env_id: str, x: float, inner:
     assert len(walls) == 8
     q, _, goal = drawn(env_id)
     for bin_x, inside in ((-x, q[:, :2]), (x, goal[:, :2])):
-        mine = [wall for wall in walls if np.sign(wall.pos[0]) == np.sign(bin_x)]
-        low = np.min([wall.pos - wall.size for wall in mine], axis=0)
-        high = np.max([wall.pos + wall.size for wall in mine], axis=0)
+        frame = [wall for wall in walls if np.sign(wall.pos[0]) == np.sign(bin_x)]
+        low = np.min([wall.pos - wall.size for wall in frame], axis=0)
+        high = np.max([wall.pos + wall.size for wall in frame], axis=0)
         np.testing.assert_allclose(low, (bin_x - inner - 0.01, 0.6 - inner - 0.01, 0), atol=1e-9)
         np.testing.assert_allclose(high, (bin_x + inner + 0.01, 0.6 + inner + 0.01, 0.066), atol=1e-9)
-        area = sum(4 * wall.size[0] * wall.size[1] for wall in mine)
+        area = sum(4 * wall.size[0] * wall.size[1] for wall in frame)
         np.testing.assert_allclose(area, (2 * inner + 0.02) ** 2 - (2 * inner) ** 2)  # a frame without overlap
         assert (abs(inside - (bin_x, 0.6)) < inner).all()
 
@@ -245,7 +245,7 @@ def test_servos_settle_at_the_angles_that_their_gains_imply(env_id: str) -> None
     data = started(env_id, control, seconds=3.0)
     q = data.qpos[7:] if env_id in WITH_CUBE else data.qpos
     np.testing.assert_allclose(q[:7], SETTLED * command, atol=0.015)
-    np.testing.assert_allclose(q[[3, 5, 6]], (-0.903, 1.526, 0.724), atol=1e-3)  # as in the reference, with the weight
+    np.testing.assert_allclose(q[[3, 5, 6]], (-0.903, 1.526, 0.724), atol=1e-3)  # as in the reference, with gravity
     np.testing.assert_allclose(q[7:], 0.08, atol=1e-4)
     assert abs(data.qvel).max() < 1e-3
 
@@ -277,7 +277,7 @@ def test_sizes(env_id: str, state: int, goal_at: tuple[int, int], action: int) -
 
 
 @pytest.mark.parametrize("env_id", ["arm_reach", "arm_grasp", "arm_push_hard"])
-def test_observation(env_id: str) -> None:
+def test_observation_equals_mujoco(env_id: str) -> None:
     nu, with_cube = model(env_id).nu, env_id in WITH_CUBE
     data = started(env_id, np.append(START, [255, 255])[:nu], seconds=0.2)
     velocity = np.zeros((model(env_id).nbody, 6))
@@ -305,9 +305,9 @@ def test_observation(env_id: str) -> None:
         moving = SimpleNamespace(pos=pos), SimpleNamespace(vel=vel)
         return env(env_id).observe(SimpleNamespace(q=q, x=moving[0], xd=moving[1], xmat=xmat), data.ctrl, goal)
 
-    seen = observe(q, pos, vel, xmat)
-    assert seen.shape == (env(env_id).spec.state_size,)
-    np.testing.assert_allclose(seen, np.concatenate(expected), atol=1e-4)
+    state = observe(q, pos, vel, xmat)
+    assert state.shape == (env(env_id).spec.state_size,)
+    np.testing.assert_allclose(state, np.concatenate(expected), atol=1e-4)
 
 
 def test_grasp_goal_follows_the_cube() -> None:
@@ -331,7 +331,7 @@ def test_grasp_goal_follows_the_cube() -> None:
         ("arm_binpick_hard", (-0.3, 0.6), 0.15, (0.3, 0.6, 0.03), (0.15, 0.15, 0)),
     ],
 )
-def test_starts_and_goals(env_id: str, cube: Any, cube_reach: float, goal: Any, goal_reach: Any) -> None:
+def test_starts_and_goals_are_uniform(env_id: str, cube: Any, cube_reach: float, goal: Any, goal_reach: Any) -> None:
     q, qd, goals = drawn(env_id)
     assert (q.shape[1], qd.shape[1]) == (model(env_id).nq, model(env_id).nv)
     assert not qd.any()
@@ -366,12 +366,12 @@ def test_actions_are_target_angles(env_id: str) -> None:
     command = np.array([lowest, highest, np.mean([lowest, highest], axis=0)])
     alone = np.zeros(size)
     alone[2] = 1.0
-    *seen, moved = controls(env_id, [np.full(size, -1.0), np.full(size, 1.0), np.zeros(size), alone])
-    assert np.shape(seen) == (3, model(env_id).nu)
+    *targets, moved = controls(env_id, [np.full(size, -1.0), np.full(size, 1.0), np.zeros(size), alone])
+    assert np.shape(targets) == (3, model(env_id).nu)
     np.testing.assert_allclose(
-        seen, np.append(command, [[255] * fingers, [0] * fingers, [255] * fingers], axis=1), atol=1e-6
+        targets, np.append(command, [[255] * fingers, [0] * fingers, [255] * fingers], axis=1), atol=1e-6
     )
-    np.testing.assert_allclose(np.flatnonzero(moved - seen[2]), [3])
+    np.testing.assert_allclose(np.flatnonzero(moved - targets[2]), [3])
 
 
 def test_last_action_opens_or_closes_the_fingers() -> None:
@@ -393,15 +393,15 @@ def grasp_distance() -> Callable[[np.ndarray, np.ndarray], Array]:
     ("radius", "midpoint", "opening"),
     [("goal_radius", 0.05, 0.02), ("easy_radius", 0.15, 0.05), ("hard_radius", 0.02, 0.005)],
 )
-@pytest.mark.parametrize("more", [False, True])
-def test_grasp_needs_position_and_opening(radius: str, midpoint: float, opening: float, more: bool) -> None:
+@pytest.mark.parametrize("too_wide", [False, True])
+def test_grasp_needs_position_and_opening(radius: str, midpoint: float, opening: float, too_wide: bool) -> None:
     grasp = env("arm_grasp")
     limit = getattr(grasp.spec, radius)
     cube = np.array([0.1, 0.5, 0.03])
     goal = np.array([cube[0] + 0.0375, *cube[1:], cube[0] - 0.0375, *cube[1:], 0.075])
 
     def state(off: float, error: float) -> np.ndarray:
-        apart = 0.075 + error if more else 0.075 - error
+        apart = 0.075 + error if too_wide else 0.075 - error
         direction = np.array([2, -1, 2]) / 3
         tips = cube + off * direction + np.array([[0.0, 0.5, 0.0], [0.0, -0.5, 0.0]]) * apart
         return np.concatenate([cube, np.full(13, 9.0), tips.ravel(), [apart]])
@@ -413,7 +413,7 @@ def test_grasp_needs_position_and_opening(radius: str, midpoint: float, opening:
 
 
 def test_grasp_distance_by_hand_and_in_batches() -> None:
-    # An error of the opening counts like the distance in its place.
+    # Each error of the opening counts like the distance at the same place in the lists.
     errors, distances = (
         [0, 0.0025, 0.005, 0.0125, 0.02, 0.035, 0.05, 0.08],
         [0, 0.01, 0.02, 0.035, 0.05, 0.1, 0.15, 0.25],
@@ -436,16 +436,16 @@ def test_distance_of_the_other_tasks_is_euclidean() -> None:
 
 @every_id
 def test_cells_distinguish_goals(env_id: str) -> None:
-    here, goals = env(env_id), drawn(env_id)[2]
+    arm, goals = env(env_id), drawn(env_id)[2]
     cells = np.asarray(compiled_cell(env_id)(goals.reshape(10, 100, -1)))
     assert (cells.shape, cells.dtype) == ((10, 100), np.int32)
-    assert ((cells >= 0) & (cells < here.spec.num_cells)).all()
-    assert here.spec.num_cells == (256 if env_id in MOVES else 512)
+    assert ((cells >= 0) & (cells < arm.spec.num_cells)).all()
+    assert arm.spec.num_cells == (256 if env_id in MOVES else 512)
     assert len(np.unique(cells)) > 30
     far = np.full(goals.shape, 9.0, np.float32)
     far[::2] *= -1
     far = np.asarray(compiled_cell(env_id)(far.reshape(10, 100, -1))).ravel()
-    np.testing.assert_array_equal(far, [0, here.spec.num_cells - 1] * 500)
+    np.testing.assert_array_equal(far, [0, arm.spec.num_cells - 1] * 500)
 
 
 @pytest.mark.parametrize("env_id", MOVES)
@@ -482,7 +482,7 @@ def test_closed_fingertips_reach_cubes_and_goals() -> None:
         assert share > (0.6 if "hard" in env_id else 0.99), env_id
 
 
-def test_options() -> None:
+def test_options_are_accepted_or_refused() -> None:
     assert build("arm_reach", EnvOptions(episode_length=50)).spec.episode_length == 50
     for options in (EnvOptions(reference_state=True), EnvOptions(separate_walls=True), EnvOptions(backend="spring")):
         with pytest.raises(ValueError, match="this environment has no"):
@@ -522,11 +522,11 @@ def test_steps_compile_once_and_equal_mujoco() -> None:
         env_state = compiled(env_state, jnp.stack([action] * 2))
         data.ctrl[:] = controls("arm_reach", action[None])[0]
         mujoco.mj_step(reach.physics.system.mj_model, data, 25)
-        seen = np.asarray(env_state.state)
-        np.testing.assert_allclose(seen[0, :7], data.qpos, atol=1e-4)
-        # Positions are those before the last of the 25 steps, as MJX and MuJoCo leave them.
-        np.testing.assert_allclose(seen[0, 7:10], data.body("link7").xpos, atol=1e-4)
-        np.testing.assert_array_equal(seen[0], seen[1])  # the goals differ
+        states = np.asarray(env_state.state)
+        np.testing.assert_allclose(states[0, :7], data.qpos, atol=1e-4)
+        # MJX and MuJoCo leave the positions before the last of the 25 steps in their state.
+        np.testing.assert_allclose(states[0, 7:10], data.body("link7").xpos, atol=1e-4)
+        np.testing.assert_array_equal(states[0], states[1])  # the goals differ
     assert traces == 1
     assert not env_state.terminated.any()
     np.testing.assert_array_equal(env_state.goal, goal)

@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 
 OPTIONS = EnvOptions()
 IDS = ["reacher", "pusher_easy", "pusher_hard", "cheetah"]
-QUICK = {  # to compile
+QUICK = {  # XLA options for short compilation
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
@@ -33,8 +33,8 @@ QUICK = {  # to compile
 pytestmark = pytest.mark.filterwarnings("ignore:Brax System", "ignore:compiler attribute 'settotalmass'")
 
 
-class Seen(NamedTuple):
-    """Parts of a pipeline's state that observations need."""
+class PhysicsState(NamedTuple):
+    """Fields of a pipeline's state that observations need."""
 
     q: Array
     qd: Array
@@ -59,12 +59,12 @@ def drawn(env_id: str) -> tuple[np.ndarray, ...]:
     return all_drawn()[env_id]
 
 
-def observed(env: BraxEnv, q: np.ndarray, qd: np.ndarray) -> tuple[Seen, np.ndarray]:
-    """Returns the links at `q` and `qd`, and the state `[S]` there."""
+def observed(env: BraxEnv, q: np.ndarray, qd: np.ndarray) -> tuple[PhysicsState, np.ndarray]:
+    """Returns the physics at `q` and `qd`, and the state `[S]` that the agent observes."""
 
-    def observe(q: Array, qd: Array) -> tuple[Seen, Array]:
-        seen = Seen(q, qd, *kinematics.forward(env.physics.system, q, qd))
-        return seen, env.observe(seen, jnp.zeros(env.spec.action_size), jnp.zeros(env.spec.goal_size))
+    def observe(q: Array, qd: Array) -> tuple[PhysicsState, Array]:
+        physics = PhysicsState(q, qd, *kinematics.forward(env.physics.system, q, qd))
+        return physics, env.observe(physics, jnp.zeros(env.spec.action_size), jnp.zeros(env.spec.goal_size))
 
     return jax.device_get(jax.jit(observe, compiler_options=QUICK)(q, qd))
 
@@ -137,14 +137,14 @@ def test_reacher_tip_and_its_velocity() -> None:
 def test_pusher_wrist_and_object_positions_equal_brax() -> None:
     env = build("pusher_hard", OPTIONS)
     rng = np.random.default_rng(0)
-    seen, state = observed(env, np.append(rng.uniform(-0.5, 0.5, 7), [-0.1, 0.2]), rng.normal(size=9))
+    physics, state = observed(env, np.append(rng.uniform(-0.5, 0.5, 7), [-0.1, 0.2]), rng.normal(size=9))
     system = env.physics.system
-    centres = jax.jit(lambda x: x.vmap().do(Transform.create(pos=system.link.inertia.transform.pos)).pos)(seen.x)
+    centres = jax.jit(lambda x: x.vmap().do(Transform.create(pos=system.link.inertia.transform.pos)).pos)(physics.x)
     np.testing.assert_allclose(state[7:10], centres[system.link_names.index("r_wrist_flex_link")], atol=1e-6)
     np.testing.assert_allclose(state[10:13], centres[-1], atol=1e-6)
     np.testing.assert_allclose(state[10:13], [0.45 + 0.2, -0.05 - 0.1, -0.275], atol=1e-6)
-    np.testing.assert_allclose(state[:7], seen.q[:7], rtol=1e-6)
-    np.testing.assert_allclose(state[13:], seen.qd[:7], rtol=1e-6)
+    np.testing.assert_allclose(state[:7], physics.q[:7], rtol=1e-6)
+    np.testing.assert_allclose(state[13:], physics.qd[:7], rtol=1e-6)
 
 
 def test_reacher_starts_nearly_straight_and_its_goals_are_within_reach() -> None:
@@ -189,7 +189,7 @@ def test_cheetah_goal_is_always_the_same() -> None:
 
     @jax.jit
     def compute(q: Array, qd: Array, goal: Array) -> tuple[Array, ...]:
-        state = env.observe(Seen(q, qd), jnp.zeros(6), goal)
+        state = env.observe(PhysicsState(q, qd), jnp.zeros(6), goal)
         return state, env.distance(state, goal), env.goal_points(goal)
 
     state, distance, points = compute(np.arange(9, dtype=np.float32), np.arange(9, 18, dtype=np.float32), goal[0])
@@ -199,7 +199,7 @@ def test_cheetah_goal_is_always_the_same() -> None:
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_goals_fill_many_cells_and_outside_points_count_in_the_nearest(env_id: str) -> None:
+def test_goals_fill_many_cells_and_outside_points_count_in_the_nearest_cell(env_id: str) -> None:
     env = env_of(env_id)
     goals = drawn(env_id)[2]
     outside = np.array([[-99.0], [99.0]], np.float32) * np.ones(env.spec.goal_size, np.float32)

@@ -13,15 +13,15 @@ from shared.policy import random_policy
 
 pytestmark = pytest.mark.envs
 IDS = tuple(entry.env_id for entry in env_entries())
-ONE_OF_EACH = ("point_big_maze", "ant_u4_maze", "ant_push", "humanoid")
-ONE_OF_EACH += ("reacher", "pusher_hard", "cheetah", "arm_push_easy")
+ONE_PER_FAMILY = ("point_big_maze", "ant_u4_maze", "ant_push", "humanoid")
+ONE_PER_FAMILY += ("reacher", "pusher_hard", "cheetah", "arm_push_easy")
 ONE_GOAL = ("cheetah", *(env_id for env_id in IDS if "single" in env_id))
 ONE_START = ("humanoid", "arm_reach")
 ENVIRONMENTS, EPISODE = 3, 2
 
 
 def rolled(env: GoalEnv, steps: int) -> tuple[RolloutState, RolloutState, Unroll]:
-    """Returns start, end and rows of one unroll with random actions, compiled as one."""
+    """Returns start, end and rows of one unroll with random actions, in one jitted call."""
 
     def roll(key: jax.Array) -> tuple[RolloutState, RolloutState, Unroll]:
         start = make_start(env, ENVIRONMENTS)(key)
@@ -32,13 +32,13 @@ def rolled(env: GoalEnv, steps: int) -> tuple[RolloutState, RolloutState, Unroll
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_consecutive_short_episodes(env_id: str) -> None:
+def test_consecutive_short_episodes_are_valid(env_id: str) -> None:
     env = make_env(env_id, EnvOptions(episode_length=EPISODE))
-    start, end, seen = rolled(env, steps=2 * EPISODE)
-    states = np.asarray(seen.rows.state)
+    start, end, unroll = rolled(env, steps=2 * EPISODE)
+    states = np.asarray(unroll.rows.state)
     assert np.isfinite(states).all()
-    assert np.isfinite(seen.distance).all()
-    assert bool(seen.done[EPISODE - 1].all())
+    assert np.isfinite(unroll.distance).all()
+    assert bool(unroll.done[EPISODE - 1].all())
     assert np.array_equal(states[0], states[EPISODE]) == env_id.startswith(ONE_START)
     goals = np.concatenate([start.env.goal, end.env.goal])
     cells = env.cell(goals)
@@ -50,10 +50,10 @@ def test_consecutive_short_episodes(env_id: str) -> None:
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("env_id", ONE_OF_EACH)
+@pytest.mark.parametrize("env_id", ONE_PER_FAMILY)
 def test_random_episode_is_finite(env_id: str) -> None:
     env = make_env(env_id)
-    _, end, seen = rolled(env, steps=env.spec.episode_length)
-    assert np.isfinite(seen.rows.state).all()
-    assert np.isfinite(seen.distance).all()
+    _, end, unroll = rolled(env, steps=env.spec.episode_length)
+    assert np.isfinite(unroll.rows.state).all()
+    assert np.isfinite(unroll.distance).all()
     assert (end.episode >= 1).all()

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     from brax import kinematics
     from brax.envs.humanoid import Humanoid as BraxHumanoid
 
-QUICK = {  # to compile
+QUICK = {  # XLA options for short compilation
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
@@ -34,8 +34,8 @@ GOAL = np.array([3.0, -2.0, 1.25], np.float32)
 pytestmark = pytest.mark.filterwarnings("ignore:Brax System")
 
 
-class Seen(NamedTuple):
-    """Parts of a pipeline's state that a humanoid's observation needs."""
+class PhysicsState(NamedTuple):
+    """Fields of a pipeline's state that a humanoid's observation needs."""
 
     q: Array
     qd: Array
@@ -44,8 +44,10 @@ class Seen(NamedTuple):
 
 
 class Pose(NamedTuple):
-    own: Seen
-    with_target: Seen
+    """The humanoid's physics, without and with the target of the reference."""
+
+    own: PhysicsState
+    with_target: PhysicsState
 
 
 def brax_humanoid(with_target: bool, backend: Any) -> BraxHumanoid:
@@ -74,7 +76,7 @@ def pose() -> Pose:
     q, qd = np.append(q, GOAL[:2]), np.append(rng.normal(size=23), [0, 0])
     system = brax_humanoid(True, "generalized").sys
     x, xd = jax.jit(lambda *args: kinematics.forward(system, *args), compiler_options=QUICK)(q, qd)
-    return Pose(Seen(q[:24], qd[:23], x.slice(0, 11), xd.slice(0, 11)), Seen(q, qd, x, xd))
+    return Pose(PhysicsState(q[:24], qd[:23], x.slice(0, 11), xd.slice(0, 11)), PhysicsState(q, qd, x, xd))
 
 
 @pytest.mark.slow
@@ -84,9 +86,9 @@ def test_state_equals_brax_and_the_reference(backend: Any, pose: Pose) -> None:
     ours = [build("humanoid", EnvOptions(backend=backend, reference_state=reference)) for reference in (False, True)]
     theirs = [brax_humanoid(reference, backend) for reference in (False, True)]
 
-    def both(own: Humanoid, brax: BraxHumanoid, seen: Seen) -> tuple[Array, Array]:
+    def both(own: Humanoid, brax: BraxHumanoid, physics: PhysicsState) -> tuple[Array, Array]:
         low, high = brax.sys.actuator.ctrl_range.T
-        expected = brax._get_obs(seen, (action + 1) * (high - low) * 0.5 + low)
+        expected = brax._get_obs(physics, (action + 1) * (high - low) * 0.5 + low)
         return own.observe(pose.own, own.control(pose.own, action), GOAL), expected
 
     compute = jax.jit(lambda pose: list(map(both, ours, theirs, pose)), compiler_options=QUICK)
@@ -99,11 +101,11 @@ def test_only_the_reference_state_depends_on_the_goal(pose: Pose) -> None:
     envs = [build("humanoid", options) for options in (OPTIONS, REFERENCE)]
     observe = jax.jit(lambda goal: [env.observe(pose.own, np.ones(17), goal) for env in envs], compiler_options=QUICK)
     near, far = observe(GOAL), observe(GOAL + np.array([1, 1, 0], np.float32))
-    plain, where = (np.flatnonzero(np.asarray(one) != np.asarray(other)) for one, other in zip(near, far, strict=True))
+    plain, changed = (np.flatnonzero(np.asarray(a) != np.asarray(b)) for a, b in zip(near, far, strict=True))
     assert not len(plain)
-    assert {24, 25} < set(where)
-    assert set(where[where > 25]) <= set(range(51, 171))  # inertia about a centre of mass that the target shifts
-    assert len(where) > 50
+    assert {24, 25} < set(changed)
+    assert set(changed[changed > 25]) <= set(range(51, 171))  # inertia about a centre of mass that the target shifts
+    assert len(changed) > 50
 
 
 @pytest.mark.parametrize("backend", ["spring", "generalized", "mjx"])
@@ -187,7 +189,7 @@ def test_health_and_distance_of_given_states() -> None:
 
     @jax.jit
     def compute(heights: Array, goal: Array) -> tuple[Array, Array]:
-        fell = jax.vmap(lambda z: env.fell(Seen(jnp.zeros(24).at[2].set(z), jnp.zeros(23))))(heights)
+        fell = jax.vmap(lambda z: env.fell(PhysicsState(jnp.zeros(24).at[2].set(z), jnp.zeros(23))))(heights)
         return fell, env.distance(jnp.zeros(246).at[:3].set(jnp.array([3.0, 4.0, 1.05])), goal)
 
     heights = np.array([0.99, 1.01, 1.99, 2.01, np.nan], np.float32)

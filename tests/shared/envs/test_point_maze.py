@@ -48,7 +48,7 @@ def moved(before: Any, action: Any) -> EnvState:
 
 @cache
 def solved(maze: PointMaze) -> tuple[np.ndarray, np.ndarray]:
-    """Returns episodes of the controller that knows the shortest path."""
+    """Returns episodes of the controller that follows the shortest path."""
     return episodes(maze, reset_many(maze, 512), shortest_path(maze))
 
 
@@ -56,7 +56,7 @@ def episodes(maze: PointMaze, start: EnvState, controller: Controller) -> tuple[
     """Returns positions `[T, N, 2]` and distances to the goal `[T, N]` over one episode of each of N starts."""
 
     def step(env_state: EnvState, _: None) -> tuple[EnvState, tuple[Array, Array]]:
-        env_state = jax.vmap(lambda one: maze.step(one, controller(one)))(env_state)
+        env_state = jax.vmap(lambda state: maze.step(state, controller(state)))(env_state)
         return env_state, (env_state.state[:, :2], goal_distance(maze.spec, env_state.state, env_state.goal))
 
     _, (positions, distances) = jax.jit(lambda s: jax.lax.scan(step, s, None, maze.spec.episode_length))(start)
@@ -139,13 +139,13 @@ WALLS = [  # before and after a step
     ((0.7, 1.0, -2.0, 1.0), (0.65, 1.08, 0.0, 0.8)),  # the wall below x = 0.5 stops x, y slides on
     ((1.3, 1.0, 2.0, 1.0), (1.35, 1.08, 0.0, 0.8)),  # the same from the other side
     ((1.0, 0.7, 1.0, -2.0), (1.08, 0.65, 0.8, 0.0)),  # the wall below y = 0.5 stops y, x slides on
-    ((0.65, 0.65, -2.0, -2.0), (0.65, 0.65, 0.0, 0.0)),  # both, in a corner
+    ((0.65, 0.65, -2.0, -2.0), (0.65, 0.65, 0.0, 0.0)),  # both walls stop the point in a corner
     ((1.34, 2.3, 0.5, 2.0), (1.35, 2.46, 0.0, 1.6)),  # slides along the inner wall towards its end ...
-    ((1.35, 2.75, 0.5, 0.0), (1.39, 2.75, 0.4, 0.0)),  # ... and past it goes round the corner
+    ((1.35, 2.75, 0.5, 0.0), (1.39, 2.75, 0.4, 0.0)),  # ... and past its end turns around the corner
 ]
 
 
-def test_walls_stop_and_slide() -> None:
+def test_points_stop_at_walls_and_slide_along_them() -> None:
     after = moved([before for before, _ in WALLS], np.zeros((len(WALLS), 2)))
     for state, (before, expected) in zip(np.asarray(after.state), WALLS, strict=True):
         np.testing.assert_allclose(state, expected, rtol=1e-6, atol=1e-6, err_msg=str(before))
@@ -161,7 +161,7 @@ def test_points_stay_out_of_walls(maze: PointMaze) -> None:
     position = (free[:, None, None] + offsets[:, None] + 0 * heading).reshape(-1, 2)
     velocity = (0 * free[:, None, None] + 0 * offsets[:, None] + TOP_SPEED * heading).reshape(-1, 2)
     n, steps = len(position), 60
-    # Half of the actions last, so that points reach top speed and keep pushing into corners.
+    # Half of the actions last 10 steps, so that points reach top speed and keep pushing into corners.
     lasting = rng.uniform(-3, 3, (steps // 10, n, 2)).repeat(10, axis=0)
     actions = np.where(rng.random((steps, n, 1)) < 0.5, rng.uniform(-1, 1, (steps, n, 2)), lasting)
     state = np.concatenate([position, velocity], axis=1).astype(np.float32)
@@ -182,7 +182,7 @@ def test_points_stay_out_of_walls(maze: PointMaze) -> None:
 
 
 @mazes
-def test_shortest_path_controller_solves_the_maze_and_stays(maze: PointMaze) -> None:
+def test_shortest_path_controller_solves_the_maze_and_stays_at_the_goal(maze: PointMaze) -> None:
     positions, distances = solved(maze)
     at_goal = distances < maze.spec.goal_radius
     assert at_goal.any(axis=0).all()

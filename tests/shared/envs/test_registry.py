@@ -25,13 +25,13 @@ SIZES = {  # state, goal and action size by pattern; the first pattern that fits
     "cheetah": (18, 1, 6),
     "ant_(ball|push)": (31, 2, 8),
     "ant": (29, 2, 8),
-    "humanoid": (246, 3, 17),  # the reference's 268 without the commanded goal's body
+    "humanoid": (246, 3, 17),  # the reference's 268 include the body of its target
     "arm_reach": (13, 3, 4),
     "arm_grasp": (23, 7, 5),
     "arm_": (17, 3, 5),
 }
-ONE_OF_EACH = ("point_u_maze", "ant_ball", "humanoid_u_maze", "reacher", "arm_grasp")
-OWN = '''
+ONE_PER_FAMILY = ("point_u_maze", "ant_ball", "humanoid_u_maze", "reacher", "arm_grasp")
+USER_MODULE = '''
 import jax.numpy as jnp
 from shared.config import EnvOptions
 from shared.envs.base import EnvSpec, EnvState, GoalEnv
@@ -85,7 +85,7 @@ def first_maze(kind: type, backend: str) -> tuple[list[tuple[int, ...]], EnvStat
 @pytest.mark.parametrize(
     "env_id", [pytest.param(env_id, marks=[pytest.mark.slow] * bool(SLOW.match(env_id))) for env_id in IDS]
 )
-def test_sizes_are_the_published_ones(env_id: str) -> None:
+def test_sizes_equal_the_published_sizes(env_id: str) -> None:
     env = make_env(env_id)
     spec = env.spec
     expected = next(sizes for pattern, sizes in SIZES.items() if re.match(pattern, env_id))
@@ -105,7 +105,7 @@ def test_sizes_are_the_published_ones(env_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "env_id", [pytest.param(env_id, marks=[pytest.mark.slow] * bool(SLOW.match(env_id))) for env_id in ONE_OF_EACH]
+    "env_id", [pytest.param(env_id, marks=[pytest.mark.slow] * bool(SLOW.match(env_id))) for env_id in ONE_PER_FAMILY]
 )
 def test_each_family_implements_the_interface(env_id: str) -> None:
     check_env(env_id, make_env(env_id))
@@ -143,7 +143,7 @@ def experiment(env: str, evaluation: str | None = None, **options: object) -> Ex
     return Experiment.model_validate({"env": env, "env_options": options, "evaluation": {"env": evaluation}})
 
 
-def test_evaluation_environment_of_its_own() -> None:
+def test_evaluation_may_use_another_environment() -> None:
     envs = make_envs(experiment("ant_u4_maze", "ant_u4_maze_eval", episode_length=300))
     assert [env.spec.episode_length for env in envs] == [300, 300]
     assert len(envs.training.space.goals) == 10  # type: ignore[attr-defined]
@@ -182,26 +182,26 @@ def test_no_family_is_imported_before_it_is_used() -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of a module with a user's environments, in the working directory and nowhere else."""
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Returns the name of a module with a user's environments that lies in the working directory only."""
     name = f"line_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(OWN)
+    (tmp_path / f"{name}.py").write_text(USER_MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     return name
 
 
-def test_dotted_path_names_an_environment(own: str) -> None:
-    env = make_env(f"{own}:Line", EnvOptions(episode_length=7))
+def test_dotted_path_names_an_environment(user_module: str) -> None:
+    env = make_env(f"{user_module}:Line", EnvOptions(episode_length=7))
     assert env.spec.episode_length == 7
     assert float(env.distance(jnp.zeros((1,)), jnp.ones((1,)))) == 1
     for name, message in (
-        ("Wide", f"{own}:Wide.reset: state is float32[2], spec says float32[1]"),
-        ("Lazy", f"{own}:Lazy: not a GoalEnv, it has no spec, reset, step, cell, distance"),
+        ("Wide", f"{user_module}:Wide.reset: state is float32[2], spec says float32[1]"),
+        ("Lazy", f"{user_module}:Lazy: not a GoalEnv, it has no spec, reset, step, cell, distance"),
         ("Nothing", "cannot be imported"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
-            make_env(f"{own}:{name}")
+            make_env(f"{user_module}:{name}")
 
 
 def test_documented_environment_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,11 +217,11 @@ def test_documented_environment_works(tmp_path: Path, monkeypatch: pytest.Monkey
         make_env("documented_slope:Slope", EnvOptions(backend="mjx"))
 
 
-def test_entry_point_names_an_environment(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_point_names_an_environment(user_module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "lines-1.0.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: lines\nVersion: 1.0\n")
-    (package / "entry_points.txt").write_text(f"[fathom.envs]\nline = {own}:Line\n")
+    (package / "entry_points.txt").write_text(f"[fathom.envs]\nline = {user_module}:Line\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert make_env("line").spec.num_cells == 10
     assert env_entries()[-1].env_id == "line"

@@ -51,9 +51,9 @@ def test_grids_are_mazes_with_the_published_goals(name: str) -> None:
         assert len(maze.goals) == GOALS[name]
         assert len(maze.starts) == 1
     if "_eval" in name:  # the same walls and start as the maze for training
-        trained = Maze(GRIDS[name.split("_eval")[0].removesuffix("_single")], scale=4.0)
-        np.testing.assert_array_equal(maze.walls, trained.walls)
-        np.testing.assert_array_equal(maze.starts, trained.starts)
+        training_maze = Maze(GRIDS[name.split("_eval")[0].removesuffix("_single")], scale=4.0)
+        np.testing.assert_array_equal(maze.walls, training_maze.walls)
+        np.testing.assert_array_equal(maze.starts, training_maze.starts)
     free = np.argwhere(~maze.walls)
     assert maze.num_cells == 4 * len(free)
 

@@ -1,4 +1,4 @@
-"""A replay server for all tests that leave it running; each test has tables of its own."""
+"""One replay server for all tests that do not stop their server; each test has tables of its own."""
 
 import threading
 import time

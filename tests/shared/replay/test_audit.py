@@ -1,4 +1,4 @@
-"""Account of windows in cases counted by hand."""
+"""Audit of replay, compared with windows counted by hand."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_a_window_in_two_incarnations_counts_once() -> None:
     assert account([shard(0, 1, 2)], N, TABLES, K, held, {1: 4, 2: 8}) == Account(4, 0, 0)
 
 
-def test_more_inserts_than_keys_are_windows_held_twice() -> None:
+def test_inserts_beyond_the_number_of_keys_count_as_held_twice() -> None:
     held = {1: keys(1), 2: keys(1) | keys(2)}
     assert account([shard(0, 1, 2)], N, TABLES, K, held, {1: 5, 2: 10}) == Account(4, 0, twice=3)
     assert account([shard(0, 1, 2)], N, TABLES, K, held, {1: 2, 2: 10}) == Account(4, 0, twice=2)

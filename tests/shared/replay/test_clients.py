@@ -21,7 +21,7 @@ T, F, K = 4, 3, 3
 
 
 def unroll(number: int, environments: int) -> Columns:
-    """Returns rows that count: `ints` are (environment, step of the environment, unroll), `floats` the same."""
+    """Returns rows of (environment, step of the environment, unroll) as `ints`, and the same numbers as `floats`."""
     step = np.broadcast_to(np.arange(T, dtype=np.int32) + number * T, (environments, T))
     environment = np.broadcast_to(np.arange(environments, dtype=np.int32)[:, None], (environments, T))
     ints = np.stack([environment, step, np.full_like(step, number)], axis=-1)
@@ -47,7 +47,7 @@ def fill(address: str, tables: list[str], environments: int, unrolls: int) -> No
 
 
 def test_windows_are_consecutive_rows_of_one_environment(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples every window of 71 environments, which take two streams of different length."""
+    """Samples every window of 71 environments, which the inserter splits between two streams of different size."""
     environments, unrolls, tables = 71, 6, ["order/a", "order/b"]
     monkeypatch.setattr(insert, "MOST_KEPT_CHUNKS", 100)
     inserter = Inserter(address, tables, K, environments, timeout_s=5)
@@ -63,9 +63,9 @@ def test_windows_are_consecutive_rows_of_one_environment(address: str, monkeypat
     for table in tables:
         assert server_info(address).tables[table].inserted == windows
         sampler = make_sampler(address, table, 40)
-        seen: set[tuple[int, int]] = set()
+        sampled: set[tuple[int, int]] = set()
         deadline = time.monotonic() + 20
-        while len(seen) < windows and time.monotonic() < deadline:
+        while len(sampled) < windows and time.monotonic() < deadline:
             batch, _ = sampler.sample()
             assert (batch.floats == batch.ints).all()
             environment, step, number = np.moveaxis(batch.ints, -1, 0)
@@ -73,9 +73,9 @@ def test_windows_are_consecutive_rows_of_one_environment(address: str, monkeypat
             assert (np.diff(step, axis=1) == 1).all()
             assert (step // T == number).all()
             assert (step[:, 0] % T == 0).all()
-            seen |= set(zip(environment[:, 0].tolist(), number[:, 0].tolist(), strict=True))
+            sampled |= set(zip(environment[:, 0].tolist(), number[:, 0].tolist(), strict=True))
         sampler.close()
-        assert seen == {(e, u) for e in range(environments) for u in range(unrolls - K + 1)}
+        assert sampled == {(e, u) for e in range(environments) for u in range(unrolls - K + 1)}
 
 
 def test_the_server_keeps_the_chunks_of_later_windows_only(address: str) -> None:
@@ -93,9 +93,9 @@ def test_the_server_keeps_the_chunks_of_later_windows_only(address: str) -> None
         inserter.insert(unroll(number, environments), number)
     inserter.flush(timeout_s=5)
     inserter.close()
-    later = [[0], [0, 1], [1, 2], [2, 3], [5], [5, 6], [6, 7]]
+    needed_later = [[0], [0, 1], [1, 2], [2, 3], [5], [5, 6], [6, 7]]
     keys = Keys(0, environments, 1)
-    assert kept == [set(keys.of(unrolls)[..., 0].ravel().tolist()) for unrolls in later]
+    assert kept == [set(keys.of(unrolls)[..., 0].ravel().tolist()) for unrolls in needed_later]
 
 
 def test_insert_is_bounded_by_the_least_advanced_table(address: str) -> None:
@@ -104,18 +104,18 @@ def test_insert_is_bounded_by_the_least_advanced_table(address: str) -> None:
     inserted: list[int] = []
     assert inserter.room
 
-    def insert_on() -> None:
+    def insert_repeatedly() -> None:
         while len(inserted) < 100:
             inserter.insert(unroll(len(inserted), environments))
             inserted.append(1)
 
     started = time.monotonic()
     with pytest.raises(ReplayTimeout, match="table slow/behind is behind") as caught:
-        insert_on()
+        insert_repeatedly()
     assert time.monotonic() - started < 4
     ahead, behind = inserter._confirmed["slow/ahead"], inserter._confirmed["slow/behind"]
     assert f"slow/behind: {behind} confirmed" in str(caught.value)
-    assert 16 <= behind <= 17  # M + E, and the one that crosses the limit
+    assert 16 <= behind <= 17  # M + E, and one window that crosses the limit
     assert ahead - behind <= 2 * environments
     assert server_info(address).tables["slow/ahead"].inserted <= behind + 2 * environments
     assert len(inserted) <= K - 1 + behind // environments + 2
@@ -136,11 +136,14 @@ def test_insert_is_bounded_by_the_least_advanced_table(address: str) -> None:
 
 
 def test_limiter_accounts_for_every_window(address: str) -> None:
-    """Checks that `(inserts - M) * spi - samples` stays within [-E, E], and that both sides end."""
+    """Checks that `(inserts - M) * samples_per_insert - samples` stays within [-E, E], and that both sides end.
+
+    M is `min_size_to_sample`, E is `error_buffer`.
+    """
     environments, unrolls, batch = 4, 22, 8
     windows = environments * (unrolls - K + 1)
     inserting = threading.Thread(target=fill, args=(address, ["ratio"], environments, unrolls))
-    # All inserts M + E later at the earliest: what the limiter allows to be sampled in the end.
+    # With this number of samples, the limiter blocks neither the last insert nor the last sample.
     batches = (windows - 8) * 2 // batch
     sampler = make_sampler(address, "ratio", batch, max_windows=batches * batch)
     inserting.start()
@@ -158,7 +161,7 @@ def test_limiter_accounts_for_every_window(address: str) -> None:
 
 
 def test_windows_sent_again_count_once(address: str) -> None:
-    """Sends windows again as another process of the same source; another source has its own windows."""
+    """Sends windows again from a new inserter of the same source; another source has its own windows."""
     environments, unrolls, names = 70, 5, ["again/a", "again/b"]
     windows = environments * (unrolls - K + 1)
     for source, counted in ((0, windows), (0, windows), (3, 2 * windows), (0, 2 * windows)):
@@ -173,7 +176,7 @@ def test_windows_sent_again_count_once(address: str) -> None:
 
 
 def test_windows_that_the_limiter_blocked_count_once(address: str) -> None:
-    """Sends windows again whose first sender ended while the limiter blocked them."""
+    """Closes an inserter that the limiter blocks, then sends all windows again from a second inserter."""
     environments, unrolls = 4, 12
     first = Inserter(address, ["blocked"], K, environments, timeout_s=1)
     with pytest.raises(ReplayTimeout):
@@ -181,18 +184,18 @@ def test_windows_that_the_limiter_blocked_count_once(address: str) -> None:
     blocked = server_info(address).tables["blocked"].inserted
     assert 16 <= blocked < environments * (unrolls - K + 1)
     first.close()
-    again = Inserter(address, ["blocked"], K, environments, timeout_s=20)
-    inserting = threading.Thread(target=insert_all, args=(again, environments, unrolls))
+    second = Inserter(address, ["blocked"], K, environments, timeout_s=20)
+    inserting = threading.Thread(target=insert_all, args=(second, environments, unrolls))
     inserting.start()
     windows = environments * (unrolls - K + 1)
     sampler = make_sampler(address, "blocked", 4, max_windows=windows - 8)
     for _ in range((windows - 8) // 4):
         sampler.sample()
     inserting.join(20)
-    again.flush(timeout_s=5)
+    second.flush(timeout_s=5)
     table = server_info(address).tables["blocked"]
     assert (table.size, table.inserted, table.sampled) == (windows, windows, windows - 8)
-    again.close()
+    second.close()
     sampler.close()
 
 

@@ -1,3 +1,5 @@
+"""Packing of rows into columns, and the ring of windows of in-process runs."""
+
 from collections import deque
 from typing import NamedTuple
 
@@ -34,7 +36,7 @@ def plan() -> Plan:
         state_size=3, goal_size=2, action_size=2, goal_indices=(0, 1), episode_length=10, goal_radius=0.5, num_cells=1
     )
     plan = make_plan(experiment, spec)
-    # 43 steps hold 8 chunks: windows start at 6
+    # 43 steps of an environment hold 8 whole chunks, and 6 windows of 3 chunks each.
     assert (plan.chunks_per_window, plan.stored_unrolls, plan.max_windows) == (K, 8, N * 6)
     return plan
 
@@ -60,9 +62,9 @@ def starts(ring: WindowRing, samples: int = 2000) -> np.ndarray:
     assert windows.floats.shape == (samples, K * T, ROW)
     assert windows.ints.shape == (samples, K * T, INT_COLUMNS)
     environment, step = windows.floats[..., 0], windows.ints[..., 1]
-    assert (environment == environment[:, :1]).all()  # of one environment
-    np.testing.assert_array_equal(step, step[:, :1] + np.arange(K * T))  # counting up
-    np.testing.assert_array_equal(windows.floats[..., 1], step)  # both columns of the same rows
+    assert (environment == environment[:, :1]).all()
+    np.testing.assert_array_equal(step, step[:, :1] + np.arange(K * T))
+    np.testing.assert_array_equal(windows.floats[..., 1], step)  # `floats` and `ints` are of the same rows
     np.testing.assert_array_equal(windows.ints[..., 2], step // T)
     return np.stack([environment[:, 0], step[:, 0]], axis=1).astype(int)
 
@@ -97,12 +99,12 @@ def test_windows_equal_those_of_a_first_in_first_out_table(plan: Plan, unrolls: 
             table.append((environment, (newest - K + 1) * T))
     ring = filled(plan, unrolls)
     sampled, counts = np.unique(starts(ring), axis=0, return_counts=True)
-    assert {tuple(start) for start in sampled} == set(table)  # every start occurs, and nothing that was dropped
+    assert {tuple(start) for start in sampled} == set(table)  # every start in the table occurs, and no other
     expected = 2000 / len(table)
-    assert abs(counts - expected).max() < 5 * np.sqrt(expected)  # uniformly
+    assert abs(counts - expected).max() < 5 * np.sqrt(expected)  # windows are drawn uniformly
 
 
-def test_samples_follow_the_generator(plan: Plan) -> None:
+def test_equal_generators_give_equal_samples(plan: Plan) -> None:
     ring = filled(plan, 6)
     first, again, other = (ring.sample(20, np.random.default_rng(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.ints, again.ints)
@@ -111,13 +113,13 @@ def test_samples_follow_the_generator(plan: Plan) -> None:
 
 def test_no_window_spans_a_gap_or_a_void_chunk(plan: Plan) -> None:
     ring = WindowRing(plan, sources=1, row_size=ROW)
-    for number in (0, 1, 2, 4, 5, 6, 7):  # 3 is skipped: another incarnation
+    for number in (0, 1, 2, 4, 5, 6, 7):  # unroll 3 is missing, as after a restart of the source
         columns = unroll(number)
         if number == 5:
             columns.ints[1, :, 0] = VOID_EPISODE
         ring.insert(0, number, columns)
-    seen = {(int(environment), int(step) // T) for environment, step in starts(ring)}
-    assert seen == {(e, first) for e in range(N) for first in (0, 4, 5)} - {(1, 4), (1, 5)}
+    sampled = {(int(environment), int(step) // T) for environment, step in starts(ring)}
+    assert sampled == {(e, first) for e in range(N) for first in (0, 4, 5)} - {(1, 4), (1, 5)}
 
 
 def test_all_sources_are_sampled(plan: Plan) -> None:
@@ -126,10 +128,10 @@ def test_all_sources_are_sampled(plan: Plan) -> None:
     for number in range(5):
         columns = unroll(number)
         ring.insert(0, number, Columns(columns.floats[:half], columns.ints[:half]))
-        if number < 4:  # one is ahead of the other
+        if number < 4:  # source 0 is one unroll ahead
             ring.insert(1, number, Columns(columns.floats[half:], columns.ints[half:]))
-    seen = {(int(environment), int(step) // T) for environment, step in starts(ring)}
-    assert seen == {(e, first) for e in range(N) for first in range(3 if e < half else 2)}
+    sampled = {(int(environment), int(step) // T) for environment, step in starts(ring)}
+    assert sampled == {(e, first) for e in range(N) for first in range(3 if e < half else 2)}
 
 
 def test_memory_follows_from_the_plan_and_does_not_grow(plan: Plan) -> None:
@@ -144,8 +146,8 @@ def test_memory_follows_from_the_plan_and_does_not_grow(plan: Plan) -> None:
         assert sum(array.nbytes for array in jax.live_arrays()) <= before + size
 
 
-class PlainRing:
-    """Reference: unrolls in lists, windows stacked one after the other."""
+class ReferenceRing:
+    """Reference for the ring: unrolls in queues, windows concatenated one by one."""
 
     def __init__(self, stored_unrolls: int, chunks_per_window: int, sources: int) -> None:
         self._chunks = chunks_per_window
@@ -155,7 +157,7 @@ class PlainRing:
         self._unrolls[source].append((number, columns))
 
     def windows(self) -> list[Columns]:
-        """Returns every window: by source, then from the oldest unroll on, then by environment."""
+        """Returns every window, ordered by source, then by unroll from the oldest, then by environment."""
         found = []
         for unrolls in self._unrolls:
             for last in range(self._chunks - 1, len(unrolls)):
@@ -178,7 +180,7 @@ class Shape(NamedTuple):
     row_size: int
 
 
-# A few, since each is compiled: every count from 1 up, each also with ones beside it.
+# Each shape is compiled, so there are few. Every field is 1 in some shapes and larger in others.
 SHAPES = [
     Shape(1, 1, 1, 1, 1, 1),
     Shape(3, 1, 2, 4, 1, 3),
@@ -191,8 +193,8 @@ SHAPES = [
 
 @settings(max_examples=40, derandomize=True, deadline=None)
 @given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**32 - 1))
-def test_the_ring_equals_a_plain_one(plan: Plan, shape: Shape, seed: int) -> None:
-    """Compares both over skipped numbers, void chunks, a full ring and sources of different progress."""
+def test_the_ring_equals_the_reference_ring(plan: Plan, shape: Shape, seed: int) -> None:
+    """Covers skipped numbers, void chunks, a full ring and sources of different progress."""
     sources, environments, steps, chunks, spare, row_size = shape
     changes = {
         "environments": sources * environments,
@@ -202,7 +204,7 @@ def test_the_ring_equals_a_plain_one(plan: Plan, shape: Shape, seed: int) -> Non
     }
     plan = plan.model_copy(update=changes)
     ring = WindowRing(plan, sources, row_size)
-    plain = PlainRing(chunks - 1 + spare, chunks, sources)
+    reference = ReferenceRing(chunks - 1 + spare, chunks, sources)
     rng = np.random.default_rng(seed)
     numbers = np.full(sources, -1)
     for _ in range(sources * 3 * plan.stored_unrolls):
@@ -213,13 +215,13 @@ def test_the_ring_equals_a_plain_one(plan: Plan, shape: Shape, seed: int) -> Non
         ints[rng.random(environments) < 0.05, :, 0] = VOID_EPISODE
         columns = Columns(floats, ints)
         ring.insert(source, int(numbers[source]), columns)
-        plain.insert(source, int(numbers[source]), columns)
-        whole = plain.windows()
-        if not whole:
+        reference.insert(source, int(numbers[source]), columns)
+        windows = reference.windows()
+        if not windows:
             with pytest.raises(ValueError, match="insert more first"):
                 ring.sample(1, np.random.default_rng(seed))
             continue
         sampled = ring.sample(7, np.random.default_rng(seed))
-        drawn = [whole[choice] for choice in np.random.default_rng(seed).integers(len(whole), size=7)]
-        for ours, theirs in zip(sampled, zip(*drawn, strict=True), strict=True):
-            np.testing.assert_array_equal(ours, np.stack(theirs))
+        expected = [windows[choice] for choice in np.random.default_rng(seed).integers(len(windows), size=7)]
+        for column, expected_column in zip(sampled, zip(*expected, strict=True), strict=True):
+            np.testing.assert_array_equal(column, np.stack(expected_column))

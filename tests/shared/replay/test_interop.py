@@ -1,4 +1,4 @@
-"""Exchange with the stock client in both directions, equal to the bit."""
+"""Windows exchanged with Reverb's own client, the stock client, in both directions and equal bit for bit."""
 
 import itertools
 from pathlib import Path
@@ -23,7 +23,7 @@ def bits(array: np.ndarray) -> bytes:
 
 
 def odd_floats(*shape: int) -> np.ndarray:
-    """Returns floats with NaNs with a payload, -0.0, infinities and denormals, which equality of values would miss."""
+    """Returns floats with NaN payloads, -0.0, infinities and denormals, which only a comparison of bits tells apart."""
     floats = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     odd = np.array([0x7FC01234, 0xFFC00001, 0x80000000, 0x7F800000, 0x00000001], np.uint32).view(np.float32)
     floats.reshape(-1)[: len(odd) * 4 : 4] = odd
@@ -42,7 +42,7 @@ def read_items(
         )
         for response in call(iter([request]), timeout=10):
             for entry in response.entries:
-                assert entry.end_of_sequence  # small items come whole
+                assert entry.end_of_sequence  # a small item comes in one response
                 chunks = {chunk.chunk_key: chunk for chunk in entry.data}
                 assert all(chunk.delta_encoded == delta_encoded for chunk in entry.data)
                 copies = [np.empty_like(out) for out in outs]
@@ -54,7 +54,7 @@ def read_items(
 
 
 def test_stock_client_reads_our_windows(address: str, stock: StockClient, tmp_path: Path) -> None:
-    row, unrolls = 4000, 4  # chunks of 80 kB: the length of such a literal takes three bytes
+    row, unrolls = 4000, 4  # Snappy writes the length of a literal of 80 kB, the size of a chunk, in three bytes
     floats = odd_floats(unrolls, N, T, row)
     ints = np.random.default_rng(1).integers(-(2**31), 2**31, (4, N, T, 3), dtype=np.int32)
     inserter = Inserter(address, ["from_ours"], K, N, timeout_s=5)
@@ -78,8 +78,8 @@ def test_our_sampler_reads_stock_windows_with_offsets(address: str, stock: Stock
     floats = odd_floats(20, F)
     ints = np.random.default_rng(1).integers(-(2**31), 2**31, (20, 3), dtype=np.int32)
     np.savez(tmp_path / "rows.npz", **{"0": floats, "1": ints})
-    # Chunks of different lengths per column, so that the columns' slices differ; rows of columns too.
-    # (The stock client gets a slice up to its very last row wrong, so none ends there.)
+    # The columns have chunks of different lengths, so their slices differ. In the last item their rows differ as well.
+    # The stock client gets a slice wrong that ends at the writer's last row, so no slice here ends there.
     items = [[[1, 12], [1, 12]], [[7, 18], [7, 18]], [[3, 14], [8, 19]]]
     stock.ask(
         "write",
@@ -90,15 +90,15 @@ def test_our_sampler_reads_stock_windows_with_offsets(address: str, stock: Stock
         items=items,
     )
     sampler = Sampler(address, "from_stock", 8, 11, F, lambda c: (np.copy(c.floats), np.copy(c.ints)), timeout_s=5)
-    seen = set()
+    read = set()
     for _ in range(8):
         (got_floats, got_ints), _ = sampler.sample()
-        seen |= {(bits(f), bits(i)) for f, i in zip(got_floats, got_ints, strict=True)}
+        read |= {(bits(f), bits(i)) for f, i in zip(got_floats, got_ints, strict=True)}
     sampler.close()
-    assert seen == {(bits(floats[slice(*f)]), bits(ints[slice(*i)])) for f, i in items}
+    assert read == {(bits(floats[slice(*f)]), bits(ints[slice(*i)])) for f, i in items}
 
 
-def test_squeezed_and_many_columns(address: str, stock: StockClient, tmp_path: Path) -> None:
+def test_many_columns_and_squeezed_columns_are_read(address: str, stock: StockClient, tmp_path: Path) -> None:
     columns = [
         odd_floats(10, 2, 3),
         np.arange(10, dtype=np.int64) * -(2**40),
@@ -122,8 +122,8 @@ def test_squeezed_and_many_columns(address: str, stock: StockClient, tmp_path: P
 
 
 @pytest.mark.parametrize("chunk_length", [3, 4])
-def test_delta_encoded_ints(address: str, stock: StockClient, tmp_path: Path, chunk_length: int) -> None:
-    """Reads differences that overflow, in windows whose first chunk is cut (10 is no multiple of 3 or 4)."""
+def test_delta_encoded_ints_are_read(address: str, stock: StockClient, tmp_path: Path, chunk_length: int) -> None:
+    """Reads differences that overflow, in windows that start inside a chunk (row 2 of chunks of 3 or 4 rows)."""
     floats = odd_floats(10, F)
     ints = np.random.default_rng(chunk_length).integers(-(2**31), 2**31, (10, 3), dtype=np.int32)
     np.savez(tmp_path / "rows.npz", **{"0": floats, "1": ints})
@@ -137,5 +137,5 @@ def test_delta_encoded_ints(address: str, stock: StockClient, tmp_path: Path, ch
         rows=8,
     )
     outs = [np.empty((8, F), np.float32), np.empty((8, 3), np.int32)]
-    seen = {(bits(f), bits(i)) for f, i in read_items(address, table, 30, outs, delta_encoded=True)}
-    assert (bits(floats[2:]), bits(ints[2:])) in seen
+    read = {(bits(f), bits(i)) for f, i in read_items(address, table, 30, outs, delta_encoded=True)}
+    assert (bits(floats[2:]), bits(ints[2:])) in read

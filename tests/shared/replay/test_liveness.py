@@ -1,4 +1,4 @@
-"""Named errors, soon, of a server that dies, hangs or is replaced."""
+"""Named errors of clients, within seconds, when their server dies, hangs or is replaced."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ TABLE = TableSpec("run/learner", 100, min_size_to_sample=1)
 
 
 def repeat(call: Callable[[], object]) -> None:
-    """Calls until an error, or for ten seconds."""
+    """Repeats `call` until it raises, for ten seconds at most."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         call()
@@ -48,18 +48,18 @@ def test_killed_server_ends_insert_and_sample(start_server: Callable[..., Any]) 
     assert time.monotonic() - killed < 3
     inserter.close()
     sampler.close()
-    while server.alive():  # its connections close before it has given back its memory
+    while server.alive():  # the connections close before the process has freed its memory and ended
         assert time.monotonic() - killed < 10
         time.sleep(0.05)
     assert "SIGKILL" in server.exit_reason()
 
-    # The next server on the port has the same tables, but is not the same server.
+    # The next server has the same port and the same tables. The monitor must notice that it is another server.
     server.stop()
     port = int(address.rpartition(":")[2])
     server.start([TABLE], port)
 
     def poll() -> None:
-        with contextlib.suppress(ReplayUnavailable):  # gRPC takes a moment to connect again
+        with contextlib.suppress(ReplayUnavailable):  # gRPC needs a moment to reconnect
             monitor.poll()
         time.sleep(0.1)
 
@@ -80,7 +80,7 @@ def test_stopped_server_is_unresponsive(start_server: Callable[..., Any]) -> Non
     monitor = ReplayMonitor(address, [TABLE.name], timeout_s=0.5)
     assert monitor.poll().tables[TABLE.name].size == 2
     os.kill(server.pid, signal.SIGSTOP)
-    os.waitid(os.P_PID, server.pid, os.WSTOPPED)  # its last thread stops milliseconds after the signal
+    os.waitid(os.P_PID, server.pid, os.WSTOPPED)  # the server's last thread stops milliseconds after the signal
     started = time.monotonic()
     assert monitor.poll() is None
     with pytest.raises(ReplayUnavailable, match="missed 2 polls"):
@@ -96,6 +96,6 @@ def test_stopped_server_is_unresponsive(start_server: Callable[..., Any]) -> Non
     monitor.close()
     assert time.monotonic() - started < 2
     started = time.monotonic()
-    server.stop()  # a stopped process does not see its standard input close
+    server.stop()  # a stopped process does not notice that its standard input is closed
     assert time.monotonic() - started < 6
     assert "SIGKILL" in server.exit_reason()

@@ -1,4 +1,4 @@
-"""Bounded and counted memory of the clients; waits that do not time out while they are paused."""
+"""Bounds and counts of the messages and batches that clients hold, and time-outs of paused clients."""
 
 import threading
 import time
@@ -24,11 +24,11 @@ def copied(columns: Columns) -> Columns:
     return Columns(np.copy(columns.floats), np.copy(columns.ints))
 
 
-def until(holds: Callable[[], bool], seconds: float = 5.0) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
     deadline = time.monotonic() + seconds
-    while not holds() and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
-    return holds()
+    return condition()
 
 
 def test_messages_in_flight_and_batches_ready_go_up_and_down(address: str) -> None:
@@ -44,11 +44,11 @@ def test_messages_in_flight_and_batches_ready_go_up_and_down(address: str) -> No
     assert inserter.in_flight == 2 * MESSAGES_IN_FLIGHT
     blocked = threading.Thread(target=inserter.insert, args=(unroll(70),))
     blocked.start()
-    assert not until(lambda: inserter.in_flight != 2 * MESSAGES_IN_FLIGHT, seconds=0.5)
+    assert not wait_until(lambda: inserter.in_flight != 2 * MESSAGES_IN_FLIGHT, seconds=0.5)
 
     sampler = Sampler(address, "queued", 10, chunks * T, F, copied, max_windows=200)
-    assert until(lambda: sampler.batches_ready == 2)
-    assert not until(lambda: sampler.batches_ready > 2, seconds=0.5)
+    assert wait_until(lambda: sampler.batches_ready == 2)
+    assert not wait_until(lambda: sampler.batches_ready > 2, seconds=0.5)
     assert server_info(address).tables["queued"].sampled == 20
     for _ in range(20):
         sampler.sample()
@@ -64,7 +64,7 @@ def test_messages_in_flight_and_batches_ready_go_up_and_down(address: str) -> No
 def test_paused_time_does_not_count_towards_a_timeout(address: str) -> None:
     paused = threading.Event()
 
-    def waits_for(call: Callable[[], object]) -> float:
+    def seconds_to_timeout(call: Callable[[], object]) -> float:
         """Returns the seconds until `call` timed out; the first 1.2 of them are paused."""
         paused.set()
         timer = threading.Timer(1.2, paused.clear)
@@ -76,9 +76,9 @@ def test_paused_time_does_not_count_towards_a_timeout(address: str) -> None:
         return time.monotonic() - started
 
     sampler = Sampler(address, "empty", 4, K * T, F, copied, timeout_s=1.0, paused=paused.is_set)
-    assert 2.0 <= waits_for(sampler.sample) < 5
+    assert 2.0 <= seconds_to_timeout(sampler.sample) < 5
     sampler.close()
     inserter = Inserter(address, ["full"], K, 4, timeout_s=1.0, paused=paused.is_set)
     inserter.insert(unroll(4))
-    assert 2.0 <= waits_for(lambda: inserter.flush(1.0)) < 5
+    assert 2.0 <= seconds_to_timeout(lambda: inserter.flush(1.0)) < 5
     inserter.close()

@@ -1,4 +1,4 @@
-"""Clients that outlast their server: real servers, killed at the worst moments, and every window accounted for."""
+"""Reconnecting clients of real servers that are killed in every phase of a run, with an account of every window."""
 
 import os
 import signal
@@ -48,41 +48,41 @@ STORED = PLAN.stored_unrolls
 
 
 def unroll(number: int) -> Columns:
-    """Rows say their environment, their step and their unroll."""
+    """Returns rows of (environment, step of the environment, unroll) as `ints`, and the same numbers as `floats`."""
     environment, row = np.indices((N, T))
     ints = np.stack([environment, number * T + row, 0 * row + number], axis=-1).astype(np.int32)
     return Columns(ints.astype(np.float32), ints)
 
 
 class Source:
-    """A source whose stream is a list: what a process of the role would do, and what outlives it."""
+    """One incarnation of a source, with a list as its stream; the next incarnation gets the same list."""
 
     def __init__(self, folder: Path, stream: list[tuple[int, Columns]], name: str = "source-0") -> None:
         self.stream, self.reporter, self.stop = stream, Reporter(), threading.Event()
         self.windows = no_windows(N)
-        self.end_of_past: Callable[[], object] = lambda: None
+        self.after_past: Callable[[], object] = lambda: None
         audit = AuditLog(folder / f"{name}.keys")
         self.inserter = ReconnectingInserter(PLAN, 0, N, self.past, self.reporter, self.stop, 20.0, audit)
         for number, columns in stream:
-            self._know(number, columns)
+            self._register(number, columns)
 
     def past(self, first: int) -> Iterator[tuple[int, Columns]]:
         yield from (unroll for unroll in list(self.stream) if unroll[0] >= first)
-        self.end_of_past()
+        self.after_past()
 
     def add(self, number: int, columns: Columns | None = None) -> None:
         columns = unroll(number) if columns is None else columns
         self.stream.append((number, columns))
-        self._know(number, columns)
+        self._register(number, columns)
         self.inserter.insert(number, columns)
 
-    def _know(self, number: int, columns: Columns) -> None:
+    def _register(self, number: int, columns: Columns) -> None:
         self.windows = self.windows.after(number, columns.ints, K)
         self.inserter.register_windows(self.windows)
 
 
-class World:
-    """One table of one learner over the lives of its server, as the driver keeps it."""
+class Run:
+    """A source, a learner and its table over the incarnations of the server, with the driver's part in restarts."""
 
     def __init__(self, folder: Path, python: Path) -> None:
         self._folder, self._python = folder, python
@@ -94,56 +94,57 @@ class World:
         self.batches: list[Columns] = []
         self.errors: list[Exception] = []
         self.threads: list[threading.Thread] = []
-        self.lives = 0
-        self.life: ServerIncarnation
+        self.num_incarnations = 0
+        self.incarnation: ServerIncarnation
         self.spec: TableSpec
         self.server: ReplayServer | None = None
 
-    def begin(self, behind: RefillSplit = RefillSplit(0, 0), taken: int = 0, limited: bool = True) -> None:  # noqa: B008
-        """The next server, which nobody knows of yet."""
-        self.lives += 1
+    def start_server(self, split: RefillSplit = RefillSplit(0, 0), taken: int = 0, limited: bool = True) -> None:  # noqa: B008
+        """Starts the next server, and does not announce it."""
+        self.num_incarnations += 1
         self.spec = TableSpec(
-            f"run-{self.lives}/{LEARNER}",
+            f"run-{self.num_incarnations}/{LEARNER}",
             PLAN.max_windows,
             PLAN.prefill_windows,
             PLAN.samples_per_insert if limited else None,
             PLAN.error_buffer if limited else None,
-            behind.inserted,
+            split.inserted,
             taken,
-            behind.refilled,
+            split.refilled,
         )
         self.server = ReplayServer(self._python, self._folder / "server.log")
         address = self.server.start([self.spec])
-        self.life = ServerIncarnation(self.lives, address, {LEARNER: self.spec.name}, behind.inserted)
+        tables = {LEARNER: self.spec.name}
+        self.incarnation = ServerIncarnation(self.num_incarnations, address, tables, split.inserted)
 
     def announce(self) -> None:
-        self.source.inserter.connect(self.life)
-        self.sampler.connect(self.life)
+        self.source.inserter.connect(self.incarnation)
+        self.sampler.connect(self.incarnation)
 
-    def kill(self) -> None:
+    def kill_server(self) -> None:
         assert self.server is not None
         assert self.server.pid is not None
         os.kill(self.server.pid, signal.SIGKILL)
         self.server.stop()
 
-    def replace(self) -> RefillSplit:
-        """A new server after one that was killed, announced to both sides."""
-        behind, taken = self.source.inserter.disconnect(), self.sampler.disconnect()
+    def replace_server(self) -> RefillSplit:
+        """Starts a server after one was killed, and announces it to source and learner."""
+        split, taken = self.source.inserter.disconnect(), self.sampler.disconnect()
         assert taken is not None
-        self.begin(behind, taken)
+        self.start_server(split, taken)
         self.announce()
-        return behind
+        return split
 
     def table(self) -> TableInfo:
-        return server_info(self.life.address).tables[self.spec.name]
+        return server_info(self.incarnation.address).tables[self.spec.name]
 
-    def work(self, what: Callable[[], object]) -> threading.Thread:
-        """Does it in a thread; what goes wrong there is in `errors`."""
+    def start_thread(self, work: Callable[[], object]) -> threading.Thread:
+        """Starts a thread that calls `work`, and appends its exception to `errors`."""
 
         def main() -> None:
             try:
-                what()
-            except Exception as error:  # noqa: BLE001 - the test asks for it
+                work()
+            except Exception as error:  # noqa: BLE001 - tests check `errors`
                 self.errors.append(error)
 
         thread = threading.Thread(target=main)
@@ -177,35 +178,35 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, reverb_python: Path) -> Iterator[World]:
-    world = World(tmp_path, reverb_python)
-    yield world
-    world.close()
+def run(tmp_path: Path, reverb_python: Path) -> Iterator[Run]:
+    run = Run(tmp_path, reverb_python)
+    yield run
+    run.close()
 
 
 def copied(columns: Columns) -> Columns:
     return Columns(np.copy(columns.floats), np.copy(columns.ints))
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it never came"
+    while not condition():
+        assert time.monotonic() < deadline, f"the condition did not become true within {seconds} s"
         time.sleep(0.02)
 
 
-def wait_until_full(world: World) -> int:
-    """Until the limiter holds the source back; what the table holds then."""
+def wait_until_full(run: Run) -> int:
+    """Waits until the limiter blocks the source, and returns the number of windows inserted."""
     inserted = -1
-    while world.table().inserted != inserted or not inserted:
-        inserted = world.table().inserted
+    while run.table().inserted != inserted or not inserted:
+        inserted = run.table().inserted
         time.sleep(0.3)
     return inserted
 
 
-def check_limits(world: World) -> None:
-    """The learner has not run ahead, and was given nothing before the refill was done."""
-    table, spec = world.table(), world.spec
+def check_limits(run: Run) -> None:
+    """Checks that the learner has not sampled more than the limiter allows, and nothing before the refill was done."""
+    table, spec = run.table(), run.spec
     if table.sampled:
         assert table.inserted >= min(spec.refilled, table.min_size_to_sample)
         ahead = (spec.inserted + table.inserted - PLAN.prefill_windows) * PLAN.samples_per_insert + PLAN.error_buffer
@@ -213,7 +214,7 @@ def check_limits(world: World) -> None:
 
 
 def check_batches(batches: list[Columns]) -> None:
-    """All that were planned, each of whole windows, though servers died with some half received."""
+    """Checks that all planned batches came and have whole windows, although servers died while batches arrived."""
     assert len(batches) == PLAN.updates
     for batch in batches:
         assert (np.diff(batch.ints[..., 1], axis=1) == 1).all()
@@ -221,109 +222,109 @@ def check_batches(batches: list[Columns]) -> None:
         assert (batch.floats == batch.ints).all()
 
 
-def check_account(world: World, counted: dict[int, int]) -> None:
-    ints = ((number, columns.ints) for number, columns in world.source.stream)
-    result = account([ints], N, 1, K, read_audit(world.audit), counted)
+def check_account(run: Run, counted: dict[int, int]) -> None:
+    ints = ((number, columns.ints) for number, columns in run.source.stream)
+    result = account([ints], N, 1, K, read_audit(run.audit), counted)
     assert result == (PLAN.windows, 0, 0)
 
 
-def test_a_run_over_three_servers_is_a_run_over_one(world: World) -> None:
-    """Two servers die while both sides are at work: counts go on, and every window is held once."""
-    world.begin()
-    assert not world.source.inserter.room
-    world.announce()
-    both = world.work(world.collect), world.work(world.learn)
+def test_a_run_over_three_servers_counts_like_a_run_over_one(run: Run) -> None:
+    """Kills two servers while source and learner work: counts continue, and no window is lost or held twice."""
+    run.start_server()
+    assert not run.source.inserter.room
+    run.announce()
+    threads = run.start_thread(run.collect), run.start_thread(run.learn)
     for updates in (PLAN.updates // 3, 2 * PLAN.updates // 3):
-        while len(world.batches) < updates:
-            check_limits(world)
-            assert world.errors == []
+        while len(run.batches) < updates:
+            check_limits(run)
+            assert run.errors == []
             time.sleep(0.01)
-        world.kill()
-        behind = world.replace()
-        assert behind.inserted > 0
-        assert behind.refilled == PLAN.max_windows
-        assert world.spec.sampled >= len(world.batches) * BATCH
-    while any(thread.is_alive() for thread in both):
-        check_limits(world)
+        run.kill_server()
+        split = run.replace_server()
+        assert split.inserted > 0
+        assert split.refilled == PLAN.max_windows
+        assert run.spec.sampled >= len(run.batches) * BATCH
+    while any(thread.is_alive() for thread in threads):
+        check_limits(run)
         time.sleep(0.01)
-    assert world.errors == []
-    check_batches(world.batches)
-    table, held = world.table(), read_audit(world.audit)[world.lives]
-    assert world.spec.inserted + table.inserted == PLAN.windows
-    assert world.spec.sampled + table.sampled == PLAN.updates * BATCH == world.sampler.taken
+    assert run.errors == []
+    check_batches(run.batches)
+    table, held = run.table(), read_audit(run.audit)[run.incarnation.number]
+    assert run.spec.inserted + table.inserted == PLAN.windows
+    assert run.spec.sampled + table.sampled == PLAN.updates * BATCH == run.sampler.taken
     assert table.size == PLAN.max_windows
-    assert held == world.keys(*range(world.spec.inserted // N + K - 1, PLAN.unrolls))
+    assert held == run.keys(*range(run.spec.inserted // N + K - 1, PLAN.unrolls))
     assert table.inserted == len(held)
-    assert world.sampler.windows_inserted() == PLAN.windows
-    assert world.source.inserter.room
-    assert (world.reporter.server, world.source.reporter.server) == (3, 3)
-    check_account(world, {world.lives: table.inserted})
+    assert run.sampler.windows_inserted() == PLAN.windows
+    assert run.source.inserter.room
+    assert (run.reporter.server, run.source.reporter.server) == (3, 3)
+    check_account(run, {run.incarnation.number: table.inserted})
 
 
-def test_nothing_is_sampled_before_the_refill_is_done(world: World) -> None:
+def test_nothing_is_sampled_before_the_refill_is_done(run: Run) -> None:
     unrolls, updates = 14, 18
-    world.begin()
-    world.announce()
-    both = world.work(lambda: world.collect(unrolls)), world.work(lambda: world.learn(updates))
-    for thread in both:
+    run.start_server()
+    run.announce()
+    threads = run.start_thread(lambda: run.collect(unrolls)), run.start_thread(lambda: run.learn(updates))
+    for thread in threads:
         thread.join(60)
-    world.kill()
-    behind, taken = world.source.inserter.disconnect(), world.sampler.disconnect()
+    run.kill_server()
+    split, taken = run.source.inserter.disconnect(), run.sampler.disconnect()
     assert taken is not None
-    world.begin(behind, taken)
-    world.sampler.connect(world.life)
-    again = world.work(lambda: world.learn(taken // BATCH + 1))
-    put_in_by_hand(world, list(range(unrolls - STORED, unrolls - 1)))
+    run.start_server(split, taken)
+    run.sampler.connect(run.incarnation)
+    learner = run.start_thread(lambda: run.learn(taken // BATCH + 1))
+    insert_part_of_refill(run, list(range(unrolls - STORED, unrolls - 1)))
     time.sleep(0.5)
-    assert (world.table().inserted, world.table().sampled) == (behind.refilled - N, 0)
-    world.source.inserter.connect(world.life)
-    world.work(world.source.inserter.keep_filling)
-    again.join(60)
-    assert world.errors == []
-    assert len(world.batches) == taken // BATCH + 1
-    assert world.table().inserted == behind.refilled
+    assert (run.table().inserted, run.table().sampled) == (split.refilled - N, 0)
+    run.source.inserter.connect(run.incarnation)
+    run.start_thread(run.source.inserter.keep_filling)
+    learner.join(60)
+    assert run.errors == []
+    assert len(run.batches) == taken // BATCH + 1
+    assert run.table().inserted == split.refilled
 
 
-def put_in_by_hand(world: World, numbers: list[int]) -> None:
-    """As a source that is slow to put in its last unroll."""
+def insert_part_of_refill(run: Run, numbers: list[int]) -> None:
+    """Inserts the unrolls `numbers` as a source would that is slow to insert the rest of its refill."""
     reporter, stop = Reporter(), threading.Event()
-    past = [entry for entry in world.source.stream if entry[0] in numbers]
+    past = [entry for entry in run.source.stream if entry[0] in numbers]
     slow = ReconnectingInserter(PLAN, 0, N, lambda first: iter(past), reporter, stop, 20.0)
-    slow.register_windows(world.source.windows._replace(number=numbers[-1]))
+    slow.register_windows(run.source.windows._replace(number=numbers[-1]))
     slow.disconnect()
-    slow.connect(world.life)
+    slow.connect(run.incarnation)
     slow.open()
     slow.flush()
     slow.close()
 
 
-def test_a_server_may_die_while_windows_wait_and_while_it_is_filled(world: World) -> None:
-    """The limiter holds the source back, and without a learner the refill as well; nothing is missing at the end."""
-    world.begin()
-    world.announce()
-    world.work(world.collect)
-    confirmed = wait_until_full(world)
-    assert world.source.windows.made > confirmed
-    world.kill()
-    first = world.replace()
-    assert first.inserted + first.refilled == world.source.windows.made
-    part = wait_until_full(world)
-    assert 0 < part < first.refilled
-    world.kill()
-    assert world.replace() == first
-    learner = world.work(world.learn)
+def test_servers_may_die_while_the_source_is_blocked_and_during_the_refill(run: Run) -> None:
+    """Kills one server while the limiter blocks the source, the next while it blocks the refill; no window is lost."""
+    run.start_server()
+    run.announce()
+    run.start_thread(run.collect)
+    confirmed = wait_until_full(run)
+    assert run.source.windows.made > confirmed
+    run.kill_server()
+    split = run.replace_server()
+    assert split.inserted + split.refilled == run.source.windows.made
+    part = wait_until_full(run)
+    assert 0 < part < split.refilled
+    run.kill_server()
+    assert run.replace_server() == split
+    learner = run.start_thread(run.learn)
     learner.join(60)
-    wait_for(lambda: world.spec.inserted + world.table().inserted == PLAN.windows)
-    assert world.errors == []
-    assert len(world.batches) == PLAN.updates
-    check_account(world, {world.lives: world.table().inserted})
+    wait_until(lambda: run.spec.inserted + run.table().inserted == PLAN.windows)
+    assert run.errors == []
+    assert len(run.batches) == PLAN.updates
+    check_account(run, {run.incarnation.number: run.table().inserted})
 
 
-def test_a_server_may_die_when_its_last_unroll_was_just_sent(world: World) -> None:
-    """Nothing is sent to it that could fail; the next server is filled all the same."""
-    world.begin(limited=False)
-    world.source.inserter.connect(world.life)
-    world.collect(unrolls=12)
+def test_a_server_may_die_right_after_the_last_unroll_of_its_refill(run: Run) -> None:
+    """Kills a server that gets no further unroll, so that no insert fails; the next server is still refilled."""
+    run.start_server(limited=False)
+    run.source.inserter.connect(run.incarnation)
+    run.collect(unrolls=12)
 
     sent, resume = threading.Event(), threading.Event()
 
@@ -331,135 +332,135 @@ def test_a_server_may_die_when_its_last_unroll_was_just_sent(world: World) -> No
         sent.set()
         resume.wait(20)
 
-    world.kill()
-    world.begin(world.source.inserter.disconnect(), limited=False)
-    world.source.end_of_past = wait
-    world.source.inserter.connect(world.life)
-    world.work(world.source.inserter.keep_filling)
+    run.kill_server()
+    run.start_server(run.source.inserter.disconnect(), limited=False)
+    run.source.after_past = wait
+    run.source.inserter.connect(run.incarnation)
+    run.start_thread(run.source.inserter.keep_filling)
     assert sent.wait(20)
-    world.kill()
-    world.begin(world.source.inserter.disconnect(), limited=False)
-    world.source.inserter.connect(world.life)
+    run.kill_server()
+    run.start_server(run.source.inserter.disconnect(), limited=False)
+    run.source.inserter.connect(run.incarnation)
     resume.set()
-    wait_for(lambda: world.table().inserted == world.spec.refilled == PLAN.max_windows)
-    assert world.source.reporter.server == 3
+    wait_until(lambda: run.table().inserted == run.spec.refilled == PLAN.max_windows)
+    assert run.source.reporter.server == 3
 
 
-def test_a_batch_that_is_decoded_while_its_server_is_left_is_trained_on(world: World) -> None:
-    """It counts as taken, so the next server does not give it again."""
+def test_a_batch_that_is_decoded_during_the_disconnect_is_trained_on(run: Run) -> None:
+    """Counts such a batch as taken, so that the next server does not send its windows again."""
     arrived = threading.Event()
 
-    def slow(columns: Columns) -> Columns:
+    def slow_copy(columns: Columns) -> Columns:
         if not arrived.is_set():
             arrived.set()
-            sampler = world.sampler._sampler
+            sampler = run.sampler._sampler
             assert sampler is not None
-            wait_for(lambda: sampler._closed)
+            wait_until(lambda: sampler._closed)
             time.sleep(0.2)  # the learner has found its sampler closed by now
         return copied(columns)
 
-    world.sampler = ReconnectingSampler(PLAN, LEARNER, slow, world.reporter, world.stop, 20.0)
-    world.sampler.open(3, taken=0)
-    world.begin(limited=False)
-    world.announce()
-    world.collect(unrolls=12)
-    learning = world.work(world.learn)
+    run.sampler = ReconnectingSampler(PLAN, LEARNER, slow_copy, run.reporter, run.stop, 20.0)
+    run.sampler.open(3, taken=0)
+    run.start_server(limited=False)
+    run.announce()
+    run.collect(unrolls=12)
+    learning = run.start_thread(run.learn)
     assert arrived.wait(20)
-    world.kill()
-    behind, taken = world.source.inserter.disconnect(), world.sampler.disconnect()
+    run.kill_server()
+    split, taken = run.source.inserter.disconnect(), run.sampler.disconnect()
     assert taken == BATCH
-    world.begin(behind, taken, limited=False)
-    world.announce()
-    world.work(world.source.inserter.keep_filling)
+    run.start_server(split, taken, limited=False)
+    run.announce()
+    run.start_thread(run.source.inserter.keep_filling)
     learning.join(60)
-    assert world.errors == []
-    assert len(world.batches) == PLAN.updates
+    assert run.errors == []
+    assert len(run.batches) == PLAN.updates
 
 
-def test_a_server_may_be_dead_before_anyone_connects(world: World) -> None:
-    world.begin()
-    world.kill()
-    both = world.work(world.collect), world.work(world.learn)
-    world.announce()
-    wait_for(lambda: world.source.reporter.lost_server == world.reporter.lost_server == 1)
-    assert (world.source.reporter.server, world.reporter.server) == (0, 0)
-    assert world.replace() == RefillSplit(0, 0)
-    for thread in both:
+def test_a_server_may_be_dead_before_any_client_connects(run: Run) -> None:
+    run.start_server()
+    run.kill_server()
+    threads = run.start_thread(run.collect), run.start_thread(run.learn)
+    run.announce()
+    wait_until(lambda: run.source.reporter.lost_server == run.reporter.lost_server == 1)
+    assert (run.source.reporter.server, run.reporter.server) == (0, 0)
+    assert run.replace_server() == RefillSplit(0, 0)
+    for thread in threads:
         thread.join(60)
-    assert world.errors == []
-    assert len(world.batches) == PLAN.updates
-    check_account(world, {world.lives: world.table().inserted})
+    assert run.errors == []
+    assert len(run.batches) == PLAN.updates
+    check_account(run, {run.incarnation.number: run.table().inserted})
 
 
-def test_a_new_process_of_a_source_sends_only_what_may_be_missing(world: World) -> None:
-    """Its predecessor died with windows on their way to a server that lives on."""
-    world.begin(limited=False)
-    first, unrolls = world.source, 12
-    first.inserter.connect(world.life)
+def test_a_restarted_source_sends_only_windows_that_may_be_missing(run: Run) -> None:
+    """Closes a source while its last windows may be unconfirmed; the next incarnation sends only these again."""
+    run.start_server(limited=False)
+    first, unrolls = run.source, 12
+    first.inserter.connect(run.incarnation)
     first.inserter.open()
     for number in range(unrolls):
         first.add(number)
     first.inserter.close()
-    world.source = Source(world.audit, first.stream, "again")
-    world.source.inserter.connect(world.life)
-    world.source.inserter.open()
-    world.source.add(unrolls)
-    world.source.inserter.flush()
-    assert world.table().inserted == world.source.windows.made == (unrolls + 1 - K + 1) * N
-    assert world.table().size == PLAN.max_windows
-    assert set(os.listdir(world.audit)) == {"source-0.keys", "again.keys"}
-    (world.audit / "source-0.keys").unlink()
-    assert read_audit(world.audit) == {1: world.keys(*range(unrolls - UNCONFIRMED, unrolls + 1))}
+    run.source = Source(run.audit, first.stream, "again")
+    run.source.inserter.connect(run.incarnation)
+    run.source.inserter.open()
+    run.source.add(unrolls)
+    run.source.inserter.flush()
+    assert run.table().inserted == run.source.windows.made == (unrolls + 1 - K + 1) * N
+    assert run.table().size == PLAN.max_windows
+    assert set(os.listdir(run.audit)) == {"source-0.keys", "again.keys"}
+    (run.audit / "source-0.keys").unlink()
+    assert read_audit(run.audit) == {1: run.keys(*range(unrolls - UNCONFIRMED, unrolls + 1))}
 
 
-def test_no_window_spans_a_gap_or_a_void_chunk_in_any_life(world: World) -> None:
-    world.begin(limited=False)
-    world.source.inserter.connect(world.life)
-    world.source.inserter.open()
-    for number in (0, 1, 2, 4, 5, 6, 7, 8):  # 3 is left out: another life of the collector
+def test_no_window_spans_a_gap_or_a_void_chunk_in_any_incarnation(run: Run) -> None:
+    run.start_server(limited=False)
+    run.source.inserter.connect(run.incarnation)
+    run.source.inserter.open()
+    for number in (0, 1, 2, 4, 5, 6, 7, 8):  # unroll 3 is missing, as after a restart of the collector
         columns = unroll(number)
         if number == 5:
             columns.ints[1, :, 0] = VOID_EPISODE
-        world.source.add(number, columns)
-    world.source.inserter.flush()
-    held = world.keys(2, 6, 7, 8) - set(Keys(0, N, 1).of((6, 7))[:, 1, 1].tolist())
-    assert read_audit(world.audit) == {1: held}
-    assert world.table().inserted == len(held) == world.source.windows.made
-    world.kill()
-    behind = world.source.inserter.disconnect()
-    world.begin(behind, limited=False)
-    world.source.inserter.connect(world.life)
-    world.source.add(9)
-    world.source.inserter.flush()
-    assert behind == RefillSplit(N, len(held) - N)  # unroll 0 is out of replay, and with it the first window
-    assert read_audit(world.audit)[2] == (held | world.keys(9)) - world.keys(2)
-    assert world.table().inserted == behind.refilled + N
+        run.source.add(number, columns)
+    run.source.inserter.flush()
+    held = run.keys(2, 6, 7, 8) - set(Keys(0, N, 1).of((6, 7))[:, 1, 1].tolist())
+    assert read_audit(run.audit) == {1: held}
+    assert run.table().inserted == len(held) == run.source.windows.made
+    run.kill_server()
+    split = run.source.inserter.disconnect()
+    run.start_server(split, limited=False)
+    run.source.inserter.connect(run.incarnation)
+    run.source.add(9)
+    run.source.inserter.flush()
+    assert split == RefillSplit(N, len(held) - N)  # the refill starts at unroll 1, without the windows of unroll 0
+    assert read_audit(run.audit)[2] == (held | run.keys(9)) - run.keys(2)
+    assert run.table().inserted == split.refilled + N
 
 
-def test_a_source_that_is_done_fills_the_next_server(world: World) -> None:
-    world.begin(limited=False)
-    world.source.inserter.connect(world.life)
-    world.collect(unrolls=12)
-    keeper = world.work(world.source.inserter.keep_filling)
-    world.kill()
-    behind = world.source.inserter.disconnect()
-    assert behind == RefillSplit(world.source.windows.made - PLAN.max_windows, PLAN.max_windows)
-    world.begin(behind, limited=False)
-    world.source.inserter.connect(world.life)
-    wait_for(lambda: world.table().size == PLAN.max_windows)
-    assert world.table().inserted == behind.refilled
-    world.source.stop.set()
-    keeper.join(2)
-    assert not keeper.is_alive()
-    assert [type(error) for error in world.errors] == [ReplayStopped]
+def test_a_finished_source_refills_the_next_server(run: Run) -> None:
+    run.start_server(limited=False)
+    run.source.inserter.connect(run.incarnation)
+    run.collect(unrolls=12)
+    refilling = run.start_thread(run.source.inserter.keep_filling)
+    run.kill_server()
+    split = run.source.inserter.disconnect()
+    assert split == RefillSplit(run.source.windows.made - PLAN.max_windows, PLAN.max_windows)
+    run.start_server(split, limited=False)
+    run.source.inserter.connect(run.incarnation)
+    wait_until(lambda: run.table().size == PLAN.max_windows)
+    assert run.table().inserted == split.refilled
+    run.source.stop.set()
+    refilling.join(2)
+    assert not refilling.is_alive()
+    assert [type(error) for error in run.errors] == [ReplayStopped]
 
 
-def test_waiting_for_a_server_ends_when_asked(world: World) -> None:
-    for stop, work in ((world.source.stop, world.source.inserter.open), (world.stop, world.sampler.sample)):
-        thread = world.work(work)
+def test_stop_ends_the_wait_for_a_server(run: Run) -> None:
+    for stop, work in ((run.source.stop, run.source.inserter.open), (run.stop, run.sampler.sample)):
+        thread = run.start_thread(work)
         time.sleep(0.2)
         assert thread.is_alive()
         stop.set()
         thread.join(2)
         assert not thread.is_alive()
-    assert [type(error) for error in world.errors] == [ReplayStopped, ReplayStopped]
+    assert [type(error) for error in run.errors] == [ReplayStopped, ReplayStopped]

@@ -1,4 +1,4 @@
-"""The server process: its ports, its limits, and its end."""
+"""The process of the replay server: ports, limits of tables, and end."""
 
 import json
 import signal
@@ -39,9 +39,9 @@ def serve(reverb_python: Path, folder: Path, *tables: TableSpec) -> Iterator[Ser
 
 
 @pytest.fixture(scope="module")
-def standing(reverb_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def shared_server(reverb_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Starts a server that no test stops."""
-    yield from serve(reverb_python, tmp_path_factory.mktemp("standing"), TABLE, LIMITED, FREE, REFILLED)
+    yield from serve(reverb_python, tmp_path_factory.mktemp("shared_server"), TABLE, LIMITED, FREE, REFILLED)
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +50,15 @@ def other(reverb_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     yield from serve(reverb_python, tmp_path_factory.mktemp("other"), OTHER)
 
 
-def test_two_servers_never_share_a_port(standing: Served, other: Served, start_server: Callable[..., Any]) -> None:
-    (first, first_address), (_, second_address) = standing, other
+def test_two_servers_never_share_a_port(shared_server: Served, other: Served, start_server: Callable[..., Any]) -> None:
+    (first, first_address), (_, second_address) = shared_server, other
     assert first_address != second_address
     assert set(server_info(first_address).tables) == {TABLE.name, LIMITED.name, FREE.name, REFILLED.name}
     assert set(server_info(second_address).tables) == {OTHER.name}
     port = int(first_address.rpartition(":")[2])
     with pytest.raises(PortTakenError, match=f"port {port} is taken by another replay server"):
         start_server(TABLE, port=port)
-    # Without the lock, as with another user's server, the bind must find the other server.
+    # A server of another user holds no lock that this process sees. Binding the port must fail, too.
     first._port_lock.release()  # type: ignore[union-attr]
     with pytest.raises(PortTakenError, match=f"port {port} is taken"):
         start_server(TABLE, port=port)
@@ -125,10 +125,10 @@ def test_failed_start_quotes_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyP
     server = ReplayServer(Path(sys.executable), tmp_path / "log")  # has no reverb
     with pytest.raises(ReplayServerError, match="did not start: ModuleNotFoundError: No module named 'reverb'"):
         server.start([TABLE])
-    talkative = tmp_path / "python"
-    talkative.write_text("#!/bin/sh\necho out of luck >&2\nexit 3\n")
-    talkative.chmod(0o755)
-    server = ReplayServer(talkative, tmp_path / "log")
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\necho out of luck >&2\nexit 3\n")
+    failing.chmod(0o755)
+    server = ReplayServer(failing, tmp_path / "log")
     with pytest.raises(ReplayServerError, match=r"ended without an answer; its log .* ends: out of luck"):
         server.start([TABLE])
     assert "exited with status 3" in server.exit_reason()  # type: ignore[operator]
@@ -178,7 +178,7 @@ def test_a_replaced_table_continues_its_counts() -> None:
     assert served(replace(LIMITED, inserted=25, sampled=60)) == (2.0, 1, 4.0 - 50 + 60, 36.0 - 50 + 60)
     assert served(replace(LIMITED, inserted=25, sampled=60, refilled=12)) == (2.0, 12, 14.0, 46.0)
     assert served(replace(LIMITED, inserted=4, sampled=0, refilled=3)) == (2.0, 6, -4.0, 28.0)
-    # At most the table's size and the limiter's bound, and at least one: sampling always starts.
+    # The minimum size is at most the table's size and the limiter's bound, and at least one: sampling always starts.
     assert served(replace(LIMITED, inserted=25, sampled=99, refilled=41)) == (2.0, 40, 53.0, 85.0)
     assert served(replace(LIMITED, inserted=25, sampled=30, refilled=12)) == (2.0, 8, -16.0, 16.0)
     assert served(replace(LIMITED, inserted=100, sampled=10, refilled=40)) == (2.0, 1, -186.0, 2.0)
@@ -190,9 +190,9 @@ def test_a_table_without_a_ratio_waits_for_its_refill() -> None:
         assert served(replace(FREE, inserted=numbers[0], refilled=numbers[1])) == unlimited
 
 
-def test_a_refill_may_exceed_the_limiter_s_bound(standing: Served) -> None:
+def test_a_refill_may_exceed_the_limiter_s_bound(shared_server: Served) -> None:
     """Samples that were lost on their way are still due, so they must be drawn before the refill is complete."""
-    spec, (_, address) = REFILLED, standing
+    spec, (_, address) = REFILLED, shared_server
     inserter = Inserter(address, [spec.name], 1, 1, timeout_s=20)
     rows = Columns(np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 3), np.int32))
     refill = threading.Thread(target=lambda: [inserter.insert(rows) for _ in range(12)])
@@ -216,9 +216,9 @@ def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def test_a_table_with_another_limiter_is_refused(standing: Served) -> None:
-    """Compares with the tables of another server, which have the same names."""
-    _, address = standing
+def test_a_table_with_another_limiter_is_refused(shared_server: Served) -> None:
+    """Compares specifications with the tables of a running server, which have the same names."""
+    _, address = shared_server
     tables = server_info(address).tables
     for spec in (LIMITED, FREE):
         _check_limits(tables[spec.name], spec.as_served(), address)

@@ -1,4 +1,4 @@
-"""The environment of the replay server: named by the user, or built once, or an error with a remedy."""
+"""The Python environment of the replay server: named by the user or built once; errors name a remedy."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from deploy.replay.server.provision import ProvisionError, _cause, reverb_python
 
 pytestmark = pytest.mark.processes
 
-# Goes through all steps without a download.
+# All steps of a build run, without a download.
 NO_REQUIREMENTS = "# nothing\n"
 
 
@@ -28,7 +28,7 @@ def requirements(tmp_path: Path) -> Path:
     return path
 
 
-def test_built_once_then_found(own_cache: Path, requirements: Path) -> None:
+def test_an_environment_is_built_once_and_then_found(own_cache: Path, requirements: Path) -> None:
     said: list[str] = []
     python = reverb_python(said.append, requirements=requirements, imports="json")
     assert said == [
@@ -42,7 +42,7 @@ def test_built_once_then_found(own_cache: Path, requirements: Path) -> None:
     assert sorted(path.name for path in own_cache.iterdir()) == [python.parts[-3], f"{python.parts[-3]}.lock"]
 
 
-def test_two_at_once_build_once(own_cache: Path, requirements: Path) -> None:
+def test_two_processes_at_once_build_one_environment(own_cache: Path, requirements: Path) -> None:
     script = f"""
 from pathlib import Path
 from deploy.replay.server.provision import reverb_python
@@ -105,7 +105,7 @@ def test_full_disk() -> None:
     assert text.startswith("the disk is full; free 2 GB or set FATHOM_CACHE")
 
 
-def test_a_vanished_base_python_is_noticed(requirements: Path) -> None:
+def test_an_environment_whose_base_python_is_gone_is_built_again(requirements: Path) -> None:
     python = reverb_python(lambda _: None, requirements=requirements, imports="json")
     python.unlink()
     python.symlink_to("/nowhere/python")

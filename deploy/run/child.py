@@ -1,0 +1,67 @@
+"""`fathom run` as a child process of a matrix or of a benchmark."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import yaml
+
+from shared.config import Experiment
+
+ERROR_PREFIX = "fathom: "  # of the line in which a failed command explains itself
+STOP_GRACE_S = 60.0  # an interrupted run ends its own processes in order
+
+
+def log_file(run_dir: Path) -> Path:
+    """The output of a run that `start_run` started, beside its folder."""
+    return run_dir.with_name(f"{run_dir.name}.log")
+
+
+def start_run(
+    experiment: Experiment, run_dir: Path, options: Iterable[str], environ: Mapping[str, str]
+) -> subprocess.Popen:
+    """Starts a run in a session of its own. Its experiment is written beside `run_dir`, its output to `log_file`.
+
+    Args:
+        options: further options of `fathom run`.
+        environ: environment variables that are added to this process's, or replace them.
+    """
+    path = run_dir.with_name(f"{run_dir.name}.yaml")
+    path.write_text(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "deploy.cli", "run", str(path), "--run-dir", str(run_dir), *options]
+    with open(log_file(run_dir), "w", encoding="utf-8") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env={**os.environ, **environ},
+        )
+
+
+def end_runs(runs: Iterable[subprocess.Popen], grace_s: float = STOP_GRACE_S) -> None:
+    """Interrupts the runs that are still going, as Ctrl-C does, and kills those that take longer than `grace_s`."""
+    running = [run for run in runs if run.poll() is None]
+    for run in running:
+        run.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + grace_s
+    for run in running:
+        try:
+            run.wait(max(deadline - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+
+
+def why_failed(run_dir: Path, status: int) -> str:
+    """Returns the last error line in a run's log, or else its exit status; empty if the run did not fail."""
+    if status == 0:
+        return ""
+    lines = log_file(run_dir).read_text(errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith(ERROR_PREFIX)]
+    return errors[-1].removeprefix(ERROR_PREFIX) if errors else f"exit status {status}"
