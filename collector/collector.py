@@ -1,5 +1,6 @@
 """The collector: steps environments with the newest policy and inserts one unroll after the other into replay."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from collector.breaks import Break, BreakWatch, find_first
 from collector.rollout import RolloutState, make_start, make_unroll
 from shared.config import Experiment
 from shared.envs.base import GoalEnv
@@ -19,18 +21,30 @@ from shared.plan import Plan
 from shared.policy import PolicyFunction, stochastic_policy
 from shared.position import Position, start_position
 from shared.replay.codec import Columns, pack
-from shared.replay.windows import VOID_EPISODE
+from shared.replay.windows import VOID_EPISODE, is_void
+from shared.roles import Kind, Role
 from shared.types import Array, Metrics, Params
-
-CollectFunction = Callable[[Params, Any, RolloutState, Array], tuple[RolloutState, Columns, jax.Array, Metrics]]
 
 
 class Collected(NamedTuple):
-    """Unroll `number`: `columns` `[N, T, ...]` on the host, ready to insert, and its metrics."""
+    """Unroll `number`: `columns` `[N, T, ...]` on the host, ready to insert, its metrics and its first broken step."""
 
     number: int
     columns: Columns
     metrics: Metrics
+    first_break: Break | None = None
+
+
+class Made(NamedTuple):
+    """An unroll on the device: `columns` `[N, T, ...]`, `visits` `[num_cells]`, metrics, first broken step."""
+
+    columns: Columns
+    visits: jax.Array
+    metrics: Metrics
+    first_break: Break
+
+
+CollectFunction = Callable[[Params, Any, RolloutState, Array], tuple[RolloutState, Made]]
 
 
 class CollectorState(NamedTuple):
@@ -45,24 +59,20 @@ class _Pending(NamedTuple):
 
     version: int
     state: CollectorState
-    columns: Columns
-    visits: jax.Array
-    metrics: Metrics
+    made: Made
 
 
 @lru_cache  # by the environment's identity, which its type says nothing of
 def _jitted_collect(
     env: GoalEnv, actor: Actor, length: int, fixed_goals: bool
-) -> Callable[[Params, Any, CollectorState], tuple[CollectorState, Columns, jax.Array, Metrics]]:
+) -> Callable[[Params, Any, CollectorState], tuple[CollectorState, Made]]:
     """Collectors of one process share the compiled function."""
     collect = make_collect(env, stochastic_policy(actor), length, fixed_goals)
 
-    def advance(
-        params: Params, version: Array, state: CollectorState
-    ) -> tuple[CollectorState, Columns, jax.Array, Metrics]:
+    def advance(params: Params, version: Array, state: CollectorState) -> tuple[CollectorState, Made]:
         key, unroll_key = jax.random.split(state.key)
-        rollout, columns, visits, metrics = collect(params, version, state.rollout, unroll_key)
-        return CollectorState(rollout, key), columns, visits, metrics
+        rollout, made = collect(params, version, state.rollout, unroll_key)
+        return CollectorState(rollout, key), made
 
     return jax.jit(advance)
 
@@ -103,6 +113,8 @@ class Collector:
         steps_before = self.position.windows.made // config.environments * plan.unroll_length
         self.state = CollectorState(rollout._replace(step=rollout.step + steps_before), key)
         self._pending: _Pending | None = None
+        role = str(Role(Kind.COLLECTOR, str(index)))
+        self._breaks = BreakWatch(experiment.env, env.spec, plan, config.environments, role)
 
     @property
     def done(self) -> bool:
@@ -117,22 +129,24 @@ class Collector:
 
     def begin(self, policy: Policy) -> None:
         """Starts an unroll with `policy` and returns while the device computes it."""
-        state, columns, visits, metrics = self._collect(policy.params, policy.version, self.state)
-        for column in columns:
+        state, made = self._collect(policy.params, policy.version, self.state)
+        for column in made.columns:
             column.copy_to_host_async()  # type: ignore[union-attr]
-        self._pending = _Pending(policy.version, state, columns, visits, metrics)
+        self._pending = _Pending(policy.version, state, made)
 
     def finish(self) -> Collected:
         """Waits for the unroll that was begun."""
         assert self._pending is not None, "finish follows begin"
-        pending, self._pending = self._pending, None
-        number, self.state = self.next_number, pending.state
-        columns = Columns(*jax.device_get(pending.columns))
-        self.position = self.position.after(number, columns.ints, pending.visits, self._plan.chunks_per_window)
+        (version, self.state, made), self._pending = self._pending, None
+        number, columns = self.next_number, Columns(*jax.device_get(made.columns))
+        self.position = self.position.after(number, columns.ints, made.visits, self._plan.chunks_per_window)
         self.next_number = number + 1
-        metrics = {name: float(value) for name, value in pending.metrics.items()}
-        metrics |= progress_metrics(self.position, self._steps) | {"policy_version": pending.version}
-        return Collected(number, columns, metrics)
+        metrics = {name: float(value) for name, value in made.metrics.items()}
+        if metrics["collector/broken"] == self._steps:  # there is nothing to average over
+            metrics = {name: value for name, value in metrics.items() if not math.isnan(value)}
+        first_break = made.first_break if metrics["collector/broken"] else None
+        metrics |= progress_metrics(self.position, self._steps) | {"policy_version": version}
+        return Collected(number, columns, metrics, first_break)
 
     def collect(self, policy: Policy) -> Collected:
         """Makes one unroll with `policy`."""
@@ -156,6 +170,9 @@ class Collector:
                 next unroll waits for the policy that is the newest by then.
             reporter: gets one row per unroll.
             should_stop: asked before each unroll.
+
+        Raises:
+            EnvironmentBroken: the environment yields too little; see `BreakWatch`.
         """
         reporter.filling = True
         policy = None if self.done else _on_device(self._first_policy(pull, reporter, should_stop))
@@ -174,6 +191,13 @@ class Collector:
             reporter.filling = not self.position.windows.made
             lag = {"policy_lag": policy.version - collected.metrics["policy_version"]}
             reporter.row(collected.metrics | lag, index=collected.number, position=self.position)
+            if not self.done:
+                self._check(collected)
+
+    def _check(self, collected: Collected) -> None:
+        void = int(np.sum(is_void(collected.columns.ints)))
+        ended = int(collected.metrics["collector/episodes_ended"])
+        self._breaks.check(void, ended, collected.first_break, self.position)
 
     @staticmethod
     def _first_policy(
@@ -217,7 +241,7 @@ def make_count(env: GoalEnv) -> Callable[[Array, Array], jax.Array]:
 
 
 def make_collect(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False) -> CollectFunction:
-    """Returns `collect(params, version, state, key) -> (state, columns [N, T, ...], visits [num_cells], metrics)`.
+    """Returns `collect(params, version, state, key) -> (state, Made)`; the caller applies jit.
 
     An environment that breaks in an unroll makes its whole chunk void, so that replay gets nothing of it. Metrics are
     means over the steps that did not break, NaN if there is none.
@@ -226,9 +250,7 @@ def make_collect(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals:
     count = make_count(env)
     spec = env.spec
 
-    def collect(
-        params: Params, version: Array, state: RolloutState, key: Array
-    ) -> tuple[RolloutState, Columns, jax.Array, Metrics]:
+    def collect(params: Params, version: Array, state: RolloutState, key: Array) -> tuple[RolloutState, Made]:
         state, made = unroll(params, version, state, key)
         columns = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), pack(made.rows))
         columns = _void(columns, jnp.any(made.broken, axis=0))
@@ -238,7 +260,8 @@ def make_collect(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals:
             "collector/episodes_ended": jnp.sum(made.done),
             "collector/broken": jnp.sum(made.broken),
         }
-        return state, columns, count(*columns), metrics
+        first_break = find_first(made, made.broken)
+        return state, Made(columns, count(*columns), metrics, first_break)
 
     return collect
 

@@ -9,18 +9,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from collector.breaks import Break, explain, find_first
 from collector.rollout import make_start, make_unroll
 from shared.config import Experiment, NetworkConfig
-from shared.envs.base import GoalEnv
+from shared.envs.base import EnvSpec, GoalEnv
+from shared.errors import EnvironmentBroken
 from shared.metrics import Reporter
-from shared.networks import Actor, make_networks
+from shared.networks import Actor, make_networks, param_shapes, parameter_count
 from shared.params import Policy
 from shared.plan import Plan
 from shared.policy import deterministic_policy
 from shared.types import Array, Metrics, Params
 
 _KEY_DOMAIN = 2  # separates the evaluator's keys from those of collectors and learners
-QUEUE_LENGTH = 64  # requests; a deep policy takes some hundred megabytes
+POLICIES_WAITING, LEAST_QUEUE_BYTES = 8, 2**26
 
 
 class EvaluationRequest(NamedTuple):
@@ -32,13 +34,14 @@ class EvaluationRequest(NamedTuple):
 
 
 class EvaluationQueue:
-    """Bounded queue of requests. A full queue drops its oldest request that is not a learner's last.
+    """Queue of requests, bounded in bytes. A full queue drops its oldest requests that are not a learner's last.
 
-    Last requests are never dropped, so the queue may exceed its length by one for each learner.
+    The newest request and last ones are never dropped, so the queue may exceed its bound by one policy of each learner.
     """
 
-    def __init__(self, length: int = QUEUE_LENGTH) -> None:
-        self._length = length
+    def __init__(self, max_bytes: int) -> None:
+        """`max_bytes` bounds the policies that wait: each of them takes that much memory in the object store."""
+        self._max_bytes = max_bytes
         self._changed = threading.Condition()
         self._waiting: deque[EvaluationRequest] = deque()
         self.dropped = 0
@@ -48,12 +51,13 @@ class EvaluationQueue:
 
     def put(self, request: EvaluationRequest) -> None:
         with self._changed:
-            self._waiting.append(request)
-            if len(self._waiting) > self._length:
-                oldest = next((waiting for waiting in self._waiting if not waiting.last), None)
-                if oldest is not None:
-                    self._waiting.remove(oldest)
+            held = sum(map(_num_bytes, self._waiting)) + _num_bytes(request)
+            for waiting in list(self._waiting):
+                if held > self._max_bytes and not waiting.last:
+                    self._waiting.remove(waiting)
+                    held -= _num_bytes(waiting)
                     self.dropped += 1
+            self._waiting.append(request)
             self._changed.notify()
 
     def get(self, timeout_s: float) -> EvaluationRequest | None:
@@ -61,6 +65,22 @@ class EvaluationQueue:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting, timeout_s)
             return self._waiting.popleft() if self._waiting else None
+
+
+@lru_cache
+def policy_bytes(config: NetworkConfig, spec: EnvSpec) -> int:
+    """Returns the size of a learner's policy."""
+    return 4 * parameter_count(param_shapes(make_networks(config, spec), spec).actor)
+
+
+def max_waiting_bytes(experiment: Experiment, spec: EnvSpec) -> int:
+    """Returns the bound of the evaluation queue: eight policies of the largest network, or 64 MB of smaller ones."""
+    largest = max(policy_bytes(config, spec) for config in experiment.all_learners.values())
+    return max(POLICIES_WAITING * largest, LEAST_QUEUE_BYTES)
+
+
+def _num_bytes(request: EvaluationRequest) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(request.policy.params))
 
 
 class Evaluator:
@@ -86,11 +106,20 @@ class Evaluator:
         }
 
     def measure(self, network: NetworkConfig, params: Params, draw: int) -> Metrics:
-        """Returns metrics over fresh episodes of the evaluation; `draw` chooses their starts and goals."""
+        """Returns metrics over fresh episodes of the evaluation; `draw` chooses their starts and goals.
+
+        Raises EnvironmentBroken if every episode breaks: then no metric means what its name says.
+        """
         actor = make_networks(network, self._env.spec).actor
         evaluate = _jitted_evaluate(self._env, actor, self._episodes)  # type: ignore[arg-type]
-        metrics = evaluate(params, jax.random.fold_in(self._key, draw))
-        return {name: float(value) for name, value in metrics.items()}
+        metrics, first_break = evaluate(params, jax.random.fold_in(self._key, draw))
+        metrics = {name: float(value) for name, value in metrics.items()}
+        if metrics["broken_episodes"] == self._episodes:
+            config = self._experiment
+            env = f"evaluation.env: {config.evaluation.env}" if config.evaluation.env else f"env: {config.env}"
+            consequence = f"all {self._episodes} episodes of an evaluation broke"
+            raise EnvironmentBroken(explain(env, self._env.spec, first_break, "the evaluator", consequence))
+        return metrics
 
     def run(
         self,
@@ -116,19 +145,19 @@ class Evaluator:
 
 
 @lru_cache
-def _jitted_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params, Array], Metrics]:
+def _jitted_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params, Array], tuple[Metrics, Break]]:
     return jax.jit(make_evaluate(env, actor, episodes))
 
 
-def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params, Array], Metrics]:
-    """Returns `evaluate(params, key) -> metrics`, means over one episode of each of `episodes` environments.
+def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params, Array], tuple[Metrics, Break]]:
+    """Returns `evaluate(params, key) -> (metrics, first break)`, over one episode of each of `episodes` environments.
 
-    time_at_goal: environment steps of an episode within the goal radius. success_rate: share of episodes with at
-    least one such step. final_distance: distance after the last step, in the goal's units. The first two exist for the
-    easy and the hard radius, too, if the environment has them: time_at_goal_easy and so on.
+    Means over episodes. time_at_goal: environment steps of an episode within the goal radius. success_rate: share of
+    episodes with at least one such step. final_distance: distance after the last step, in the goal's units. The first
+    two exist for the easy and the hard radius, too, if the environment has them: time_at_goal_easy and so on.
 
-    An episode that breaks ends at that step, outside of the goal; its final distance is its last finite one. An episode
-    without any finite distance is left out of the mean.
+    An episode that breaks ends at that step, outside of the goal; `broken_episodes` counts these. Its final distance is
+    its last finite one. An episode without any finite distance is left out of the mean, which is NaN without any.
     """
     spec = env.spec
     named = {"": spec.goal_radius, "_easy": spec.easy_radius, "_hard": spec.hard_radius}
@@ -136,7 +165,7 @@ def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params
     start = make_start(env, episodes)
     unroll = make_unroll(env, deterministic_policy(actor), spec.episode_length)
 
-    def evaluate(params: Params, key: Array) -> Metrics:
+    def evaluate(params: Params, key: Array) -> tuple[Metrics, Break]:
         start_key, unroll_key = jax.random.split(key)
         _, made = unroll(params, jnp.zeros((), jnp.int32), start(start_key), unroll_key)
         ended = jnp.cumsum(made.done, axis=0) - made.done  # episodes ended before this step
@@ -147,9 +176,11 @@ def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params
             metrics[f"time_at_goal{suffix}"] = jnp.mean(jnp.sum(at_goal, axis=0))
             metrics[f"success_rate{suffix}"] = jnp.mean(jnp.any(at_goal, axis=0))
         last = first & made.done & jnp.isfinite(made.distance)
-        return metrics | {
+        metrics |= {
             "final_distance": jnp.mean(made.distance, where=last),
             "episode_length": jnp.mean(jnp.sum(first, axis=0)),
+            "broken_episodes": jnp.sum(first & made.broken),
         }
+        return metrics, find_first(made, first & made.broken)
 
     return evaluate

@@ -7,6 +7,7 @@ import jax
 from collector.collector import Collected, make_count, progress_metrics
 from shared.config import Experiment
 from shared.envs.base import GoalEnv
+from shared.errors import RunFailed
 from shared.metrics import Reporter
 from shared.plan import Plan
 from shared.position import Position, start_position
@@ -35,7 +36,7 @@ class Feeder:
         self._steps = environments * plan.unroll_length
         self._chunks_per_window = plan.chunks_per_window
         self._target = plan.windows_after(plan.unrolls) // plan.environments * environments
-        self._unrolls = unrolls
+        self._unrolls, self._stream = unrolls, experiment.stream
         self._count = jax.jit(make_count(env))
         self.position = position or start_position(environments, env.spec.num_cells)
 
@@ -45,8 +46,14 @@ class Feeder:
         return self.position.windows.made >= self._target
 
     def feed(self) -> Collected:
-        """Reads the next unroll."""
-        number, columns = next(self._unrolls)
+        """Reads the next unroll. Raises RunFailed if the shard ends before every window of the plan is fed."""
+        unroll = next(self._unrolls, None)
+        if unroll is None:
+            raise RunFailed(
+                f"stream: {self._stream} ends after {self.position.unrolls} unrolls and {self.position.windows.made} "
+                f"windows of a shard, {self._target} windows were expected; lower budget.env_steps, or record it again"
+            )
+        number, columns = unroll
         visits = self._count(columns.floats, columns.ints)
         self.position = self.position.after(number, columns.ints, visits, self._chunks_per_window)
         return Collected(number, columns, progress_metrics(self.position, self._steps))

@@ -29,18 +29,29 @@ class RolloutState(NamedTuple):
 class Unroll(NamedTuple):
     """T steps of N environments.
 
-    `rows`: Rows `[T, N, ...]`. `distance` `[T, N]`: distance to the commanded goal, in the goal's units, after each
-    step, or before a step that broke. `done` `[T, N]` bool: the episode ended with this step. `broken` `[T, N]` bool:
-    the step's action, the state after it or its distance is not finite, which ended the episode.
+    `rows`: Rows `[T, N, ...]`. `goal` `[T, N, G]`: commanded goal, before each step. `distance` `[T, N]`: distance to
+    the commanded goal, in the goal's units, after each step, or before a step that broke. `done` `[T, N]` bool: the
+    episode ended with this step. `episode_step` `[T, N]` int32: steps of the episode before this one. `broken` `[T, N]`
+    bool: the step's action, the state after it or its distance is not finite, which ended the episode. `entry` `[T, N]`
+    int32: the first of these A + S + 1 numbers that is not finite; A + S + 1 if the step is not broken.
     """
 
     rows: Rows
+    goal: Array
     distance: Array
     done: Array
+    episode_step: Array
     broken: Array
+    entry: Array
 
 
 UnrollFunction = Callable[[Params, Array, RolloutState, Array], tuple[RolloutState, Unroll]]
+
+
+def first_not_finite(numbers: Array) -> jax.Array:
+    """Returns the index `[...]` int32 of the first of `numbers` `[..., E]` that is not finite; E if all are finite."""
+    count = numbers.shape[-1]
+    return jnp.min(jnp.where(jnp.isfinite(numbers), count, jnp.arange(count)), axis=-1)
 
 
 def make_start(env: GoalEnv, environments: int) -> Callable[[Array], RolloutState]:
@@ -67,19 +78,20 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: 
         environments = state.episode.shape[0]
         pool_key, key = jax.random.split(key)
         # Starts are drawn once for the whole unroll: in a simulator, one start costs as much as several steps.
-        # The pool is so large that no environment gets an entry twice: no environment ends more often than it steps.
+        # The pool is so large that no environment gets a start twice: no environment ends more often than it steps.
         keys = state.start_keys if fixed_goals else jax.random.split(pool_key, max(environments, length))
         pool = jax.vmap(env.reset)(keys)
-        first_episode, first_entry = state.episode, jnp.arange(environments)
+        first_episode, first_start = state.episode, jnp.arange(environments)
 
         def step(state: RolloutState, key: Array) -> tuple[RolloutState, Unroll]:
             action = policy(params, state.env.state, state.env.goal, key)
             after = jax.vmap(env.step)(state.env, action)
             distance = env.distance(after.state, after.goal)
-            finite = jnp.isfinite(action).all(axis=-1) & jnp.isfinite(after.state).all(axis=-1)
-            broken = ~(finite & jnp.isfinite(distance))
+            numbers = jnp.concatenate([action, after.state, distance[:, None]], axis=-1)
+            entry = first_not_finite(numbers)
+            broken = entry < numbers.shape[-1]
             done = after.terminated | broken | (state.episode_step + 1 >= spec.episode_length)
-            entry = first_entry if fixed_goals else (first_entry + state.episode - first_episode) % len(keys)
+            start = first_start if fixed_goals else (first_start + state.episode - first_episode) % len(keys)
             rows = Rows(
                 state=state.env.state,
                 action=action,
@@ -88,9 +100,10 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: 
                 version=jnp.broadcast_to(version, done.shape),
             )
             last_distance = env.distance(state.env.state, state.env.goal)
-            made = Unroll(rows, jnp.where(broken, last_distance, distance), done, broken)
+            distance = jnp.where(broken, last_distance, distance)
+            made = Unroll(rows, state.env.goal, distance, done, state.episode_step, broken, entry)
             state = RolloutState(
-                env=jax.tree.map(lambda new, old: jax.vmap(jnp.where)(done, new[entry], old), pool, after),
+                env=jax.tree.map(lambda new, old: jax.vmap(jnp.where)(done, new[start], old), pool, after),
                 episode=state.episode + done,
                 episode_step=jnp.where(done, 0, state.episode_step + 1),
                 step=state.step + 1,

@@ -1,6 +1,5 @@
 """Guard against gradient steps that are not finite: reports them, and ends training where it must."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from learner.relabel import Transitions
 from learner.update import WATCHED, make_steps
 from shared.config import AlgorithmConfig
 from shared.envs.base import EnvSpec
+from shared.files import to_json
 from shared.plan import Plan
 from shared.replay.codec import Columns
 from shared.types import Array, Metrics
@@ -89,7 +89,7 @@ class Guard:
         try:
             self._reports.mkdir(parents=True, exist_ok=True)
             minibatch = self._minibatch(windows, key, found.step - 1)
-            np.savez(path, about=np.array(json.dumps(found._asdict())), **minibatch._asdict())
+            np.savez(path, about=np.array(to_json(found._asdict())), **minibatch._asdict())
         except OSError as error:
             return f"none ({self._reports}: {error.strerror})"
         return str(path)

@@ -41,7 +41,9 @@ def read_yaml(path: Path, what: str, key: str) -> Mapping:
     except yaml.YAMLError as error:
         problem, line = strict_yaml.explain(error)
         where = f", line {line}" if line else ""
-        raise ConfigError(f"{path}{where}: not valid YAML ({printable(problem)})") from error
+        notation = isinstance(error, strict_yaml.OtherNotation)
+        reason = printable(problem) if notation else f"not valid YAML ({printable(problem)})"
+        raise ConfigError(f"{path}{where}: {reason}") from error
     if not isinstance(loaded, Mapping):
         raise ConfigError(f"{path}: holds no {what}; it needs at least the key {key}")
     return loaded

@@ -3,7 +3,9 @@
 The driver never waits: it writes little, next to nothing while roles wait, and the reserve covers that.
 """
 
+import errno
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +16,18 @@ from shared.metrics import Reporter
 GB = 1e9
 DISK_SPACE = "disk space"  # reason of a wait in a role's report
 POLL_S = 1.0
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})  # of an OSError: the disk is full, or the user's quota
 ROOM_AGAIN = 1.1  # free space, in reserves, that ends a wait; at 1 each write could cause the next wait
+
+
+def find_write_fault(folder: Path) -> str:
+    """Creates `folder` if it is missing, and a file in it. Returns the system's reason if that fails, else nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 class StoppedWaiting(RuntimeError):

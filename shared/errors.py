@@ -7,3 +7,7 @@ class ConfigError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that ended before its budget. The line names the role and the cause."""
+
+
+class EnvironmentBroken(RunFailed):
+    """An environment that yields too little to train on. The line names its id, the step, the entry, and the remedy."""

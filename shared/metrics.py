@@ -5,21 +5,21 @@
 
 import json
 import math
-import os
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
+from shared.files import append_line, to_json
 from shared.metrics_catalogue import tensorboard_tag
 from shared.position import Position
 from shared.roles import Role
+from shared.tensorboard import Board
 
 Row = dict[str, Any]
 AXES = ("time", "env_steps", "index")
@@ -43,6 +43,7 @@ class Report(NamedTuple):
         lost_server: number of the last incarnation to which the role lost its connection.
         fatal: the error would come again in another process.
         working_seconds: time since the last wait of any kind ended.
+        longest_work_seconds: longest time between two waits so far.
         position: position of a source after its last row; none before its first row, and for other roles.
     """
 
@@ -58,6 +59,7 @@ class Report(NamedTuple):
     lost_server: int = 0
     fatal: bool = False
     working_seconds: float = math.inf
+    longest_work_seconds: float = 0.0
     position: Position | None = None
 
 
@@ -75,6 +77,7 @@ class Reporter:
         self._waiting_for = ""
         self._waited_within = 0.0  # seconds of the waits within the present one
         self._calls = 0
+        self._longest_work = 0.0
         self._last_call = self._last_row = self._last_wait = time.monotonic()
         self._position: Position | None = None
         self.filling = False
@@ -89,6 +92,7 @@ class Reporter:
         A wait inside another one counts for itself only.
         """
         start = time.monotonic()
+        self._longest_work = max(self._longest_work, start - self._last_wait)
         outer, waited_before = self._waiting_for, self._waited_within
         self._waiting_for, self._waited_within = what, 0.0
         try:
@@ -148,6 +152,7 @@ class Reporter:
                 self.server,
                 self.lost_server,
                 working_seconds=now - self._last_wait,
+                longest_work_seconds=self._longest_work,
                 position=self._position,
             )
 
@@ -165,26 +170,30 @@ class MetricsWriter:
         self._run_dir = Path(run_dir)
         self._newest = newest or {}
         (self._run_dir / "metrics").mkdir(parents=True, exist_ok=True)
-        self._boards: dict[str, SummaryWriter] = {}
+        self._boards: dict[str, Board] = {}
 
     def write(self, role: Role | str, row: Row) -> None:
-        """Appends `row`; `env_steps` is TensorBoard's horizontal axis. Raises OSError when the disk is full."""
+        """Appends `row`; `env_steps` is TensorBoard's horizontal axis. Raises OSError when the disk is full.
+
+        A number that is not finite becomes null in the file, and has no point in TensorBoard.
+        """
         plain = {name: _plain(value) for name, value in row.items()}
-        _append(metrics_file(self._run_dir, role), plain)
+        append_line(metrics_file(self._run_dir, role), to_json(plain))
         board = self._board(curves(role, plain))
         step, kind = int(plain.get("env_steps", 0)), str(role).partition("-")[0]
-        for name, value in scalars(plain).items():
-            board.add_scalar(tensorboard_tag(kind, name), value, step, walltime=plain.get("time"))
+        values = {tensorboard_tag(kind, name): value for name, value in scalars(plain).items()}
+        board.add(values, step, plain.get("time"))
 
-    def _board(self, name: str) -> SummaryWriter:
+    def _board(self, name: str) -> Board:
         if name not in self._boards:
             purge = self._newest[name] + 1 if name in self._newest else None
-            folder = str(self._run_dir / "tensorboard" / name)
-            self._boards[name] = SummaryWriter(folder, purge_step=purge, write_to_disk=True)
+            self._boards[name] = Board(self._run_dir / "tensorboard" / name, purge)
         return self._boards[name]
 
     def close(self) -> None:
-        for board in self._boards.values():
+        """Writes what is left and closes the files; a second call does nothing. Raises OSError on a full disk."""
+        boards, self._boards = self._boards, {}
+        for board in boards.values():
             board.close()
 
 
@@ -194,32 +203,39 @@ def curves(role: Role | str, row: Row) -> str:
 
 
 def scalars(row: Row) -> dict[str, float]:
-    """Returns the metrics of a row that can be drawn: every number that is not an axis."""
-    return {name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in AXES}
+    """Returns the metrics of a row that can be drawn: every finite number that is not an axis."""
+    numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name not in AXES}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def read_metrics(run_dir: Path, role: Role | str) -> list[Row]:
-    """Returns the rows of `role` in order, without those that a resumed run has rewound.
-
-    A last line that a crash cut short is left out.
-    """
+    """Returns the rows of `role` in order, without those that a resumed run has rewound; see `parse_rows`."""
     path = metrics_file(run_dir, role)
-    return parse_rows(path.read_text(encoding="utf-8")) if path.exists() else []
+    return parse_rows(path.read_bytes()) if path.exists() else []
 
 
-def parse_rows(text: str) -> list[Row]:
-    """Returns the rows in the lines of a metrics file; see `read_metrics`."""
+def parse_rows(content: bytes) -> list[Row]:
+    """Returns the rows in the lines of a metrics file. A null in the file is NaN in the row.
+
+    A line that is damaged, or that a crash cut short, is left out.
+    """
     rows: list[Row] = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
+    for line in content.split(b"\n")[:-1]:
+        row = _parse_row(line)
         if REWOUND_TO in row:
             rows = [old for old in rows if not _is_undone(old, row)]
-        else:
+        elif row:
             rows.append(row)
     return rows
+
+
+def _parse_row(line: bytes) -> Row:
+    """Returns the row in a line; empty if the line holds none."""
+    try:
+        row = json.loads(line)
+    except ValueError:  # also bytes that are no text
+        return {}
+    return {name: math.nan if value is None else value for name, value in row.items()} if isinstance(row, dict) else {}
 
 
 def rewind(run_dir: Path, role: Role | str, index: int, learner: str | None = None) -> None:
@@ -231,7 +247,7 @@ def rewind(run_dir: Path, role: Role | str, index: int, learner: str | None = No
     path = metrics_file(run_dir, role)
     if path.exists():
         whose = {} if learner is None else {"learner": learner}
-        _append(path, {"time": time.time(), **whose, REWOUND_TO: index})
+        append_line(path, to_json({"time": time.time(), **whose, REWOUND_TO: index}))
 
 
 def _is_undone(row: Row, marker: Row) -> bool:
@@ -245,23 +261,6 @@ def metrics_files(run_dir: Path) -> list[str]:
 
 def metrics_file(run_dir: Path, role: Role | str) -> Path:
     return Path(run_dir) / "metrics" / f"{role}.jsonl"
-
-
-def _append(path: Path, row: Row) -> None:
-    with open(path, "a+b") as file:
-        _cut_half_line(file)
-        file.write(json.dumps(row).encode() + b"\n")
-
-
-def _cut_half_line(file: BinaryIO) -> None:
-    """Cuts off half a line at the end, which a crash may have left."""
-    end = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return
-    file.seek(end - 1)
-    if file.read(1) != b"\n":
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _plain(value: Any) -> Any:

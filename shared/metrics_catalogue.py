@@ -146,6 +146,7 @@ CATALOGUE: tuple[Metric, ...] = (
         ),
         ("final_distance", "goal units", "Distance to the goal after the last step, mean over episodes.", "result", ""),
         ("episode_length", STEPS, "Steps of an episode, mean over episodes.", "result", ""),
+        ("broken_episodes", "episodes", "Episodes that ended because a number was not finite.", "result", ""),
         ("dropped", "policies", "Evaluations left out so far because the evaluator was too far behind.", "queue", ""),
     ),
     *_row(
@@ -269,8 +270,9 @@ def metrics_page() -> str:
         "",
         "Made by `make docs` from `shared/metrics_catalogue.py`. A run writes one JSON object a line to",
         "`metrics/<role>.jsonl` in its directory; the driver alone writes. A resumed run appends a line with",
-        "`rewound_to` where rows are undone, and readers leave those rows out. TensorBoard groups are given where a",
-        "name has none of its own; gauges are what Prometheus finds as `ray_fathom_...`.",
+        "`rewound_to` where rows are undone, and readers leave those rows out. A number that is not finite is null.",
+        "TensorBoard groups are given where a name has none of its own; gauges are what Prometheus finds as",
+        "`ray_fathom_...`.",
     ]
     for kind in EVERYWHERE:
         lines += ["", f"## `{kind}`", "", "| metric | unit | meaning | TensorBoard | gauge |", "|---|---|---|---|---|"]

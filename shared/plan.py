@@ -83,15 +83,6 @@ class Plan(Frozen):
         parts = self.snapshots + 1
         return tuple(sorted({round(self.updates * i / parts) for i in range(1, parts)} - {0, self.updates}))
 
-    def snapshot_windows(self, updates: int) -> int:
-        """Returns the windows of each environment at which a collector writes its part of the snapshot of `updates`.
-
-        The rate limiter admits no learner to later windows before that update.
-        """
-        sampled = updates * self.windows_per_update + self.error_buffer
-        windows = self.prefill_windows + sampled / self.samples_per_insert
-        return min(math.ceil(windows / self.environments), self.windows // self.environments)
-
 
 def make_plan(experiment: Experiment, spec: EnvSpec) -> Plan:
     """Returns a run's plan. Raises ConfigError if its numbers contradict each other, with the field to change."""

@@ -7,21 +7,26 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from shared.strict_yaml import DECIMAL
+
 
 def _number(value: Any) -> Any:
-    """Refuses `true`, which is a number in Python."""
+    """Refuses `true`, which is a number in Python, and texts that are not decimal numbers, such as `010`."""
     if isinstance(value, bool):
         raise ValueError(f"input should be a number, got {value}")
+    if isinstance(value, str):
+        if not DECIMAL.fullmatch(value):
+            raise ValueError(f"input should be a valid number, written in decimal digits, got {value!r:.80}")
+        return float(value)
     return value
 
 
 def _whole(value: Any) -> Any:
     """Accepts 1e8, which YAML reads as a text, and 1.0e+8, which it reads as a float, as whole numbers."""
-    if isinstance(value, str) and not value.lstrip("+-").isdecimal():
-        try:
-            value = float(value)
-        except ValueError:
-            return value
+    if isinstance(value, str):
+        if not DECIMAL.fullmatch(value):
+            raise ValueError(f"input should be a valid integer, written in decimal digits, got {value!r:.80}")
+        value = float(value) if set(value) & set(".eE") else int(value)
     return int(value) if isinstance(value, float) and value.is_integer() else _number(value)
 
 

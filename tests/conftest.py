@@ -123,7 +123,7 @@ def uncatalogued() -> Callable[[Path], dict[str, list[str]]]:
     def find(run_dir: Path) -> dict[str, list[str]]:
         found = {}
         for path in (run_dir / "metrics").glob("*.jsonl"):
-            names = {name for row in parse_rows(path.read_text()) for name in row}
+            names = {name for row in parse_rows(path.read_bytes()) for name in row}
             if unknown := unknown_metrics(path.stem.partition("-")[0], names):
                 found[path.stem] = unknown
         return found

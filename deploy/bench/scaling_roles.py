@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from deploy.packages import module_command
 from shared.plan import Plan
 from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayError, ReplayTimeout
@@ -32,7 +33,6 @@ START_S = 120.0  # until all roles are connected
 WARM_S = 90.0  # from then until every learner has had a batch
 END_S = 5.0
 POLL_S = 0.25
-ROOT = Path(__file__).parents[2]
 NUM_UNROLLS = 4  # different ones, sent again and again
 PROGRESS = np.dtype([("pid", "i8"), ("windows", "i8"), ("bytes", "i8")])
 
@@ -73,11 +73,11 @@ class SimulatedRoles:
         self.progress = np.memmap(folder / "progress", PROGRESS, "w+", shape=(setting.collectors + setting.learners,))
         (folder / "setting").write_bytes(pickle.dumps((setting, address)))
         self._log = folder / "roles.log"
-        command = [sys.executable, "-m", "deploy.bench.scaling_roles", str(folder)]
+        command = module_command("deploy.bench.scaling_roles", str(folder))
         environ = os.environ | {"JAX_PLATFORMS": "cpu", "OPENBLAS_NUM_THREADS": "1"}
         with self._log.open("wb") as log:
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": log, "stderr": log}
-            self._parent = subprocess.Popen(command, **pipes, start_new_session=True, cwd=ROOT, env=environ)
+            self._parent = subprocess.Popen(command, **pipes, start_new_session=True, env=environ)
 
     def __enter__(self) -> "SimulatedRoles":
         return self

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from deploy.bench.unrolled import Unrolled, unroll_params
+from learner.flops import model_flops
 from learner.state import LearnerState, init_state, make_optimisers
 from learner.update import make_gradients, make_steps, make_update_step, make_update_steps
 from shared.config import Experiment
@@ -23,7 +24,7 @@ from shared.errors import ConfigError
 from shared.networks import NetworkParams, make_networks, param_shapes
 from shared.plan import Plan, make_plan
 from shared.replay.codec import Columns
-from shared.types import Array, Params
+from shared.types import Array
 
 _MINIBATCHES = 4  # the scan's length changes neither trace nor compile time; seconds are divided by it
 _DEEPEST_UNROLLED = 256  # takes ten minutes to compile
@@ -208,22 +209,6 @@ def differences(experiment: Experiment, plan: Plan) -> dict[str, float]:
 
 def _relative(value: Array, expected: Array) -> jax.Array:
     return jnp.max(jnp.abs(value - expected)) / jnp.max(jnp.abs(expected))
-
-
-def model_flops(params: NetworkParams, batch: int, representation_size: int) -> float:
-    """Returns the multiplications and additions in matrix products of one gradient step on `batch` rows.
-
-    A network costs 2 B for each kernel entry forwards, and as much again for its inputs' gradient and for its kernels'
-    gradient. The state-action encoder runs a second time on the actor's own actions, without the kernels' gradient.
-    """
-    actor, critic = params
-    passes = 3 * _kernel_entries(actor) + 5 * _kernel_entries(critic.state_action) + 3 * _kernel_entries(critic.goal)
-    return 2.0 * batch * passes + 3 * 2.0 * batch * batch * representation_size
-
-
-def _kernel_entries(params: Params) -> int:
-    leaves: list[tuple[Any, Any]] = jax.tree_util.tree_flatten_with_path(params)[0]
-    return sum(leaf.size for path, leaf in leaves if path[-1].key == "kernel")
 
 
 def matmul_flops_per_second(precision: str) -> float:

@@ -1,6 +1,5 @@
 """`fathom bench`: options of each benchmark, and output of its result. `deploy/bench/` holds the measurements."""
 
-import json
 import re
 import signal
 from dataclasses import dataclass, fields, replace
@@ -12,10 +11,12 @@ from tyro.conf import Positional, arg
 
 from deploy.bench.harness import to_stderr
 from deploy.bench.saved import check_save, compare, describe_machine, differences, load, save
+from deploy.cli.experiments import find_file
 from deploy.cli.options import EXIT_FAILED, named_env
 from deploy.cli.output import complain, print_rows, show
 from deploy.replay.server.provision import ProvisionError
 from shared.errors import ConfigError, RunFailed
+from shared.files import to_json
 from shared.replay.errors import ReplayError
 
 
@@ -120,12 +121,13 @@ class EndToEnd(_Options):
     """A whole short run, distributed and in one process: speed and waits."""
 
     experiment: Positional[Path | None] = None
-    """The experiment's YAML file; none: one of point_u_maze whose learner is slower than its collector."""
+    """The experiment's YAML file, or a shipped one's name; none: one whose learner is slower than its collector."""
     repeats: int = 9
     """Turns of the collector and of its policy's rollout."""
 
     def arguments(self) -> dict[str, Any]:
-        return {"path": self.experiment, "quick": self.quick, "repeats": self.repeats}
+        path = self.experiment and find_file(self.experiment, "experiment")
+        return {"path": path, "quick": self.quick, "repeats": self.repeats}
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def measure_and_show(options: _Options) -> int:
 def _show(result: dict[str, Any], compared: list[dict[str, Any]], as_json: bool) -> None:
     """Prints a result, its rows as columns since they have many figures, and the comparison, if there is one."""
     if as_json:
-        print(json.dumps(result | ({"compared": compared} if compared else {})))
+        print(to_json(result | ({"compared": compared} if compared else {})))
         return
     if "rows" in result:
         (first, *names), rows = result["rows"][0], result["rows"]

@@ -1,12 +1,12 @@
 """`fathom envs`: all environments as a table, and as the page `docs/environments.md`."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from deploy.cli.output import print_rows
 from shared.config import EnvOptions
 from shared.envs.registry import ENTRY_POINTS, EnvEntry, env_entries, make_env
+from shared.files import to_json
 
 _FAMILIES = {  # heading and introduction of each family, by the module that makes its environments
     "point_maze": (
@@ -83,7 +83,7 @@ class Envs:
         if self.markdown:
             print(page(), end="")
         elif self.json:
-            print(json.dumps(list_envs()))
+            print(to_json(list_envs()))
         else:
             print_rows([{**row, "paper": "yes" if row["paper"] else ""} for row in list_envs()])
         return 0

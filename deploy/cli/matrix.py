@@ -1,14 +1,17 @@
 """`fathom matrix`: every run of a matrix."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
-from deploy.cli.options import EXIT_FAILED, folder_mode, interrupt_on_signals
+from deploy.cli.experiments import find_file
+from deploy.cli.options import EXIT_FAILED, folder_mode
 from deploy.cli.output import complain, make_console, print_rows, say
+from deploy.run.interrupt import Interruption
 from shared.errors import ConfigError
+from shared.files import to_json
 
 
 @dataclass(frozen=True)
@@ -16,55 +19,77 @@ class Matrix:
     """Every run of a matrix of collector depths and learner depths; runs that are done are skipped."""
 
     matrix: Positional[Path]
-    """The matrix's YAML file."""
+    """The matrix's YAML file, or the name of a shipped one; `fathom experiments` lists these."""
     out: Path | None = None
     """Folder of the results; none: a folder under runs/ with the file's name."""
     parallel: int | None = None
     """Largest number of runs at once; none: as many as Ray has room for, or one where they ask for no resources."""
+    overwrite: bool = False
+    """Replace those runs in the folder that have another configuration; without it they are kept."""
     in_process: bool = False
     """Each run in one process, without Ray and Reverb."""
     dir_mode: str = "0700"
     """Mode of new folders, as chmod's octal number; 0750 lets your group read them, too."""
     dry_run: bool = False
-    """Print the cost, and start nothing."""
+    """Print the cost and what becomes of the runs in the folder, and start nothing."""
     json: bool = False
     """Print the dry run as one JSON object."""
 
     def execute(self) -> int:
         """Runs what is not done, then writes the summary. Returns the exit status: 0 if all runs are done."""
         dir_mode = folder_mode(self.dir_mode)
-        from deploy.matrix.estimate import estimate_matrix, table, total
+        self._check_options()
+        path = find_file(self.matrix, "matrix")
+        from deploy.matrix.capacity import check_port
+        from deploy.matrix.estimate import check_disk, estimate_matrix
         from deploy.matrix.execute import execute
         from deploy.matrix.expand import expand, load_matrix
-        from deploy.matrix.folder import check_out
+        from deploy.matrix.folder import check_out, make_agenda
         from deploy.matrix.results import collect_results, write_results
         from deploy.run.setup import prepare_jax
         from deploy.telemetry.wandb_mirror import check_installed
 
-        config = load_matrix(self.matrix)
-        if not self.dry_run:
-            check_installed(expand(config)[0].experiment)
-            if self.parallel is not None and self.parallel < 1:
-                raise ConfigError(f"--parallel: {self.parallel} is not positive")
+        matrix = load_matrix(path)
+        any_run = expand(matrix)[0].experiment
+        check_installed(any_run)
         prepare_jax(cpu_only=True)  # the GPUs belong to the runs
-        estimate = estimate_matrix(config)  # also refuses runs that cannot be made, before any starts
-        if self.dry_run and self.json:
-            print(json.dumps(estimate))
-            return 0
+        estimate = estimate_matrix(matrix)  # also refuses runs that cannot be made, before any starts
+        out = (self.out or Path("runs") / path.stem).absolute()
+        check_out(out, matrix, self.overwrite)
+        agenda = make_agenda(matrix, out, self.overwrite)
+        check_port(agenda.waiting.values(), self.parallel, self.in_process)
+        check_disk(estimate, agenda.waiting, out, any_run.supervision.disk_reserve_gb)
         if self.dry_run:
-            make_console().print(table(estimate))
-            say("\n" + total(estimate))
-            return 0
-        out = (self.out or Path("runs") / self.matrix.stem).absolute()
-        check_out(out, config)
-        interrupt_on_signals()
-        failures = execute(config, out, self.parallel, self.in_process, say, dir_mode)
-        results = collect_results(out, config)
+            return self._print_plan(estimate, agenda)
+        Interruption().install()
+        not_done = execute(matrix, agenda, out, self.parallel, self.in_process, say, dir_mode)
+        results = collect_results(out, matrix)
         write_results(out, results)
         if results["cells"]:
             print_rows(results["cells"])
-        failed = [name for name, reason in failures.items() if reason]
-        if failed:
-            complain(f"{len(failed)} of {len(failures)} runs failed: {', '.join(failed)}")
-        make_console().print(f"results: {out}", highlight=False)
-        return EXIT_FAILED if failed else 0
+        for name in results["missing"]:
+            if name not in not_done:
+                not_done[name] = "its summary.json cannot be read"
+                complain(f"{name}: {not_done[name]}; its results are left out")
+        if not_done:
+            complain(f"{len(not_done)} of {agenda.num_runs} runs are not done: {', '.join(not_done)}")
+        say(f"results: {out}")
+        return EXIT_FAILED if not_done else 0
+
+    def _check_options(self) -> None:
+        if self.parallel is not None and self.parallel < 1:
+            raise ConfigError(f"--parallel: {self.parallel} is not positive")
+        if self.json and not self.dry_run:
+            raise ConfigError("--json: prints the dry run; add --dry-run, or leave it out")
+
+    def _print_plan(self, estimate: dict[str, Any], agenda: Any) -> int:
+        """Prints the dry run. Returns the exit status: 0 if all runs would execute or are done."""
+        from deploy.matrix.estimate import table, total
+
+        if self.json:
+            print(to_json(estimate | {"done": agenda.done, "kept": agenda.kept, "replaced": agenda.replaced}))
+        else:
+            make_console().print(table(estimate))
+            for line in ("", total(estimate), *agenda.lines):
+                say(line)
+        return EXIT_FAILED if agenda.kept else 0

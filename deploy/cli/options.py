@@ -1,7 +1,6 @@
-"""Options of several commands, with their errors; exit statuses; signals."""
+"""Options of several commands, with their errors; exit statuses."""
 
 import re
-import signal
 from typing import Any
 
 from shared.errors import ConfigError
@@ -27,9 +26,3 @@ def named_env(env_id: str) -> Any:
         return make_env(env_id)
     except ValueError as error:
         raise ConfigError(f"--env: {error}") from error
-
-
-def interrupt_on_signals() -> None:
-    """Turns Ctrl-C and `docker stop` into KeyboardInterrupt, also where a shell has made this process ignore Ctrl-C."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)

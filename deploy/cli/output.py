@@ -1,27 +1,34 @@
-"""Output of commands: one line for a mistake, a table or JSON for a result."""
+"""Output of commands: one line for a mistake, a table or JSON for a result. Every value is printed as it is."""
 
-import json
 import sys
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from shared.config_file import printable
+from shared.files import to_json
+
+WIDTH_OF_A_LOG = 200
+# A console for values: brackets in file names are no markup, and `:x:` is no emoji.
+printed_as_is = partial(Console, markup=False, emoji=False, highlight=False)
+
 
 def complain(text: str, style: str = "red") -> None:
     """Prints one coloured line on standard error."""
-    Console(stderr=True, soft_wrap=True).print(f"fathom: {text}", style=style, highlight=False, markup=False)
+    printed_as_is(stderr=True).print(f"fathom: {printable(text)}", style=style, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """Prints one line on standard output as it is."""
-    make_console().print(text, highlight=False, markup=False, soft_wrap=True)
+    """Prints one line on standard output, however long it is."""
+    make_console().print(text, soft_wrap=True)
 
 
 def show(result: dict[str, Any], as_json: bool) -> None:
     """Prints a result: as JSON, or as a table of its `rows`, or of its names and values if it has no rows."""
     if as_json:
-        print(json.dumps(result))
+        print(to_json(result))
         return
     rows = result["rows"] if "rows" in result else [{"": name, "value": value} for name, value in result.items()]
     print_rows(rows)
@@ -31,7 +38,8 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
     """Prints a table with a column for each key of the first row."""
     table = Table(box=None, pad_edge=False)
     for name in rows[0]:
-        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+        # Names that are cut short may look alike, so they are folded.
+        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right", overflow="fold")
     for row in rows:
         table.add_row(*(f"{value:,.4g}" if isinstance(value, float) else str(value) for value in row.values()))
     make_console().print(table)
@@ -39,4 +47,4 @@ def print_rows(rows: list[dict[str, Any]]) -> None:
 
 def make_console() -> Console:
     """Returns a console on standard output, wide enough for a table if there is no terminal."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200)
+    return printed_as_is(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH_OF_A_LOG)

@@ -98,5 +98,7 @@ def _read(text: str, is_text: bool, field: str) -> Any:
         return None if text == "none" else text
     try:
         return strict_yaml.load(text)
+    except strict_yaml.OtherNotation as error:
+        raise ConfigError(f"--{field}: {strict_yaml.explain(error)[0]}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"--{field}: {text!r:.60} is no value ({strict_yaml.explain(error)[0]})") from error

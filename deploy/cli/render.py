@@ -1,14 +1,13 @@
 """`fathom render`: a picture, a film or a 3-D page of an episode."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
 from deploy.cli.options import named_env
-from deploy.cli.output import make_console
+from deploy.cli.output import say
 from shared.errors import ConfigError
 
 
@@ -57,7 +56,6 @@ class Render:
             title = f"{self.env}, random actions"
             stem = Path(str(self.env).replace(":", "."))
         out = self.out or stem.with_name(f"{stem.name}.{self.format}")
-        say = partial(make_console().print, highlight=False)
         try:
             render(env, policy, params, out, self.format, self.seed, say, title, self.steps)
         except OSError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from deploy.cli.options import EXIT_FAILED
-from deploy.cli.output import complain, make_console
+from deploy.cli.output import complain, say
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Report:
         except OSError as error:
             complain(f"{error.filename or folder}: {error.strerror}; make room, or copy the runs to another disk")
             return EXIT_FAILED
-        lines = [f"{run.run}: {run.state}" for run in report.unfinished]
+        lines = [": ".join(filter(None, (each.run, each.part, each.reason))) for each in report.missing]
         lines.append(f"{report.done} of {report.runs} runs: {page}, and {len(files)} files in {folder / 'report'}")
-        make_console().print(*lines, sep="\n", highlight=False, markup=False)
+        for line in lines:
+            say(line)
         return 0

@@ -1,20 +1,26 @@
 """`fathom run`: one collector network and all its learners."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from deploy.cli.options import EXIT_FAILED, folder_mode, interrupt_on_signals
+from deploy.cli.experiments import find_file
+from deploy.cli.options import EXIT_FAILED, folder_mode
 from deploy.cli.output import complain, make_console, say
 from deploy.cli.overrides import override
 from deploy.mode import Mode, choose_mode
+from deploy.run.interrupt import Interrupted, Interruption
 from shared.config import Experiment
 from shared.config_file import load_experiment
 from shared.errors import ConfigError
+from shared.files import OWNER_ONLY
+
+RUNS = Path("runs")  # results without a --run-dir
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,11 @@ class Run:
     """One collector network and all its learners.
 
     Every key of the experiment is an option too, such as `--learners.deep.depth 64`;
-    `fathom run EXPERIMENT.yaml --help` lists them.
+    `fathom run EXPERIMENT --help` lists them.
     """
 
     experiment: Positional[Path]
-    """The experiment's YAML file."""
+    """The experiment's YAML file, or the name of a shipped one; `fathom experiments` lists these."""
     run_dir: Path | None = None
     """Folder for the results; none: a new folder under runs/."""
     in_process: bool = False
@@ -40,7 +46,7 @@ class Run:
     """Resume the run in --run-dir from its newest snapshot; begin where there is none."""
     resume_anyway: bool = False
     """The same, although keys have changed that change no result, such as resources."""
-    total_env_steps: int | None = None
+    total_env_steps: Annotated[str | None, arg(metavar="{None}|INT")] = None
     """Short for --budget.env-steps."""
     dir_mode: str = "0700"
     """Mode of a new run directory, as chmod's octal number: 0700 for you alone, 0750 for your group, too."""
@@ -54,7 +60,8 @@ class Run:
         resume, overwrite, dir_mode = self.resume or self.resume_anyway, self.overwrite, folder_mode(self.dir_mode)
         if resume and (overwrite or self.run_dir is None):
             raise ConfigError("--resume: resumes the run in --run-dir; name it, and leave out --overwrite")
-        experiment = self._experiment(overrides)
+        path = find_file(self.experiment, "experiment")
+        experiment = self._load(path, overrides)
         from deploy.run.setup import check_stream, make_envs_and_plan, prepare_jax
 
         prepare_jax(cpu_only=mode is Mode.DISTRIBUTED)
@@ -69,14 +76,14 @@ class Run:
         envs, plan = make_envs_and_plan(experiment)
         if experiment.stream:
             experiment = experiment.model_copy(update={"stream": check_stream(experiment, plan, envs)})
-        name = f"{self.experiment.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-        run_dir = (self.run_dir or Path("runs") / name).absolute()
-        with run_lock(run_dir):
+        run_dir = (self.run_dir or _new_run_dir(path.stem, dir_mode)).absolute()
+        with run_lock(run_dir.resolve()):
             snapshot = None
             if resume and (run_dir / "config.yaml").exists():
-                check_same(load_experiment(run_dir / "config.yaml"), experiment, self.resume_anyway)
-                if read_status(run_dir).get("state") == "done":
-                    make_console().print(f"{run_dir}: already done", highlight=False)
+                done = read_status(run_dir).get("state") == "done"
+                check_same(load_experiment(run_dir / "config.yaml"), experiment, self.resume_anyway or done)
+                if done:
+                    say(f"{run_dir}: already done")
                     return 0
                 snapshot = find(run_dir, mode, complain)
                 overwrite = True
@@ -87,11 +94,39 @@ class Run:
             check_space(run_dir, experiment, plan, envs.training.spec)
             return _execute(RunRecord(run_dir, experiment, plan, snapshot), envs, mode)
 
-    def _experiment(self, overrides: Sequence[str]) -> Experiment:
-        experiment = load_experiment(self.experiment)
+    def _load(self, path: Path, overrides: Sequence[str]) -> Experiment:
+        experiment = load_experiment(path)
         if self.total_env_steps is not None:
-            overrides = [*overrides, "--budget.env-steps", str(self.total_env_steps)]
+            overrides = [*overrides, "--budget.env-steps", self.total_env_steps]
         return override(experiment, overrides, self.experiment) if overrides else experiment
+
+
+def _new_run_dir(stem: str, mode: int) -> Path:
+    """Creates a folder under runs/ named by `stem` and the time; a number is added if another run has that name.
+
+    Raises ConfigError if it cannot be created.
+    """
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder, number = RUNS / name, 1
+    try:
+        RUNS.mkdir(exist_ok=True)
+        while not _create(folder, mode):
+            number += 1
+            folder = RUNS / f"{name}-{number}"
+    except OSError as error:
+        raise ConfigError(f"{RUNS}/: cannot be written ({error.strerror}); name a folder by --run-dir") from error
+    return folder
+
+
+def _create(folder: Path, mode: int) -> bool:
+    """Creates `folder`; false if it exists. Of several processes at once, one succeeds. Raises OSError."""
+    try:
+        folder.mkdir(OWNER_ONLY)
+    except FileExistsError:
+        return False
+    with suppress(PermissionError):  # some file systems have no modes
+        folder.chmod(mode)
+    return True
 
 
 def _check_one_device() -> None:
@@ -106,50 +141,53 @@ def _check_one_device() -> None:
 def _execute(record: Any, envs: Any, mode: Mode) -> int:
     """Runs until the budget is spent; however the run ends, status.json and one line say why."""
     from deploy.run.setup import explain_failure
+    from deploy.run.summary import table
     from deploy.telemetry.wandb_mirror import Mirror
 
     mirror = Mirror(record.run_dir, say, complain) if record.experiment.wandb.project else None
-    interrupt_on_signals()
+    interruption = Interruption()
+    interruption.install()
     try:
-        _supervised(record, envs, mode)
-        return 0
-    except KeyboardInterrupt:
-        record.status("interrupted", "stopped by the user")
+        summary = _supervised(record, envs, mode, interruption)
+    except Interrupted as error:
+        with suppress(OSError):  # a full disk must not hide the signal
+            record.status("interrupted", str(error))
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
         reason = explain_failure(error, record.run_dir)
-        record.status("failed", reason)
         complain(reason)
+        with suppress(OSError):  # a full disk, which the line names
+            record.status("failed", reason)
         return EXIT_FAILED
     finally:
-        record.close()
+        with suppress(OSError):
+            record.close()
         if mirror:  # after the last status, which it reports
             mirror.close()
+    make_console().print(table(summary))
+    say(f"results: {record.run_dir}")
+    return 0
 
 
-def _supervised(record: Any, envs: Any, mode: Mode) -> None:
+def _supervised(record: Any, envs: Any, mode: Mode, interruption: Interruption) -> dict[str, Any]:
+    """Runs until the budget is spent and writes the results. Returns the summary."""
     from deploy.cli.console import RunConsole
-    from deploy.run.summary import plot, summarise, table
+    from deploy.run.summary import plot, summarise
     from shared.files import write_json
 
-    output = make_console()
     record.status("running")
-    with RunConsole(record, output) as console:
-        _start(record, envs, mode, console.say, console.update)
+    with RunConsole(record, make_console()) as console:
+        if mode is Mode.DISTRIBUTED:
+            from deploy.run.launch import Launch
+
+            Launch(record, envs.training.spec, console.say, interruption).run(console.update)
+        else:
+            from deploy.run.in_process import InProcessRun
+
+            InProcessRun(record, envs, console.say, mode, interruption).run(console.update)
     summary = summarise(record, envs.training.spec)
-    write_json(record.run_dir / "summary.json", summary)
     plot(record, record.run_dir / "learning_curve.png")
+    write_json(record.run_dir / "summary.json", summary)  # a run with a summary is done
     record.status("done")
-    output.print(table(summary))
-    output.print(f"results: {record.run_dir}", highlight=False)
-
-
-def _start(record: Any, envs: Any, mode: Mode, say: Callable[[str], None], on_progress: Callable[..., None]) -> None:
-    if mode is Mode.DISTRIBUTED:
-        from deploy.run.launch import Launch
-
-        Launch(record, envs.training.spec, say).run(on_progress)
-    else:
-        from deploy.run.in_process import InProcessRun
-
-        InProcessRun(record, envs, say, mode).run(on_progress)
+    record.remove_backups()
+    return summary

@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
 # Slurm: a Ray cluster on the nodes of one job, and a matrix on it. Submit from the checkout, on a file system that all
-# nodes share: sbatch deploy/clusters/slurm.sh [MATRIX.yaml]. A second job skips the runs that are done.
+# nodes share: sbatch deploy/clusters/slurm.sh [MATRIX.yaml]. Slurm warns five minutes before it takes the nodes. The runs
+# then take snapshots and end, and the job is queued again; it skips runs that are done and resumes the others.
 #SBATCH --job-name=fathom
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-task=16
 #SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
 matrix=${1:-deploy/experiments/ant_big_maze_matrix.yaml}
 export PATH="$PWD/.venv/bin:$PATH" RAY_AUTH_MODE=token
@@ -36,4 +40,12 @@ while True:
         sys.exit("the Ray nodes did not come up within 300 s")
     time.sleep(2)
 PYTHON
-fathom matrix "$matrix" --out "runs/$(basename "$matrix" .yaml)"
+fathom matrix "$matrix" --out "runs/$(basename "$matrix" .yaml)" &
+runs=$! warned=
+trap 'warned=yes; kill -USR1 "$runs"' USR1
+status=0; wait "$runs" || status=$?
+if [[ $warned ]]; then  # the signal has only ended the wait
+  status=0; wait "$runs" || status=$?
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$status"

@@ -1,4 +1,5 @@
 """Matrices: every run of collector depths x learner depths x seeds, and the results of these runs.
 
-The package may import run and scheduling. Begin with `expand.py`, which expands a matrix; `execute.py` executes it.
+The package may import run, recovery and scheduling. Begin with `expand.py`, which expands a matrix; `execute.py`
+executes it.
 """

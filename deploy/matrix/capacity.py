@@ -5,21 +5,21 @@ import os
 import select
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import psutil
 
 from deploy.matrix.expand import MatrixRun
+from deploy.packages import module_command
 from deploy.scheduling.placement import Node, Roles, asks_nothing, assign_resources, find_shortage, pack, roles_of
 from deploy.scheduling.reaper import end_child
 from shared.config import Experiment
 from shared.envs.registry import make_envs
 from shared.errors import ConfigError
 
-START_S = 90.0  # a healthy cluster starts within seconds
+START_S = 180.0  # a healthy cluster starts within seconds; on a busy machine, two tries take over a minute each
 STOP_S = 30.0
 STORE_SHARE = 0.3  # of the machine's memory; Ray's own default for its object store
 
@@ -36,6 +36,16 @@ def may_start(wanted: Roles, running: Sequence[Roles], nodes: Sequence[Node], pa
         return parallel is not None or not any(map(asks_nothing, running))
     runs = enumerate((wanted, *running))
     return pack({(run, role): asked for run, roles in runs for role, asked in roles.items()}, nodes) is not None
+
+
+def check_port(runs: Collection[MatrixRun], parallel: int | None, in_process: bool) -> None:
+    """Raises ConfigError if several of `runs` may need the same port at once. A fixed port suits a single run."""
+    ports = {run.experiment.replay.port for run in runs} - {None}
+    if ports and len(runs) > 1 and parallel != 1 and not in_process:
+        raise ConfigError(
+            f"experiment.replay.port: {ports.pop()} is one port, and {len(runs)} runs may need it at once; "
+            "leave it out, or add --parallel 1"
+        )
 
 
 def demands(runs: Sequence[MatrixRun], nodes: Sequence[Node]) -> dict[str, Roles]:
@@ -84,7 +94,7 @@ def open_capacity(runs: Sequence[MatrixRun], parallel: int | None, in_process: b
     if in_process or all(_needs_no_cluster(run.experiment) for run in runs):
         yield Capacity({run.name: {} for run in runs})
         return
-    command = [sys.executable, "-m", "deploy.scheduling.ray_cluster", str(_store_bytes(runs, parallel))]
+    command = module_command("deploy.scheduling.ray_cluster", str(_store_bytes(runs, parallel)))
     holder = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -100,8 +110,10 @@ def _answer(holder: subprocess.Popen) -> dict[str, Any]:
     """Returns the description that the holder prints of its cluster. Raises ConfigError."""
     assert holder.stdout is not None
     with holder.stdout:
-        line = holder.stdout.readline() if select.select([holder.stdout], [], [], START_S)[0] else b""
-    answer = json.loads(line) if line else {"error": f"Ray did not start within {START_S:g} s"}
+        in_time = select.select([holder.stdout], [], [], START_S)[0]
+        line = holder.stdout.readline() if in_time else b""
+    fault = "the process that starts Ray ended" if in_time else f"Ray did not start within {START_S:g} s"
+    answer = json.loads(line) if line else {"error": f"{fault}; run again when fewer programs use the machine"}
     if "error" in answer:
         holder.kill()  # it may hang
         raise ConfigError(answer["error"])

@@ -1,19 +1,25 @@
 """Cost of a matrix, computed before anything starts."""
 
+import shutil
 from collections import Counter
+from collections.abc import Collection
 from functools import cache
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from deploy.matrix.expand import MatrixConfig, expand
+from deploy.matrix.expand import MatrixConfig, MatrixRun, expand
+from deploy.run.run_dir import COPIES_IN_CHECKPOINT, held_bytes
 from shared.config import NetworkConfig
+from shared.disk import GB
 from shared.envs.base import EnvSpec
 from shared.envs.registry import make_envs
+from shared.errors import ConfigError
 from shared.networks import make_networks, network_size
-from shared.plan import make_plan
+from shared.plan import Plan, make_plan
 from shared.stream.format import bytes_of_stream
 
 COPIES_IN_MEMORY = 4  # parameters, gradients and Adam's two moments, float32
@@ -23,14 +29,13 @@ def estimate_matrix(matrix: MatrixConfig) -> dict[str, Any]:
     """Returns `rows`, one for each learner of each run; `totals`; and `recorded`: whether runs record their streams.
 
     `env_steps` and `stream_bytes`, the uncompressed size of a recorded stream, are those of the row's run.
-    Raises ConfigError if a run cannot be made.
+    Raises ConfigError, with the matrix's key, if a run cannot be made.
     """
     rows = []
     runs = expand(matrix)
     totals: Counter[str] = Counter(runs=len(runs))
     for run in runs:
-        spec = make_envs(run.experiment).training.spec
-        plan = make_plan(run.experiment, spec)
+        spec, plan = _plan(run, matrix)
         stream_bytes = bytes_of_stream(plan.env_steps, spec.state_size, spec.action_size)
         totals.update(cells=len(run.experiment.learners), env_steps=plan.env_steps, stream_bytes=stream_bytes)
         for name, config in run.experiment.all_learners.items():
@@ -49,6 +54,35 @@ def estimate_matrix(matrix: MatrixConfig) -> dict[str, Any]:
                 }
             )
     return {"rows": rows, "totals": totals, "recorded": runs[0].experiment.record}
+
+
+def _plan(run: MatrixRun, matrix: MatrixConfig) -> tuple[EnvSpec, Plan]:
+    try:
+        spec = make_envs(run.experiment).training.spec
+        return spec, make_plan(run.experiment, spec)
+    except ConfigError as error:
+        key, _, mistake = str(error).partition(":")
+        env = run.experiment.env
+        own = {"env": "envs"} | ({"evaluation.env": f"evaluation_envs.{env}"} if env in matrix.evaluation_envs else {})
+        raise ConfigError(f"{own.get(key, f'experiment.{key}')}:{mistake}") from error
+
+
+def check_disk(estimate: dict[str, Any], names: Collection[str], out: Path, reserve_gb: float) -> None:
+    """Raises ConfigError unless the disk of `out` can hold all that the runs called `names` keep when they are done.
+
+    That is every learner's checkpoint and the recorded streams. Files that a run has there already count as part of
+    it. Each run checks at its start what it needs besides.
+    """
+    rows = [row for row in estimate["rows"] if row["run"] in names]
+    streams = {row["run"]: row["stream_bytes"] for row in rows} if estimate["recorded"] else {}
+    needed = sum(4 * COPIES_IN_CHECKPOINT * row["parameters"] for row in rows) + sum(streams.values())
+    missing = needed - sum(held_bytes(out / name) for name in names)
+    disk = next(folder for folder in (out, *out.parents) if folder.is_dir())
+    if missing > 0 and missing + reserve_gb * GB > (free := shutil.disk_usage(disk).free):
+        raise ConfigError(
+            f"--out: {disk} has {readable_bytes(free)} free, all runs together keep about {readable_bytes(missing)} "
+            f"more and leave {reserve_gb:g} GB free (supervision.disk_reserve_gb); make room, or name another folder"
+        )
 
 
 @cache

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from shared.config import Experiment, Frozen, NetworkConfig
 from shared.config_file import explain, parse_experiment, read_yaml
 from shared.errors import ConfigError
+from shared.files import replace_file
 from shared.values import Depth, EnvId, Seed
 
 _SET_BY_THE_MATRIX = ("env", "seed", "learners", "stream")
@@ -56,6 +57,8 @@ class MatrixConfig(Frozen):
             raise ValueError("experiment.replay.pace: free gives cells different paces; use lockstep")
         if unknown := sorted(set(self.evaluation_envs) - set(self.envs)):
             raise ValueError(f"evaluation_envs.{unknown[0]}: not among envs")
+        if len({_folder_name(env) for env in self.envs}) < len(self.envs):
+            raise ValueError("envs: two of them differ in ':' and '.' alone, and would share their folders; name one")
         runs = len(self.envs) * len(self.collector_depths) * len(self.seeds)
         if runs * (1 + len(self.learner_depths)) > MOST_LEARNERS:
             raise ValueError(
@@ -79,9 +82,18 @@ class MatrixRun(NamedTuple):
         return self.experiment.stream is not None
 
     @property
+    def fed_by(self) -> str:
+        """Name of the run whose stream a fed run trains on; empty for other runs."""
+        return Path(self.experiment.stream).parent.name if self.experiment.stream else ""
+
+    @property
     def learner_depths(self) -> tuple[int, ...]:
         """Depths of the passive learners."""
         return tuple(learner.depth for learner in self.experiment.learners.values())
+
+
+def _folder_name(env: str) -> str:
+    return env.replace(":", ".")
 
 
 def load_matrix(path: Path) -> MatrixConfig:
@@ -115,7 +127,7 @@ def _make_run(matrix: MatrixConfig, env: str, depth: int, seed: int, prefix: str
     values["learners"] = {f"d{each}": {**network, "depth": each, "seed": 1} for each in matrix.learner_depths}
     if env in matrix.evaluation_envs:
         values["evaluation"] = {**values.get("evaluation", {}), "env": matrix.evaluation_envs[env]}
-    name = f"{env.replace(':', '.')}-c{depth}-s{seed}"
+    name = f"{_folder_name(env)}-c{depth}-s{seed}"
     return MatrixRun(name, depth, parse_experiment(values, prefix))
 
 
@@ -128,4 +140,4 @@ def fed_run(run: MatrixRun, depth: int, stream: Path) -> MatrixRun:
 
 def write_matrix(matrix: MatrixConfig, path: Path) -> None:
     values = matrix.model_dump(mode="json", exclude_unset=True)
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    replace_file(path, yaml.safe_dump(values, sort_keys=False))

@@ -2,12 +2,13 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from deploy.matrix.expand import MatrixConfig
 from deploy.matrix.folder import is_done, runs_in
+from deploy.run.run_dir import read_status
+from deploy.run.summary import read_summary
 from shared.config import ACTIVE
 from shared.files import replace_file, write_json
 
@@ -29,28 +30,27 @@ def collect_results(out: Path, matrix: MatrixConfig) -> dict[str, Any]:
     """Returns the results of the runs in `out` that are done.
 
     `cells`: a row of `COLUMNS` for each passive learner, in the order of the axes. `active`: the same for collector
-    learners. `missing`: names of the runs that are not done.
+    learners. `missing`: names of the runs that are not done, or whose summary cannot be read.
     """
     cells: list[dict[str, Any]] = []
     active: list[dict[str, Any]] = []
     missing = []
     for run in runs_in(matrix, out):
         run_dir = out / run.name
-        if not is_done(run_dir, run):
+        summary = read_summary(run_dir) if is_done(run_dir, run) else {}
+        if not summary:
             missing.append(run.name)
             continue
-        summary = json.loads((run_dir / "summary.json").read_text())
-        seconds = json.loads((run_dir / "status.json").read_text())["seconds"]
-        for name, learner in summary["learners"].items():
+        for name, learner in summary.get("learners", {}).items():
             row = learner | {
                 "env": run.experiment.env,
                 "collector_depth": run.collector_depth,
-                "learner_depth": learner["depth"],
+                "learner_depth": run.experiment.learner(name).depth,
                 "seed": run.experiment.seed,
-                "coverage": summary["collector"]["coverage"],
-                "wall_seconds": seconds,
+                "coverage": summary.get("collector", {}).get("coverage"),
+                "wall_seconds": read_status(run_dir).get("seconds"),
             }
-            (active if name == ACTIVE else cells).append({key: row[key] for key in COLUMNS})
+            (active if name == ACTIVE else cells).append({key: row.get(key) for key in COLUMNS})
     axes = {
         "env": matrix.envs,
         "collector_depth": matrix.collector_depths,

@@ -20,7 +20,7 @@ from deploy.mode import Mode
 from shared import checkpoint
 from shared.config import Frozen
 from shared.errors import ConfigError
-from shared.files import replace_file
+from shared.files import replace_file, to_json
 from shared.position import Position
 from shared.roles import Role
 from shared.stream.backup import link_shard, restore_shard
@@ -102,7 +102,7 @@ def write_learner(part: Part, state: Any, pause_s: float) -> None:
 def write_source(part: Part, position: Position, state: CollectorState | None, pause_s: float) -> None:
     """Writes a collector's part, whose shard is linked already, or a feeder's, without a `state`. Raises OSError."""
     began = time.monotonic()
-    (part.folder / POSITION).write_text(json.dumps(position.as_json()), encoding="utf-8")
+    replace_file(part.folder / POSITION, to_json(position.as_json()))
     if state is not None:
         checkpoint.save(part.folder / STATE, state)
     part.seal(began, pause_s)
@@ -117,7 +117,7 @@ def write_driver(part: Part, generators: Mapping[str, Any]) -> None:
     """Writes the states of the generators that sample in an in-process run, by learner. Raises OSError."""
     began = time.monotonic()
     part.begin()
-    (part.folder / GENERATORS).write_text(json.dumps(generators), encoding="utf-8")
+    replace_file(part.folder / GENERATORS, to_json(generators))
     part.seal(began, 0.0)
 
 

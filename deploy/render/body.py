@@ -15,6 +15,7 @@ from deploy.render.episode import Episode
 from deploy.render.film import write_film
 from deploy.render.scene import Scene, look_at, view_direction
 from shared.envs.brax_env import BraxEnv
+from shared.files import replace_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -78,7 +79,7 @@ def write_page(env: BraxEnv, episodes: Sequence[Episode], out: Path, title: str)
     camera = look_at(scene.points, _PAGE_ASPECT, _PAGE_FIELD_OF_VIEW)
     position = camera.lookat - camera.distance * view_direction(camera)
     view = _PAGE_VIEW.format(target=camera.lookat.tolist(), position=position.tolist())
-    out.write_text(page.replace(_PAGE_OPENS, _PAGE_OPENS + view), encoding="utf-8")
+    replace_file(out, page.replace(_PAGE_OPENS, _PAGE_OPENS + view), sync=False)
 
 
 WRITERS = {"png": write_sheet, "mp4": write_body_film, "html": write_page}

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from deploy.replay.server.process import TableSpec
+from deploy.scheduling.calls import CallError, CallFailed, NoAnswer, ProcessDied, get_answer
 from deploy.scheduling.processes import end_actor
 from shared.config import ACTIVE, Experiment
 from shared.errors import RunFailed
 from shared.metrics import Row
 from shared.plan import Plan
+from shared.replay.announcements import ServerIncarnation
 from shared.replay.errors import ReplayError
 from shared.replay.info import ReplayMonitor, ServerInfo
-from shared.replay.reconnecting import RefillSplit, ServerIncarnation
+from shared.replay.reconnecting import RefillSplit
 from shared.roles import Role, learner_role, source_roles
 
 POLL_S = 2.0
@@ -91,13 +92,12 @@ class ReplayService:
             self._monitor = None
         self._enter("ending", self._actor.stop.remote())
 
-    def forget_samples(self) -> None:
-        """Replaces the server after a learner's death.
+    def forget_samples(self, learner: str) -> None:
+        """Replaces the server after the death of a learner whose table is limited.
 
-        The limiter of the learner's table has counted samples that were lost on their way; only a new server can get
-        other counts.
+        The limiter has counted samples that were lost on their way; only a new server can get other counts.
         """
-        if self._phase in ("starting", "up"):
+        if self._phase in ("starting", "up") and is_limited(self._experiment, learner):
             self.replace()
 
     def forget_refill(self, refilled_server: int) -> None:
@@ -141,8 +141,8 @@ class ReplayService:
 
     def stop(self, timeout_s: float) -> None:
         """Stops the server at the run's end, within `timeout_s` seconds."""
-        with suppress(RayActorError, RayTaskError, GetTimeoutError):  # gone, or hung and about to be killed
-            ray.get(self._actor.stop.remote(), timeout=timeout_s)
+        with suppress(CallError):  # gone, or hung and about to be killed
+            get_answer(self._actor.stop.remote(), timeout_s)
         if self._monitor is not None:
             self._monitor.close()
 
@@ -159,8 +159,8 @@ class ReplayService:
     def _kill_actor(self) -> None:
         """Kills the server's actor; its child, the server, ends with it."""
         try:
-            end_actor(self._actor, *ray.get(self._actor_where, timeout=0))
-        except (RayActorError, GetTimeoutError):
+            end_actor(self._actor, *get_answer(self._actor_where, 0))
+        except (ProcessDied, NoAnswer):
             end_actor(self._actor)
 
     def _enter(self, phase: Phase, pending: Any = None) -> None:
@@ -171,8 +171,8 @@ class ReplayService:
         if not ready and time.monotonic() - self._since < STOP_S:
             return
         try:
-            ray.get(self._pending, timeout=0)
-        except (RayActorError, RayTaskError, GetTimeoutError):
+            get_answer(self._pending, 0)
+        except CallError:
             self._kill_actor()
             self._create_actor()
         self._answers = {}
@@ -193,9 +193,9 @@ class ReplayService:
             if answer not in ready:
                 continue
             try:
-                answers[role] = ray.get(answer, timeout=ANSWER_S)
-            except RayActorError:
-                answers[role] = None  # the supervisor restarts it
+                answers[role] = get_answer(answer, ANSWER_S)
+            except CallError:
+                answers[role] = None  # asked again; the supervisor restarts a dead one
             if answers[role] is None:
                 del self._answers[role]
         if all(answers.get(role) is not None for role in actors):
@@ -220,10 +220,11 @@ class ReplayService:
         if not ready and time.monotonic() - self._since < experiment.supervision.start_seconds:
             return
         try:
-            address = ray.get(self._pending, timeout=0)
-        except RayTaskError as error:
-            raise RunFailed(f"replay.port: {error.cause}" if experiment.replay.port else str(error.cause)) from error
-        except (GetTimeoutError, RayActorError):
+            address = get_answer(self._pending, 0)
+        except CallFailed as error:
+            cause = error.__cause__
+            raise RunFailed(f"replay.port: {cause}" if experiment.replay.port else str(cause)) from error
+        except (NoAnswer, ProcessDied):
             if self._incarnations > 1:
                 self.replace()
                 return
@@ -240,7 +241,7 @@ class ReplayService:
         ready, _ = ray.wait([self._pending], timeout=0)
         try:
             if ready:
-                reason = ray.get(self._pending, timeout=0)
+                reason = get_answer(self._pending, 0)
                 if reason:
                     return str(reason)
                 self._warn()
@@ -248,8 +249,8 @@ class ReplayService:
                     self._enter("up", self._actor.exit_reason.remote())
             elif time.monotonic() - self._since > ANSWER_S:
                 return "the replay server's process does not answer"
-        except RayActorError:
-            return "the replay server's process died"
+        except CallError as error:
+            return f"the replay server's process died: {error}"
         if time.monotonic() - self._polled > POLL_S:
             try:
                 self.poll()
@@ -258,10 +259,11 @@ class ReplayService:
         return ""
 
     def _warn(self) -> None:
-        """Says once for each server who can reach it; the actor answers in the order of the questions."""
+        """Says once for each server if public addresses reach it. A check that fails says nothing: it is a hint."""
         exposure, self._exposure = self._exposure, None
-        if exposure is not None and (text := ray.get(exposure, timeout=ANSWER_S)):
-            self._say(text)
+        with suppress(CallError):
+            if exposure is not None and (text := get_answer(exposure, ANSWER_S)):
+                self._say(text)
 
     def _counts(self, info: ServerInfo) -> Row:
         """Returns every table's counts over all incarnations, under its learner's name."""
@@ -274,14 +276,16 @@ class ReplayService:
         return row
 
 
+def is_limited(experiment: Experiment, learner: str) -> bool:
+    """True if the learner's table limits its pace: every table in lockstep, else the collector learner's alone."""
+    return experiment.replay.pace == "lockstep" or learner == ACTIVE
+
+
 def table_spec(
     experiment: Experiment, plan: Plan, name: str, table: str, inserted: int = 0, sampled: int = 0, refilled: int = 0
 ) -> TableSpec:
-    """Returns the table of the learner `name`; see `TableSpec` for the last three.
-
-    In lockstep every table limits; with free pace only the collector learner's does.
-    """
-    limited = experiment.replay.pace == "lockstep" or name == ACTIVE
+    """Returns the table of the learner `name`; see `TableSpec` for the last three."""
+    limited = is_limited(experiment, name)
     return TableSpec(
         name=table,
         max_size=plan.max_windows,

@@ -1,4 +1,4 @@
 """The report of a matrix: statistics, figures, tables and one HTML page.
 
-It may import matrix. Begin with `analyse.py`; data go `read` -> `analyse` -> `contents` -> `page` and `files`.
+It may import matrix and run. Begin with `analyse.py`; data go `read` -> `analyse` -> `contents` -> `page` and `files`.
 """

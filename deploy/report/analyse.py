@@ -26,13 +26,12 @@ _place = attrgetter("collector_depth", "learner_depth")
 
 def make_report(record: MatrixRecord) -> contents.Report:
     matrix = record.matrix
-    done = len({trial.run for trial in record.trials})
     return contents.Report(
         name=record.directory.name,
         seeds=matrix.seeds,
-        runs=len(record.unfinished) + done,
-        done=done,
-        unfinished=tuple(record.unfinished),
+        runs=record.runs,
+        done=record.done,
+        missing=tuple(record.missing),
         envs=tuple(_environment(record, env) for env in matrix.envs),
         provenance=tuple(record.provenance),
         matrix=matrix.model_dump(mode="json", exclude_unset=True),
@@ -89,12 +88,18 @@ def _cells(trials: Sequence[Trial], marks: Mapping[Trial, str]) -> tuple[content
             *_place(group[0]),
             seeds=tuple(each.seed for each in group),
             time_at_goal=estimate([trial.final for trial in group]),
-            success_rate=estimate([trial.success_rate for trial in group]),
+            success_rate=_estimate_known(trial.success_rate for trial in group),
             area=estimate([trial.area for trial in group]),
             marks=tuple(f"seed {trial.seed}: {marks[trial]}" for trial in group if marks[trial]),
         )
         for group in _grouped(trials, _place)
     )
+
+
+def _estimate_known(values: Iterable[float]) -> statistics.Estimate:
+    """Returns the estimate of the values that are known, which is NaN of no seed without any."""
+    known = [value for value in values if not np.isnan(value)]
+    return estimate(known) if known else statistics.Estimate(np.nan, None, 0)
 
 
 def _paired(ours: Values, theirs: Values) -> statistics.Difference | None:
@@ -155,9 +160,9 @@ def _ratios(values: Values, depths: Depths) -> list[statistics.DepthRatio]:
 
 
 def _curve(group: Sequence[Trial]) -> contents.Curve:
-    """Returns the curve of one place. An evaluation that a busy evaluator skipped for one seed is skipped for all."""
-    steps = reduce(np.intersect1d, (trial.steps for trial in group))
-    collecting = [trial for trial in group if not trial.fed]
+    """Returns the curve of one place."""
+    steps = _common_steps([trial.steps for trial in group])
+    collecting = [trial for trial in group if not trial.fed and not np.isnan(trial.seconds).any()]
     # The grid ends with the fastest seed: beyond its end the mean would be over the other seeds alone.
     grid = np.linspace(0, min((trial.seconds[-1] for trial in collecting), default=0), len(steps))
     timed = [np.interp(grid, trial.seconds, trial.time_at_goal) for trial in collecting]
@@ -172,18 +177,33 @@ def _curve(group: Sequence[Trial]) -> contents.Curve:
     )
 
 
+def _common_steps(series: Sequence[Values]) -> Values:
+    """Returns the evaluations that all seeds have: one that a busy evaluator skipped for one seed is skipped for all.
+
+    Seeds that were evaluated at other steps, by another version, share a range instead.
+    """
+    common = reduce(np.intersect1d, series)
+    if len(common) > 1:
+        return common
+    return np.linspace(max(steps[0] for steps in series), min(steps[-1] for steps in series), min(map(len, series)))
+
+
 def _explored(explorations: Sequence[Exploration]) -> tuple[contents.Explored, ...]:
-    return tuple(
-        contents.Explored(
-            collector_depth=group[0].collector_depth,
-            seeds=tuple(each.seed for each in group),
-            coverage=estimate([each.coverage[-1] for each in group]),
-            entropy=estimate([each.entropy for each in group]),
-            env_steps_per_second=estimate([each.env_steps_per_second for each in group]),
-            steps=group[0].steps,
-            by_steps=statistics.curve_band([each.coverage for each in group]),
-        )
-        for group in _grouped(explorations, attrgetter("collector_depth"))
+    return tuple(_explored_by(group) for group in _grouped(explorations, attrgetter("collector_depth")))
+
+
+def _explored_by(group: Sequence[Exploration]) -> contents.Explored:
+    """Returns the coverage by collectors of one depth, up to the end of the longest run; shorter runs keep theirs."""
+    first, last = (max(each.steps[end] for each in group) for end in (0, -1))
+    steps = np.linspace(first, last, max(len(each.steps) for each in group))
+    return contents.Explored(
+        collector_depth=group[0].collector_depth,
+        seeds=tuple(each.seed for each in group),
+        coverage=estimate([each.coverage[-1] for each in group]),
+        entropy=estimate([each.entropy for each in group]),
+        env_steps_per_second=_estimate_known(each.env_steps_per_second for each in group),
+        steps=steps,
+        by_steps=statistics.curve_band([np.interp(steps, each.steps, each.coverage) for each in group]),
     )
 
 
@@ -191,8 +211,8 @@ def _costs(trials: Sequence[Trial]) -> tuple[contents.Cost, ...]:
     return tuple(
         contents.Cost(
             learner_depth=group[0].learner_depth,
-            parameters=group[0].parameters,
-            gradient_steps_per_second=estimate([trial.gradient_steps_per_second for trial in group]),
+            parameters=next((trial.parameters for trial in group if not np.isnan(trial.parameters)), np.nan),
+            gradient_steps_per_second=_estimate_known(trial.gradient_steps_per_second for trial in group),
         )
         for group in _grouped(trials, attrgetter("learner_depth"))
     )
@@ -200,15 +220,21 @@ def _costs(trials: Sequence[Trial]) -> tuple[contents.Cost, ...]:
 
 def _marks(trials: Sequence[Trial]) -> dict[Trial, str]:
     """Returns how each trial differs: in gradient steps from most of `trials`, otherwise from its stream's median."""
-    counts = Counter(trial.gradient_steps for trial in trials)
+    counts = Counter(trial.gradient_steps for trial in trials if not np.isnan(trial.gradient_steps))
     usual_steps = max(counts, key=lambda steps: counts[steps], default=0)
     marks = {}
     for stream in _grouped(trials, attrgetter("collector_depth", "seed")):
-        ratio = float(np.median([trial.samples_per_insert for trial in stream]))
-        age = float(np.median([trial.sample_age for trial in stream]))
+        ratio, age = (
+            _median([getattr(trial, name) for trial in stream]) for name in ("samples_per_insert", "sample_age")
+        )
         for trial in stream:
-            found = []
-            if trial.gradient_steps != usual_steps:
+            known = {
+                "gradient steps": trial.gradient_steps,
+                "samples per insert": trial.samples_per_insert,
+                "sample age": trial.sample_age - trial.age_spread,
+            }
+            found = [f"unknown {name}" for name, value in known.items() if np.isnan(value)]
+            if trial.gradient_steps != usual_steps and not np.isnan(trial.gradient_steps):
                 found.append(f"{trial.gradient_steps:,} gradient steps, most have {usual_steps:,}")
             if abs(trial.samples_per_insert - ratio) > SAMPLES_PER_INSERT_TOLERANCE * ratio:
                 found.append(f"{trial.samples_per_insert:.3f} samples per insert, its stream's median is {ratio:.3f}")
@@ -216,6 +242,12 @@ def _marks(trials: Sequence[Trial]) -> dict[Trial, str]:
                 found.append(f"sample age {trial.sample_age:.0f}, its stream's median is {age:.0f}")
             marks[trial] = "; ".join(found)
     return marks
+
+
+def _median(values: Sequence[float]) -> float:
+    """Returns the median of the values that are known; NaN without any."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.median(known)) if known else np.nan
 
 
 def _fairness(trials: Sequence[Trial], marks: Mapping[Trial, str]) -> tuple[contents.Fairness, ...]:

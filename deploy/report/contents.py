@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.report.read import Treatment, Unfinished
+from deploy.report.read import Missing, Treatment
 from deploy.report.statistics import Band, DepthRatio, Difference, Estimate, Values
 
 
@@ -81,7 +81,7 @@ class Cost:
     """Size of a learner, and its speed beside the other learners of its runs."""
 
     learner_depth: int
-    parameters: int
+    parameters: float
     gradient_steps_per_second: Estimate
 
 
@@ -117,7 +117,7 @@ class Report:
     seeds: tuple[int, ...]
     runs: int
     done: int
-    unfinished: tuple[Unfinished, ...]
+    missing: tuple[Missing, ...]  # runs that are not in the report, and parts of runs
     envs: tuple[EnvironmentReport, ...]
     provenance: tuple[dict[str, Any], ...]  # each different origin once: with one entry, one version made all runs
     matrix: dict[str, Any]

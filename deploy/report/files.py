@@ -1,6 +1,7 @@
 """Files of the report: PNG and SVG drawn by matplotlib, the tables as CSV, the whole report as JSON."""
 
 import csv
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -8,11 +9,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from pydantic_core import to_json
 
 from deploy.report import charts
 from deploy.report.charts import ACTIVE_COLOUR, INK, Heatmap, Line
 from deploy.report.contents import Curve, EnvironmentReport, Report
+from shared.files import replace_file, to_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -28,7 +29,7 @@ def write_files(report: Report, folder: Path) -> list[Path]:
     """Writes all files under `folder` and returns them. Raises OSError when the disk is full."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.json"
-    path.write_bytes(to_json(report, indent=1, inf_nan_mode="null", fallback=lambda array: array.tolist()) + b"\n")
+    replace_file(path, to_json(asdict(report), indent=1) + "\n", sync=False)
     written = [path, *_write_tables(report, folder)]
     for environment in report.envs:
         if environment.curves:
@@ -48,9 +49,15 @@ def _write_tables(report: Report, folder: Path) -> list[Path]:
     for name, rows in tables.items():
         if rows:
             written.append(folder / f"{name}.csv")
-            with open(written[-1], "w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([rows[0], *(row.values() for row in rows)])
+            text = io.StringIO(newline="")
+            csv.writer(text).writerows([rows[0], *(map(_known, row.values()) for row in rows)])
+            replace_file(written[-1], text.getvalue(), sync=False)
     return written
+
+
+def _known(value: Any) -> Any:
+    """Returns None, an empty cell, for NaN."""
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -81,8 +88,8 @@ def _points(env: str, curve: Curve) -> Iterable[dict[str, Any]]:
             "active": curve.active,
             "env_steps": int(step),
             "time_at_goal": centre,
-            "low": None if np.isnan(low) else low,
-            "high": None if np.isnan(high) else high,
+            "low": low,
+            "high": high,
             "seeds": len(curve.seeds),
         }
 
@@ -98,7 +105,9 @@ def _draw(report: EnvironmentReport, seeds: int, folder: Path) -> list[Path]:
     for name, figure in drawn.items():
         for suffix in ("png", "svg"):
             path = folder / f"{report.env.replace(':', '.')}-{name}.{suffix}"
-            figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            picture, metadata = io.BytesIO(), {"Date": None} if suffix == "svg" else None
+            figure.savefig(picture, format=suffix, dpi=150, metadata=metadata)
+            replace_file(path, picture.getvalue(), sync=False)
             written.append(path)
         pyplot.close(figure)
     return written
@@ -174,4 +183,5 @@ def _label_steps(axis: Axes) -> None:
     """Labels x and the lines. Thousands are written as 150k: whole numbers would overlap."""
     axis.set_xlabel("environment steps")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.legend(frameon=False, fontsize=8)
+    if axis.lines:
+        axis.legend(frameon=False, fontsize=8)

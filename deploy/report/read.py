@@ -1,9 +1,15 @@
-"""Results of a matrix, read from its folder: one `Trial` for each learner of each finished run."""
+"""Results of a matrix, read from its folder: one `Trial` for each learner of each finished run.
 
-import json
-from dataclasses import dataclass
+Runs may be restarted, cut short, damaged, or of another version. Whatever the report cannot use is a `Missing` with its
+reason. A single number that is unknown is NaN.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import yaml
@@ -12,6 +18,8 @@ from collector.collector import coverage
 from deploy.matrix.expand import MatrixConfig, MatrixRun, load_matrix
 from deploy.matrix.folder import MATRIX, is_done, progress, runs_in
 from deploy.report.statistics import Values, area_under_curve
+from deploy.run.run_dir import read_status
+from deploy.run.summary import read_summary, run_seconds
 from shared.config import ACTIVE
 from shared.errors import ConfigError
 from shared.metrics import Row, read_metrics
@@ -19,6 +27,7 @@ from shared.roles import EVALUATOR, learner_role, source_roles
 
 COVERAGE_POINTS = 40
 _FROM_SUMMARY = "gradient_steps", "samples_per_insert", "sample_age", "parameters", "gradient_steps_per_second"
+_UNKNOWN_ORIGIN = {"machine": "unknown", "python": "unknown", "versions": {}, "git_revision": "", "git_dirty": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +38,7 @@ class Treatment:
     learner_depth: int
     active: bool  # the collector learner, which is never a cell
     fed: bool  # trained on the recorded stream of another run, without collectors
-    gradient_steps: int
+    gradient_steps: float
     samples_per_insert: float
     sample_age: float
 
@@ -42,13 +51,13 @@ class Trial(Treatment):
     collector_depth: int
     seed: int
     steps: Values  # [E] environment steps
-    seconds: Values  # [E] wall clock from the start of the run until the learner had this policy
+    seconds: Values  # [E] wall clock from the start of the run until the learner had this policy; NaN if unknown
     time_at_goal: Values  # [E] environment steps of an episode
     final: float  # time at goal at the last evaluation
     area: float  # mean of time at goal over training
     success_rate: float  # at the last evaluation
     age_spread: float  # most that sample ages of one run's learners may differ in lockstep, in steps of an environment
-    parameters: int
+    parameters: float
     gradient_steps_per_second: float
 
 
@@ -67,23 +76,27 @@ class Exploration:
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """A run without results; `state` says how far it came."""
+class Missing:
+    """A run that is not in the report, or a part of a run; `part` is empty for a whole run."""
 
     run: str
-    state: str
+    part: str
+    reason: str
 
 
-class MatrixRecord(NamedTuple):
+@dataclass
+class MatrixRecord:
     """Content of a matrix's folder. `provenance`: each different origin of the runs, once."""
 
     directory: Path
     matrix: MatrixConfig
-    trials: list[Trial]
-    explorations: list[Exploration]
-    unfinished: list[Unfinished]
-    provenance: list[dict[str, Any]]
-    episode_lengths: dict[str, int]
+    runs: int
+    done: int = 0
+    trials: list[Trial] = field(default_factory=list)
+    explorations: list[Exploration] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+    provenance: list[dict[str, Any]] = field(default_factory=list)
+    episode_lengths: dict[str, int] = field(default_factory=dict)
 
 
 def read_matrix(directory: Path) -> MatrixRecord:
@@ -91,81 +104,198 @@ def read_matrix(directory: Path) -> MatrixRecord:
     if not (directory / MATRIX).is_file():
         raise ConfigError(f"{directory}: holds no matrix; name a folder that `fathom matrix` filled")
     matrix = load_matrix(directory / MATRIX)
-    record = MatrixRecord(directory, matrix, [], [], [], [], {})
-    for run in runs_in(matrix, directory):
+    runs = runs_in(matrix, directory)
+    record = MatrixRecord(directory, matrix, len(runs))
+    for run in runs:
         run_dir = directory / run.name
         if not is_done(run_dir, run):
-            record.unfinished.append(Unfinished(run.name, progress(run_dir)))
+            record.missing.append(Missing(run.name, "", progress(run_dir)))
             continue
-        summary = json.loads((run_dir / "summary.json").read_text())
-        status = json.loads((run_dir / "status.json").read_text())
-        origin = yaml.safe_load((run_dir / "config.yaml").read_text())["provenance"]
-        origin.pop("command", None)  # differs by run and says nothing of the version
-        if origin not in record.provenance:
-            record.provenance.append(origin)
-        record.episode_lengths[run.experiment.env] = summary["plan"]["window_length"]
-        evaluations = read_metrics(run_dir, EVALUATOR)
-        for name in summary["learners"]:
-            updates = read_metrics(run_dir, learner_role(name))
-            rows = [row for row in evaluations if row["learner"] == name]
-            record.trials.append(_trial(run, name, summary, rows, updates, status))
-        if not run.fed:
-            record.explorations.append(_exploration(run, run_dir, summary))
+        record.done += 1
+        try:
+            _RunReader(record, run).read()
+        except OSError as error:
+            record.missing.append(Missing(run.name, "", f"{error.filename or run_dir}: {error.strerror}"))
     return record
 
 
-def _seconds(status: Row, time: float) -> float:
-    """Returns the wall clock at `time`, without the time between the run's incarnations."""
-    started, elapsed = status["started"], 0.0
-    for resumed in status.get("resumed", []):
-        if resumed["time"] <= time:
-            started, elapsed = resumed["time"], resumed["seconds"]
-    return elapsed + time - started
+class _RunReader:
+    """Reads one finished run into the record of its matrix."""
+
+    def __init__(self, record: MatrixRecord, run: MatrixRun) -> None:
+        self._record, self._run = record, run
+        self._run_dir = record.directory / run.name
+        self._status, self._summary = read_status(self._run_dir), read_summary(self._run_dir)
+
+    def read(self) -> None:
+        """Adds trials, exploration and origin; what cannot be used is added to `missing`. Raises OSError."""
+        record, run = self._record, self._run
+        origin = self._origin()
+        if origin not in record.provenance:
+            record.provenance.append(origin)
+        if not self._summary:
+            self._miss("treatment and speed", "summary.json is missing or damaged")
+        if not run.fed and not _has_starts(self._status):
+            self._miss("wall clock", "status.json is damaged")
+        if math.isfinite(length := number(self._summary, "plan", "window_length")):
+            record.episode_lengths[run.experiment.env] = int(length)
+        evaluations = read_metrics(self._run_dir, EVALUATOR)
+        for name in run.experiment.all_learners:
+            trial = self._trial(name, [row for row in evaluations if row.get("learner") == name])
+            record.trials += [trial] if trial else []
+        if not run.fed:
+            exploration = self._exploration()
+            record.explorations += [exploration] if exploration else []
+
+    def _miss(self, part: str, reason: str) -> None:
+        self._record.missing.append(Missing(self._run.name, part, reason))
+
+    def _origin(self) -> dict[str, Any]:
+        """Returns the version and the machine that made the run, without the command, which differs by run."""
+        held = yaml.safe_load((self._run_dir / "config.yaml").read_bytes()).get("provenance")
+        if not isinstance(held, dict):
+            self._miss("origin", "config.yaml has no provenance")
+            held = {}
+        known = {
+            name: held[name] for name, unknown in _UNKNOWN_ORIGIN.items() if isinstance(held.get(name), type(unknown))
+        }
+        return _UNKNOWN_ORIGIN | known
+
+    def _trial(self, name: str, rows: list[Row]) -> Trial | None:
+        """Returns the results of a learner from its evaluations; None if they are not whole."""
+        run, part = self._run, f"learner {name}"
+        curve = _ascending(rows, "env_steps", "updates", "time_at_goal")
+        planned = number(self._status, "updates_planned")
+        if len(curve) < 2:
+            self._miss(part, f"{len(curve)} evaluations; a learning curve needs at least 2")
+            return None
+        if curve[-1]["updates"] < planned:
+            self._miss(part, f"the last evaluation is of update {curve[-1]['updates']:,.0f} of {planned:,.0f}")
+            return None
+        learner = {key: number(self._summary, "learners", name, key) for key in _FROM_SUMMARY}
+        unknown = [key for key, value in learner.items() if math.isnan(value)]
+        if unknown and self._summary:
+            self._miss(part, f"summary.json has no {', '.join(unknown)}")
+        env_steps, updates, time_at_goal = (
+            np.array([row[column] for row in curve], np.float64) for column in ("env_steps", "updates", "time_at_goal")
+        )
+        return Trial(
+            run=run.name,
+            env=run.experiment.env,
+            collector_depth=run.collector_depth,
+            learner_depth=run.experiment.learner(name).depth,
+            seed=run.experiment.seed,
+            active=name == ACTIVE,
+            fed=run.fed,
+            steps=env_steps,
+            seconds=self._seconds(name, updates),
+            time_at_goal=time_at_goal,
+            final=time_at_goal[-1],
+            area=area_under_curve(env_steps, time_at_goal),
+            success_rate=number(curve[-1], "success_rate"),
+            age_spread=self._age_spread(),
+            **learner,
+        )
+
+    def _seconds(self, name: str, updates: Values) -> Values:
+        """Returns the wall clock `[E]` at which a learner had made `updates` `[E]`; NaN if it is unknown."""
+        if not _has_starts(self._status):
+            return np.full(len(updates), np.nan)
+        rows = _ascending(read_metrics(self._run_dir, learner_role(name)), "updates", "time")
+        # A row may be missing where a learner died; the time of that update is then interpolated.
+        counts = np.array([0, *(row["updates"] for row in rows)], np.float64)
+        seconds = [0.0, *(run_seconds(self._status, row["time"]) for row in rows)]
+        if counts[-1] >= updates[-1]:
+            return np.interp(updates, counts, seconds)
+        if not self._run.fed:  # a fed learner has no wall clock in the report
+            reason = f"its rows end at update {counts[-1]:,.0f} of {updates[-1]:,.0f}"
+            self._miss(f"wall clock of learner {name}", reason)
+        return np.full(len(updates), np.nan)
+
+    def _age_spread(self) -> float:
+        """The limiter keeps each learner within `error_buffer` samples of the samples due, to either side."""
+        names = "error_buffer", "samples_per_insert", "environments", "unroll_length"
+        error_buffer, samples_per_insert, environments, unroll_length = (
+            number(self._summary, "plan", name) or math.nan for name in names
+        )
+        return 2 * error_buffer / samples_per_insert / environments * unroll_length
+
+    def _exploration(self) -> Exploration | None:
+        """Returns the coverage of a run; None if the rows of its collectors are not whole."""
+        run = self._run
+        sources = {
+            str(role): [
+                row
+                for row in _ascending(read_metrics(self._run_dir, role), "env_steps", "time")
+                if _are_counts(row.get("visits"))
+            ]
+            for role in source_roles(run.experiment)
+        }
+        if reason := self._why_not_whole(sources):
+            self._miss("coverage", reason)
+            return None
+        points = list(_points([*sources.values()]))
+        visits = [np.sum([row["visits"] for row in rows], axis=0) for rows in points]
+        return Exploration(
+            run=run.name,
+            env=run.experiment.env,
+            collector_depth=run.collector_depth,
+            seed=run.experiment.seed,
+            steps=np.array([sum(row["env_steps"] for row in rows) for rows in points], np.float64),
+            coverage=np.array([coverage(each)["coverage"] for each in visits]),
+            entropy=coverage(visits[-1])["coverage_entropy"],
+            env_steps_per_second=number(self._summary, "collector", "env_steps_per_second"),
+        )
+
+    def _why_not_whole(self, sources: Mapping[str, Sequence[Row]]) -> str:
+        """Returns why the rows of the collectors do not give the coverage of a run; empty if they do."""
+        for role, rows in sources.items():
+            if not rows:
+                return f"{role} has no rows with visits"
+        if len({len(row["visits"]) for rows in sources.values() for row in rows}) > 1:
+            return "visits are of different numbers of cells"
+        made, planned = sum(rows[-1]["env_steps"] for rows in sources.values()), number(self._status, "env_steps")
+        return f"the collectors' rows end at {made:,} of {planned:,} environment steps" if made < planned else ""
 
 
-def _trial(
-    run: MatrixRun, name: str, summary: dict[str, Any], evaluations: list[Row], updates: list[Row], status: Row
-) -> Trial:
-    plan, learner = summary["plan"], summary["learners"][name]
-    env_steps, at_updates, time_at_goal, success_rate = (
-        np.array([row[column] for row in evaluations], np.float64)
-        for column in ("env_steps", "updates", "time_at_goal", "success_rate")
-    )
-    # A row may be missing where a learner died; the time of that update is then interpolated.
-    counts = [0, *(row["updates"] for row in updates)]
-    seconds = [0.0, *(_seconds(status, row["time"]) for row in updates)]
-    # The limiter keeps each learner within `error_buffer` samples of the samples due, to either side.
-    age_spread = 2 * plan["error_buffer"] / plan["samples_per_insert"] / plan["environments"] * plan["unroll_length"]
-    return Trial(
-        run=run.name,
-        env=run.experiment.env,
-        collector_depth=run.collector_depth,
-        learner_depth=learner["depth"],
-        seed=run.experiment.seed,
-        active=name == ACTIVE,
-        fed=run.fed,
-        steps=env_steps,
-        seconds=np.interp(at_updates, counts, seconds),
-        time_at_goal=time_at_goal,
-        final=time_at_goal[-1],
-        area=area_under_curve(env_steps, time_at_goal),
-        success_rate=success_rate[-1],
-        age_spread=age_spread,
-        **{field: learner[field] for field in _FROM_SUMMARY},
-    )
+def number(values: Any, *path: str) -> float:
+    """Returns the finite number at `path` in nested dicts; NaN if there is none."""
+    for key in path:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, (int, float)) and math.isfinite(values) else math.nan
 
 
-def _exploration(run: MatrixRun, run_dir: Path, summary: dict[str, Any]) -> Exploration:
-    roles = [read_metrics(run_dir, role) for role in source_roles(run.experiment)]
-    unrolls = list(zip(*roles, strict=True))  # one row of every collector
-    points = [unrolls[index] for index in np.unique(np.linspace(0, len(unrolls) - 1, COVERAGE_POINTS).astype(int))]
-    return Exploration(
-        run=run.name,
-        env=run.experiment.env,
-        collector_depth=run.collector_depth,
-        seed=run.experiment.seed,
-        steps=np.array([sum(row["env_steps"] for row in rows) for rows in points], np.float64),
-        coverage=np.array([coverage(np.sum([row["visits"] for row in rows], axis=0))["coverage"] for rows in points]),
-        entropy=summary["collector"]["coverage_entropy"],
-        env_steps_per_second=summary["collector"]["env_steps_per_second"],
-    )
+def _has_starts(status: dict[str, Any]) -> bool:
+    """Returns true if a status has the start of the run and of each resume."""
+    resumed = status.get("resumed", [])
+    starts = [number(each, key) for each in resumed for key in ("time", "seconds")] if isinstance(resumed, list) else []
+    return isinstance(resumed, list) and not any(map(math.isnan, [number(status, "started"), *starts]))
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(count, int) for count in value)
+
+
+def _ascending(rows: Sequence[Row], by: str, *needed: str) -> list[Row]:
+    """Returns the rows in which all these columns are numbers, in the order of `by`; of equal ones the newest."""
+    whole = {row[by]: row for row in rows if not any(math.isnan(number(row, name)) for name in (by, *needed))}
+    return sorted(whole.values(), key=itemgetter(by))
+
+
+def _points(sources: Sequence[Sequence[Row]]) -> Iterator[list[Row]]:
+    """Yields the newest row of each collector at up to `COVERAGE_POINTS` moments of a run, the last one at its end.
+
+    Collectors may have made different numbers of unrolls: one that was restarted makes more. Rows are in the order of
+    environment steps; a collector that has no row yet is left out.
+    """
+    events: list[tuple[float, int, Row]] = []
+    for index, rows in enumerate(sources):
+        times = np.maximum.accumulate([row["time"] for row in rows])  # a clock may be set back
+        events += [(time, index, row) for time, row in zip(times.tolist(), rows, strict=True)]
+    events.sort(key=itemgetter(0))  # stable: rows of a collector stay in order
+    chosen = set(np.linspace(0, len(events) - 1, COVERAGE_POINTS).astype(int).tolist())
+    newest: dict[int, Row] = {}
+    for count, (_, index, row) in enumerate(events):
+        newest[index] = row
+        if count in chosen:
+            yield list(newest.values())

@@ -5,16 +5,24 @@ import math
 from deploy.report.statistics import Difference, Estimate, Interval
 
 MARKED = "†"
+UNKNOWN = "–"
 
 
 def number(value: float) -> str:
-    """Returns three digits, or all digits before the point; an int as it is."""
+    """Returns three digits, or all digits before the point; an int as it is; `UNKNOWN` for NaN."""
     if isinstance(value, int):
         return f"{value:,}"
+    if math.isnan(value):
+        return UNKNOWN
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞"
     digits = 0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2
     return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def rounded(value: float, digits: int) -> str:
+    """Returns `digits` digits behind the point; `UNKNOWN` for NaN."""
+    return UNKNOWN if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def signed(value: float) -> str:

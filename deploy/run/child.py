@@ -3,14 +3,15 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
 
+from deploy.packages import module_command
 from shared.config import Experiment
+from shared.files import replace_file
 
 ERROR_PREFIX = "fathom: "  # of the line in which a failed command explains itself
 STOP_GRACE_S = 60.0  # an interrupted run ends its own processes in order
@@ -31,8 +32,8 @@ def start_run(
         environ: environment variables that are added to this process's, or replace them.
     """
     path = run_dir.with_name(f"{run_dir.name}.yaml")
-    path.write_text(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    command = [sys.executable, "-m", "deploy.cli", "run", str(path), "--run-dir", str(run_dir), *options]
+    replace_file(path, yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
+    command = module_command("deploy.cli", "run", str(path), "--run-dir", str(run_dir), *options)
     with open(log_file(run_dir), "w", encoding="utf-8") as output:
         return subprocess.Popen(
             command,
@@ -44,11 +45,14 @@ def start_run(
         )
 
 
-def end_runs(runs: Iterable[subprocess.Popen], grace_s: float = STOP_GRACE_S) -> None:
-    """Interrupts the runs that are still going, as Ctrl-C does, and kills those that take longer than `grace_s`."""
+def end_runs(runs: Iterable[subprocess.Popen], grace_s: float = STOP_GRACE_S, number: int = signal.SIGINT) -> None:
+    """Sends a signal to the runs that are still going, and kills those that take longer than `grace_s`.
+
+    `number`: the signal; SIGINT ends a run as Ctrl-C does.
+    """
     running = [run for run in runs if run.poll() is None]
     for run in running:
-        run.send_signal(signal.SIGINT)
+        run.send_signal(number)
     deadline = time.monotonic() + grace_s
     for run in running:
         try:

@@ -21,6 +21,8 @@ from collector.evaluator import Evaluator
 from deploy.mode import Mode
 from deploy.recovery import snapshots
 from deploy.recovery.background import BackgroundWriter, on_host
+from deploy.run.interrupt import Interruption
+from deploy.run.phase import describe_phase, describe_state
 from deploy.run.record import RunRecord
 from deploy.run.rounds import JointUpdate, Rounds
 from deploy.run.snapshot_taker import SnapshotTaker
@@ -48,6 +50,7 @@ class InProcessRun:
         envs: Envs,
         say: Callable[[str], None] = lambda text: None,
         mode: Mode = Mode.IN_PROCESS,
+        interruption: Interruption | None = None,
     ) -> None:
         """Prepares the run, from its snapshot if the record has one.
 
@@ -55,7 +58,10 @@ class InProcessRun:
             envs: training and evaluation environment.
             say: gets what the user should know while the run is going: waits for room on its disk.
             mode: TOGETHER uses this process's one device, and equals IN_PROCESS up to rounding.
+            interruption: the signal that asks the run to end; none: no signal is handled.
         """
+        self._interruption = interruption or Interruption()
+        self._say = say
         self.record, self._experiment, self._plan = record, record.experiment, record.plan
         self._envs = envs
         self._disk = Disk(record.run_dir, self._experiment.supervision.disk_reserve_gb)
@@ -84,13 +90,17 @@ class InProcessRun:
         if record.snapshot:
             self._resume()
 
-    def run(self, on_progress: Callable[[], None] = lambda: None) -> None:
-        """Spends the budget, then writes every learner's checkpoint. `on_progress()` is called twice a second."""
+    def run(self, on_progress: Callable[[dict[Role, str]], None] = lambda states: None) -> None:
+        """Spends the budget, then writes every learner's checkpoint.
+
+        `on_progress` gets a word or two on each role, twice a second.
+        """
         threads: list[threading.Thread] = []
         try:
             threads += [self._rounds.run(name, partial(self._learn, name)) for name in self.learners]
             threads += [self._rounds.run(source.index, partial(self._collect, source)) for source in self._sources]
-            self._spend_budget(partial(self._tick, on_progress))
+            with self._interruption.deferred():
+                self._spend_budget(partial(self._tick, on_progress))
         finally:
             self._rounds.stop(threads)
             self._background.wait()  # a run that resumes in this folder must not meet the writer
@@ -102,7 +112,6 @@ class InProcessRun:
         self._pause_for_room()
         for name, learner in self.learners.items():
             checkpoint.save(self.record.run_dir / "checkpoints" / name, learner.state)
-        self.record.remove_backups()
 
     @property
     def windows(self) -> int:
@@ -158,20 +167,26 @@ class InProcessRun:
             self.record.add_counts({"time": time.time()} | {f"{name}/inserted": windows for name in self.learners})
             self._rounds.train(self._plan.updates_after(windows), tick)
             self._take_snapshot()
+            if self.record.ending:
+                self._finish_snapshot()
+                self._interruption.check(done=True)
 
-    def _tick(self, on_progress: Callable[[], None]) -> None:
-        waits = {}
-        for order, (role, reporter) in enumerate(self._reporters.items()):
-            report = reporter.drain()
-            waits[role] = report.waiting_for
+    def _tick(self, on_progress: Callable[[dict[Role, str]], None]) -> None:
+        reports = {role: reporter.drain() for role, reporter in self._reporters.items()}
+        for order, (role, report) in enumerate(reports.items()):
             if role.is_source:
                 for row in report.rows:
                     self.record.add(role, row)
             else:
                 self._rows += [(row["index"], order, role, row) for row in report.rows]
-        self._notices.update(waits)
+        self._notices.update({role: report.waiting_for for role, report in reports.items()})
         self._record_rows()
-        on_progress()
+        self.record.phase = describe_phase(reports)
+        on_progress({role: describe_state(report) for role, report in reports.items()})
+        if (name := self._interruption.requested) and not self.record.ending:
+            self.record.ending = f"stopped by {name}"
+            self._say(f"{name}: the run ends after a snapshot of this round")
+        self._interruption.check()
 
     def _record_rows(self) -> None:
         """Records the rows up to the updates that all learners have made, in the order of updates and learners."""
@@ -187,11 +202,14 @@ class InProcessRun:
             self.record.add(role, row)
 
     def _take_snapshot(self) -> None:
-        """Takes a snapshot if one is due; all threads wait, and all learners have made equally many updates."""
+        """Takes a snapshot if one is due, or if the run is about to end.
+
+        All threads wait, and all learners have made equally many updates.
+        """
         if not self._background.busy:
             self._finish_snapshot()
         updates = min(learner.updates for learner in self.learners.values())
-        if not self._taker.due(updates):
+        if not self._taker.due(updates, unplanned=bool(self.record.ending)):
             return
         self._finish_snapshot()
         self._pause_for_room()

@@ -1,18 +1,18 @@
 """A distributed run: the Reverb server, the collectors, the learners and the evaluator as Ray actors."""
 
+import math
 import os
 import secrets
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
 
+from collector.evaluator import max_waiting_bytes, policy_bytes
 from deploy.mode import Mode
 from deploy.replay.server.provision import ProvisionError, reverb_python
 from deploy.replay.service import ReplayService
@@ -20,33 +20,42 @@ from deploy.run.actors.evaluator import EvaluatorActor
 from deploy.run.actors.learner import LearnerActor
 from deploy.run.actors.services import ParamStoreActor, ReplayServerActor
 from deploy.run.actors.source import CollectorActor, FeederActor
+from deploy.run.interrupt import Interruption
+from deploy.run.limits import find_short_limits, first_call_s
 from deploy.run.record import RunRecord
 from deploy.run.snapshot_taker import SnapshotTaker
 from deploy.run.supervisor import Supervisor
+from deploy.scheduling.calls import CallError, get_answer
 from deploy.scheduling.placement import GB
 from deploy.scheduling.ray_cluster import cluster
 from deploy.scheduling.reaper import guarded
 from deploy.scheduling.reservation import Reserved, reserved
 from deploy.telemetry.gauges import Gauges
-from shared.config import Experiment, NetworkConfig
+from shared.config import Experiment
 from shared.envs.base import EnvSpec
 from shared.errors import RunFailed
-from shared.networks import make_networks, param_shapes, parameter_count
-from shared.roles import EVALUATOR, SERVICES, Kind, Role, learner_roles, source_roles
-from shared.stream.format import MANIFEST, describe
+from shared.roles import EVALUATOR, SERVICES, Kind, Role, learner_role, learner_roles, source_roles
+from shared.stream.format import MANIFEST, describe, shard_folder
+from shared.stream.index import read_index
 from shared.stream.write import write_manifest
 
 STOP_GRACE_S = 10.0
-REMOTE_TIMEOUT_S = 60.0
-POLICIES_IN_STORE = 16  # newest policies, and those on their way to the evaluator
+REQUEST_S = 2.0  # longest way of a request to a learner, with the age of the learner's last report
 _MEGABYTE = 2**20
 
 
 class Launch:
     """One run on a Ray cluster."""
 
-    def __init__(self, record: RunRecord, spec: EnvSpec, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        record: RunRecord,
+        spec: EnvSpec,
+        say: Callable[[str], None],
+        interruption: Interruption | None = None,
+    ) -> None:
         self.record = record
+        self._interruption = interruption or Interruption()
         self._spec = spec
         self._say = say
         self._run_id = secrets.token_hex(4)
@@ -55,6 +64,7 @@ class Launch:
         self._places: dict[Role, Reserved] = {}
         self._store: Any = None
         self._evaluator: Any = None
+        self._farewell = 0  # updates of the snapshot after which the run ends
 
     def run(self, on_progress: Callable[[dict[Role, str]], None]) -> None:
         """Runs until every learner has made its updates; leaves no process behind, however the run ends.
@@ -66,41 +76,76 @@ class Launch:
             RunFailed: the run ended before its budget.
         """
         self._check()
+        self._enter("starting Ray")
         experiment = self.record.experiment
-        ray_cluster = cluster(object_store_bytes(experiment, self._spec), namespace=f"fathom-{self._run_id}")
+        store_bytes = object_store_bytes(experiment, self._spec)
+        ray_cluster = cluster(store_bytes, namespace=f"fathom-{self._run_id}", say=self._say)
         places = reserved(experiment, self._say)
         with guarded(), ray_output(self.record.run_dir), ray_cluster, places as self._places:
             self.record.watchers.append(Gauges(self.record.run_dir.name, self.record.plan).show)
             supervisor = replay = None
+            self._enter("starting the roles")
             try:
                 self._store = self._make(ParamStoreActor, SERVICES, restarts=-1)
                 replay = self._make_replay_service()
                 roles = [EVALUATOR, *learner_roles(experiment), *source_roles(experiment)]
                 actors = {role: self._make_role(role) for role in roles}
                 supervisor = Supervisor(
-                    self.record, experiment.supervision, self._make_started, self._store, replay, self._say
+                    self.record,
+                    experiment.supervision,
+                    first_call_s(experiment, self.record.plan, self._spec),
+                    self._make_started,
+                    self._store,
+                    replay,
+                    self._say,
                 )
                 self._check_folders(actors)
                 for role, actor in actors.items():
                     actor.start.remote()
                     supervisor.watch(role, actor)
-                taker = SnapshotTaker(self.record, Mode.DISTRIBUTED)
-                while not supervisor.done:
-                    supervisor.tick()
-                    taker.tick()
-                    on_progress(supervisor.states)
+                taker = SnapshotTaker(
+                    self.record,
+                    Mode.DISTRIBUTED,
+                    lambda role, updates: supervisor.actor(role).take_part.remote(updates),
+                )
+                with self._interruption.deferred():
+                    while not supervisor.done:
+                        supervisor.tick()
+                        taker.tick()
+                        self.record.phase = supervisor.phase
+                        on_progress(supervisor.states)
+                        self._tend_interruption(supervisor, taker)
                 supervisor.finish()
-                self._finish_stream(supervisor)
+                self._finish_stream()
             finally:
                 self._end(supervisor, replay)
 
+    def _enter(self, phase: str) -> None:
+        self.record.enter(phase)
+        self._say(phase)
+
+    def _tend_interruption(self, supervisor: Supervisor, taker: SnapshotTaker) -> None:
+        """Takes a snapshot once a signal asks the run to end. Raises Interrupted when it is complete, or too late."""
+        record, name = self.record, self._interruption.requested
+        if name and not record.ending:
+            record.ending = f"stopped by {name}"
+            self._farewell = _soonest_snapshot(record)
+            self._say(f"{name}: the run ends after a snapshot at update {self._farewell}")
+            taker.add(self._farewell)
+            for role in learner_roles(record.experiment):
+                supervisor.actor(role).snapshot_at.remote(self._farewell)
+        self._interruption.check(done=0 < self._farewell <= taker.last)
+
     def _check(self) -> None:
         """Raises RunFailed for what is missing, before anything starts."""
+        self._enter("preparing the replay server's environment")
         try:
             reverb_python(self._say)
         except ProvisionError as error:
             raise RunFailed(str(error)) from error
         _check_port(self.record.experiment.replay.port)
+        for line in find_short_limits(self.record.experiment, self.record.plan, self._spec):
+            self._say(line)
 
     def _make(self, kind: type, role: Role, *arguments: Any, restarts: int = 0) -> Any:
         """Returns an actor of `kind` in the place reserved for `role`; Ray's dashboard shows it by the role's name."""
@@ -135,7 +180,8 @@ class Launch:
         stacks = str(record.run_dir / "logs" / f"stacks-{role}.log")
         if role.kind is Kind.EVALUATOR:
             finished = [name for name in experiment.all_learners if record.evaluated(name) == plan.updates]
-            self._evaluator = self._make(EvaluatorActor, role, stacks, experiment, plan, finished)
+            waiting = max_waiting_bytes(experiment, self._spec)
+            self._evaluator = self._make(EvaluatorActor, role, stacks, experiment, plan, finished, waiting)
             return self._evaluator
         if role.is_learner:
             clients, reported = (self._store, self._evaluator), record.updates(role.id)
@@ -167,8 +213,8 @@ class Launch:
         asked = {role: roles[role].read.remote(str(path)) for role, path in needed.items()}
         for role, path in needed.items():
             try:
-                seen = ray.get(asked[role], timeout=experiment.supervision.start_seconds)
-            except (GetTimeoutError, RayActorError):
+                seen = get_answer(asked[role], experiment.supervision.start_seconds)
+            except CallError:
                 return  # the supervisor finds the cause
             if seen != path.read_text(encoding="utf-8"):
                 option = "stream" if path.name == MANIFEST else "--run-dir"
@@ -176,14 +222,13 @@ class Launch:
                     f"{option}: {role}'s node does not see {path.parent}; name a folder that all nodes share"
                 )
 
-    def _finish_stream(self, supervisor: Supervisor) -> None:
-        """Completes a recorded stream, whose shards are closed, and removes a stream that was not asked for."""
-        experiment, plan = self.record.experiment, self.record.plan
+    def _finish_stream(self) -> None:
+        """Completes a recorded stream, whose shards are closed."""
+        experiment, plan, stream = self.record.experiment, self.record.plan, self.record.stream_dir
         if experiment.record:
-            closed = [supervisor.actor(role).shard.remote() for role in source_roles(experiment)]
-            shards = ray.get(closed, timeout=REMOTE_TIMEOUT_S)
-            write_manifest(self.record.stream_dir, describe(experiment, plan, self._spec), shards)
-        self.record.remove_backups()
+            folders = [shard_folder(stream, index) for index in range(experiment.collector.actors)]
+            shards = [read_index(folder, "record the stream again") for folder in folders]
+            write_manifest(stream, describe(experiment, plan, self._spec), shards)
 
     def _end(self, supervisor: Supervisor | None, replay: ReplayService | None) -> None:
         """Ends the roles, then the replay server, then whatever is left; every step is bounded in time."""
@@ -197,6 +242,16 @@ class Launch:
                 ray.kill(actor)
 
 
+def _soonest_snapshot(record: RunRecord) -> int:
+    """Returns an update that every learner can be asked for before it makes it; the last of the plan at most."""
+    newest, fastest = 0, 0.0
+    for name in record.experiment.all_learners:
+        rows = record.recent(learner_role(name))
+        newest = max(newest, record.updates(name))
+        fastest = max(fastest, len(rows) / max(sum(row["seconds"] for row in rows), 1e-9))
+    return min(newest + 1 + math.ceil(REQUEST_S * fastest), record.plan.updates)
+
+
 def _check_port(port: int | None) -> None:
     """Raises RunFailed if `port` is taken, before anything is started; the server checks again."""
     with socket.socket() as probe:
@@ -207,14 +262,13 @@ def _check_port(port: int | None) -> None:
 
 
 def object_store_bytes(experiment: Experiment, spec: EnvSpec) -> int:
-    """Returns the size of Ray's object store: the newest policies of the largest network, and at least 256 MB."""
-    largest = max(_policy_bytes(config, spec) for config in experiment.all_learners.values())
-    return max(256 * _MEGABYTE, POLICIES_IN_STORE * largest)
+    """Returns the size of Ray's object store, at least 256 MB.
 
-
-@cache
-def _policy_bytes(config: NetworkConfig, spec: EnvSpec) -> int:
-    return 4 * parameter_count(param_shapes(make_networks(config, spec), spec).actor)
+    It holds the policies that wait for the evaluator; of each learner, one on its way there and the last one, which is
+    never dropped; and the published policies of the collector learner, old and new.
+    """
+    sizes = [policy_bytes(config, spec) for config in experiment.all_learners.values()]
+    return max(256 * _MEGABYTE, max_waiting_bytes(experiment, spec) + 4 * max(sizes) + 2 * sum(sizes))
 
 
 def as_actor(kind: type, place: Reserved, restarts: int = 0) -> Any:

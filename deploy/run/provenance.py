@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from shared.config import Experiment
+from shared.files import replace_file
 
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "brax", "mujoco", "ray", "grpcio", "orbax-checkpoint")
 _VERSIONED = ("fathom-rl", *_LIBRARIES)
@@ -32,7 +33,7 @@ def write_config(run_dir: Path, experiment: Experiment) -> None:
         "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
     }
     resolved = {"provenance": provenance, **experiment.model_dump(mode="json")}
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+    replace_file(run_dir / "config.yaml", yaml.safe_dump(resolved, sort_keys=False))
 
 
 def git(*arguments: str) -> str | None:

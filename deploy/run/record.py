@@ -41,11 +41,16 @@ class RunRecord:
         self._indices: dict[str, int] = {}
         self._positions: dict[Role, Position] = {}
         self._before: dict[str, Any] = {"seconds": 0.0, "resumed": []}
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        write_config(self.run_dir, experiment)  # first: it makes the folder that of a run
         newest = self._resume(snapshot) if snapshot else {}
         self._writer = MetricsWriter(self.run_dir, newest)
-        write_config(self.run_dir, experiment)
         self.watchers: list[Callable[[Role, Row], None]] = []
         """Each gets every role's rows as they are written."""
+        self.phase = ""
+        """Activity of the run before it trains, in its status; empty once it trains."""
+        self.ending = ""
+        """Reason for which the run is about to end, in its status from then on; empty before."""
 
     def _resume(self, snapshot: Snapshot) -> dict[str, int]:
         """Restores indices and positions from the snapshot; returns the newest environment steps of every curve."""
@@ -155,14 +160,17 @@ class RunRecord:
         `resumed` has an entry for each later one: its start, the seconds before it, and the update it resumed from.
 
         Args:
-            state: running, done, failed or interrupted.
+            state: running, done, failed or interrupted; while it is running, `phase` says more before it trains.
             reason: one line on how it ended.
         """
+        if state == "running" and self.ending:  # whoever ends this process now leaves a true status behind
+            state, reason = "interrupted", self.ending
         write_json(
             self.run_dir / "status.json",
             {
                 "state": state,
                 "reason": reason,
+                "phase": self.phase,
                 "env_steps": self.env_steps,
                 "budget": self.plan.env_steps,
                 "updates": {name: self.updates(name) for name in self.experiment.all_learners},
@@ -171,7 +179,13 @@ class RunRecord:
                 "seconds": self._before["seconds"] + time.time() - self._begun,
                 "resumed": self._before["resumed"],
             },
+            sync=state != "running",
         )
+
+    def enter(self, phase: str) -> None:
+        """Writes to status.json what the run is doing before it trains."""
+        self.phase = phase
+        self.status("running")
 
     def close(self) -> None:
         self._writer.close()

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ METRICS_BYTES = 64 * 2**20
 def prepare_run_dir(run_dir: Path, overwrite: bool, mode: int = OWNER_ONLY) -> Path:
     """Creates an empty run directory and returns its absolute path. `overwrite` removes the run that it holds.
 
+    A folder that is a symbolic link or a mount point stays one. An emptied folder gets `mode`, too.
+
     Raises ConfigError if the folder holds something that may not be removed, or cannot be created.
     """
     run_dir = Path(run_dir).absolute()
@@ -35,20 +37,32 @@ def prepare_run_dir(run_dir: Path, overwrite: bool, mode: int = OWNER_ONLY) -> P
             raise ConfigError(f"--run-dir: {run_dir} is not empty; name another folder, or add --overwrite")
         if not (run_dir / "config.yaml").exists():
             raise ConfigError(f"--run-dir: {run_dir} holds no run, so --overwrite will not remove it; name another")
-        shutil.rmtree(run_dir)
     try:
+        if run_dir.is_dir() and overwrite:
+            _empty(run_dir, mode)
         make_folder(run_dir, mode)
     except OSError as error:
         raise ConfigError(f"--run-dir: {run_dir} cannot be created ({error.strerror}); name another folder") from error
     return run_dir
 
 
+def _empty(run_dir: Path, mode: int) -> None:
+    """Removes the run in a folder, config.yaml last: what an interruption leaves is still a run. Raises OSError."""
+    for entry in sorted(run_dir.iterdir(), key=lambda entry: entry.name == "config.yaml"):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    with suppress(PermissionError):  # some file systems have no modes
+        run_dir.chmod(mode)
+
+
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Holds the right to run in `run_dir`. Raises ConfigError if another process holds it."""
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(run_dir.with_name(f".{run_dir.name}.lock"))
     try:
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise ConfigError(
@@ -59,16 +73,22 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()  # the file stays: another process may be opening it, and a new file would be another lock
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """Returns the content of status.json; empty if the file is missing or damaged."""
+    """Returns the content of status.json; empty if the file is missing or damaged.
+
+    The state of a run with a summary.json is `done`, whatever status.json says. The summary comes last, and the process
+    may have died before the status did.
+    """
     try:
-        return json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
+        status = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
+        status = {}
+    if not isinstance(status, dict):
+        status = {}
+    return {**status, "state": "done"} if (run_dir / "summary.json").exists() else status
 
 
 def check_space(run_dir: Path, experiment: Experiment, plan: Plan, spec: EnvSpec) -> None:
@@ -78,7 +98,7 @@ def check_space(run_dir: Path, experiment: Experiment, plan: Plan, spec: EnvSpec
     """
     reserve = experiment.supervision.disk_reserve_gb * GB
     needed = _state_bytes(experiment, spec) + _stream_bytes(experiment, plan, spec) + METRICS_BYTES
-    free, held = shutil.disk_usage(run_dir).free, _held_bytes(run_dir)
+    free, held = shutil.disk_usage(run_dir).free, held_bytes(run_dir)
     if free + held < needed + reserve:
         raise ConfigError(
             f"--run-dir: {run_dir} has {free / 2**20:,.0f} MB free, this run writes about "
@@ -106,7 +126,7 @@ def _stream_bytes(experiment: Experiment, plan: Plan, spec: EnvSpec) -> float:
     return min(whole, tails * whole * unrolls / plan.unrolls)
 
 
-def _held_bytes(run_dir: Path) -> int:
+def held_bytes(run_dir: Path) -> int:
     """Size of all files below `run_dir`; a file with several names (hard links) counts once."""
     found = (path.stat() for path in run_dir.rglob("*") if path.is_file() and not path.is_symlink())
     return sum({status.st_ino: status.st_size for status in found}.values())

@@ -1,10 +1,13 @@
 """Steps between a checked experiment and its run: JAX's settings, environments, plan, stream."""
 
 import os
+import sys
 import traceback
+import warnings
 from pathlib import Path
 
 from shared.config import Experiment
+from shared.disk import NO_ROOM, find_write_fault
 from shared.envs.registry import Envs, make_envs
 from shared.errors import RunFailed
 from shared.plan import Plan, make_plan
@@ -18,8 +21,15 @@ def prepare_jax(cpu_only: bool) -> None:
     import jax
 
     cache = Path(os.environ.get("FATHOM_CACHE") or "~/.cache/fathom").expanduser() / "xla"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    if "://" not in folder and (reason := find_write_fault(Path(folder))):
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        jax.config.update("jax_enable_compilation_cache", False)
+        remedy = "so every process compiles anew; set FATHOM_CACHE to a folder that you can write"
+        print(f"JAX's compilation cache {folder} cannot be written ({reason}), {remedy}", file=sys.stderr)
+    # JAX warns of each computation that it cannot read or write, as on a disk that is full: that costs time only.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache entry")
     if cpu_only:
         jax.config.update("jax_platforms", "cpu")
 
@@ -44,9 +54,15 @@ def explain_failure(error: Exception, run_dir: Path) -> str:
     """Returns one line for the user; the traceback of an unexpected error goes to logs/driver.log."""
     if isinstance(error, RunFailed):
         return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or run_dir}: {error.strerror}; make room or name another --run-dir, then run again"
+    if isinstance(error, OSError) and error.errno:
+        fault = f"{error.filename or run_dir}: {os.strerror(error.errno)}"
+        remedy = "make room" if error.errno in NO_ROOM else "correct that"
+        return f"{fault}; {remedy} or name another --run-dir, then run again"
     log = run_dir / "logs" / "driver.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return f"{type(error).__name__}: {' '.join(str(error).split())} (details: {log})"
+    details = str(log)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError as unwritable:  # such as a full disk
+        details = f"not written, {unwritable.strerror}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (details: {details})"

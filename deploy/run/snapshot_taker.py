@@ -1,4 +1,10 @@
-"""The driver's part of snapshots: it completes a snapshot once all roles have written their parts."""
+"""The driver's part of snapshots: learners first, then sources, then the file that completes the snapshot.
+
+A source writes its part only when the parts of all learners are complete. So its part holds every window on which a
+learner has trained by then, however far apart several sources are.
+"""
+
+from collections.abc import Callable
 
 from deploy.mode import Mode
 from deploy.recovery import snapshots
@@ -9,20 +15,30 @@ from shared.roles import Role, learner_roles, source_roles
 class SnapshotTaker:
     """Completes snapshots whose parts are written, and removes old ones."""
 
-    def __init__(self, record: RunRecord, mode: Mode) -> None:
-        self._record, self._mode = record, mode
+    def __init__(
+        self, record: RunRecord, mode: Mode, request_part: Callable[[Role, int], None] = lambda role, updates: None
+    ) -> None:
+        """`request_part(role, updates)` asks a source for its part; it is called again until the part is written."""
+        self._record, self._mode, self._request_part = record, mode, request_part
         experiment = record.experiment
         self._learners = list(experiment.all_learners)
-        self._roles: list[Role | str] = [*learner_roles(experiment), *source_roles(experiment)]
+        self._sources = source_roles(experiment)
+        self._roles: list[Role | str] = [*learner_roles(experiment), *self._sources]
         if mode is not Mode.DISTRIBUTED:
             self._roles.append(snapshots.DRIVER)
         begun = int(record.snapshot.folder.name) if record.snapshot else 0
+        self.last = begun
+        """Updates of the last complete snapshot of this incarnation; 0 before the first."""
         self._remaining = [updates for updates in record.plan.snapshot_updates if updates > begun]
+
+    def add(self, updates: int) -> None:
+        """Adds a snapshot that is not planned."""
+        self._remaining = sorted({*self._remaining, updates})
 
     def tick(self) -> None:
         """Completes the newest snapshot of which all parts are written and all evaluations are recorded."""
         run_dir = self._record.run_dir
-        sealed = [updates for updates in self._remaining if snapshots.sealed(run_dir, updates, self._roles)]
+        sealed = [updates for updates in self._remaining if self._is_sealed(updates)]
         whole = [updates for updates in sealed if self._is_evaluated(updates)]
         if whole:
             self._remaining = [later for later in self._remaining if later > whole[-1]]
@@ -34,11 +50,15 @@ class SnapshotTaker:
             self._remaining.remove(updates)
             snapshots.drop(run_dir, updates)
 
-    def due(self, updates: int) -> bool:
-        """True if a snapshot is due in a run whose learners have made `updates`; each snapshot is due once."""
+    def due(self, updates: int, unplanned: bool = False) -> bool:
+        """True if a snapshot is due in a run whose learners have made `updates`; each snapshot is due once.
+
+        `unplanned`: a snapshot is due wherever none has been taken.
+        """
         planned = [earlier for earlier in self._remaining if earlier <= updates]
         self._remaining = self._remaining[len(planned) :]
-        return bool(planned) and updates < self._record.plan.updates
+        wanted = bool(planned) or (unplanned and updates > self.last)
+        return wanted and updates < self._record.plan.updates
 
     def finish(self, updates: int) -> None:
         """Completes the snapshot at `updates`, whose parts are all written. Raises OSError."""
@@ -60,7 +80,18 @@ class SnapshotTaker:
             "background_seconds": max(seal.seconds for seal in seals),
         }
         record.note("snapshots", {"env_steps": info.env_steps, **row})
+        self.last = updates
         snapshots.prune(record.run_dir, experiment.snapshots.keep)
+
+    def _is_sealed(self, updates: int) -> bool:
+        """True once all parts are written. Requests the parts of sources once those of all learners are written."""
+        run_dir = self._record.run_dir
+        if not snapshots.sealed(run_dir, updates, learner_roles(self._record.experiment)):
+            return False
+        missing = [role for role in self._sources if not snapshots.sealed(run_dir, updates, [role])]
+        for role in missing:
+            self._request_part(role, updates)
+        return not missing
 
     def _is_evaluated(self, updates: int) -> bool:
         """True once all evaluations up to `updates` are recorded; a resumed run would not repeat them."""

@@ -58,6 +58,7 @@ class Source:
         self.position = self._reported
         """The position after the newest unroll."""
         self._writer: StreamWriter | None = None
+        self._closed: ShardSummary | None = None
         if role.kind is Kind.FEEDER:
             self._recorded = open_stream(Path(str(experiment.stream)), verify=False)  # the command has verified it
             return
@@ -149,10 +150,11 @@ class Source:
         self._wait_for_room()
         began = time.monotonic()
         part.begin()
-        snapshots.link_stream(part, self._writer.cut(), self._shard)
+        snapshots.link_stream(part, self._closed or self._writer.cut(), self._shard)
         state = on_host(self._loop.state)
         return partial(snapshots.write_source, part, self.position, state, time.monotonic() - began)
 
     def close(self) -> ShardSummary | None:
-        """Completes the shard that a collector wrote, and returns it."""
-        return self._writer.close() if self._writer is not None else None
+        """Completes the shard that a collector wrote, and returns it; parts of snapshots may still follow."""
+        self._closed = self._writer.close() if self._writer is not None else None
+        return self._closed

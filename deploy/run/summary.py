@@ -1,7 +1,12 @@
 """Summary of a finished run: summary.json, the picture of the learning curves, and the table on the console."""
 
-from itertools import cycle
+import io
+import json
+import math
+from itertools import chain, cycle, pairwise
+from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -9,29 +14,36 @@ from rich.table import Table
 
 from collector.collector import coverage
 from deploy.run.record import RunRecord
+from deploy.run.run_dir import read_status
 from shared.config import ACTIVE
 from shared.envs.base import EnvSpec
+from shared.files import replace_file
 from shared.metrics import Row, read_metrics
 from shared.networks import make_networks, network_size
 from shared.roles import learner_role, source_roles
 
 COLOURS = ("#4c566a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+PROCESS_GAP_S = 1.0  # rows of one process follow each other without a gap; a new process takes longer to start
 
 
 def summarise(record: RunRecord, spec: EnvSpec) -> dict[str, Any]:
-    """Returns the content of summary.json: the run's plan, and measured figures.
+    """Returns the content of summary.json: the run's plan, and measured figures; NaN stands for an unknown figure.
 
     `untrained_time_at_goal` is a mean over the learners' untrained policies. `time_at_goal` is in environment steps of
     an episode. `sample_age`, in environment steps, and `policy_lag`, in updates, are means over the run.
-    `gradient_steps_per_second` leaves out all waits.
+
+    Rates leave out compilation. `env_steps_per_second`: growth of the environment steps of all sources from the run's
+    first row to its last, over the wall clock between these rows. It includes waits and restarts of roles, but neither
+    the first unroll nor the time between a run's end and its resume. `gradient_steps_per_second`: speed while the
+    learner computes, without waits and without the first update of each of its processes.
     """
     learners = {name: _learner_summary(record, spec, name) for name in record.experiment.all_learners}
-    untrained = [record.evaluations(name)[0]["time_at_goal"] for name in learners]
+    untrained = [row for name in learners for row in record.evaluations(name) if row["updates"] == 0]
     return {
         "env": record.experiment.env,
         "env_steps": record.env_steps,
         "plan": record.plan.model_dump(),
-        "untrained_time_at_goal": float(np.mean(untrained)),
+        "untrained_time_at_goal": _mean(untrained, "time_at_goal"),
         "learners": learners,
         "collector": _source_summary(record),
     }
@@ -40,57 +52,109 @@ def summarise(record: RunRecord, spec: EnvSpec) -> dict[str, Any]:
 def _learner_summary(record: RunRecord, spec: EnvSpec, name: str) -> dict[str, Any]:
     plan, config = record.plan, record.experiment.learner(name)
     rows = read_metrics(record.run_dir, learner_role(name))
-    newest = record.evaluations(name)[-1]
-    eligible = record.windows - plan.prefill_windows
-    timed = rows[1:] or rows  # the first update, which compiles, counts only if there is no other
+    newest = [{}, *record.evaluations(name)][-1]
+    updates = record.updates(name)
+    gradient_steps = updates * plan.minibatches_per_update
     return {
         "role": "active" if name == ACTIVE else "passive",
         "depth": config.depth,
         "parameters": network_size(make_networks(config, spec), spec),
-        "gradient_steps": rows[-1]["gradient_steps"],
-        "time_at_goal": newest["time_at_goal"],
-        "success_rate": newest["success_rate"],
-        "samples_per_insert": rows[-1]["updates"] * plan.windows_per_update / eligible,
-        "utd": rows[-1]["gradient_steps"] / record.env_steps,
+        "gradient_steps": gradient_steps,
+        "time_at_goal": newest.get("time_at_goal", math.nan),
+        "success_rate": newest.get("success_rate", math.nan),
+        "samples_per_insert": _ratio(updates * plan.windows_per_update, record.windows - plan.prefill_windows),
+        "utd": _ratio(gradient_steps, record.env_steps),
         "sample_age": _mean(rows, "sample_age"),
-        "gradient_steps_per_second": plan.minibatches_per_update / _mean(timed, "update_seconds"),
+        "gradient_steps_per_second": plan.minibatches_per_update / _mean(_without_compilation(rows), "update_seconds"),
     }
+
+
+def _without_compilation(rows: list[Row]) -> list[Row]:
+    """Returns the rows of a role whose call did not compile; all rows if there is no such row."""
+    gaps = [row["time"] - row["seconds"] - before["time"] for before, row in pairwise(rows)]
+    return [row for row, gap in zip(rows[1:], gaps, strict=True) if gap < PROCESS_GAP_S] or rows
 
 
 def _source_summary(record: RunRecord) -> dict[str, float]:
     """Returns figures of the collectors, or of the feeders in their place, which have no policy lag."""
     roles = source_roles(record.experiment)
-    rows = [row for role in roles for row in read_metrics(record.run_dir, role)]
-    seconds = max(row["time"] for row in rows) - min(row["time"] - row["seconds"] for row in rows)
+    rows = [read_metrics(record.run_dir, role) for role in roles]
     visits = np.sum([position.visits for role in roles if (position := record.position(role))], axis=0)
-    lag = {} if record.experiment.stream else {"policy_lag": _mean(rows, "policy_lag")}
-    return {**lag, **coverage(visits), "env_steps_per_second": record.env_steps / seconds}
+    lag = {} if record.experiment.stream else {"policy_lag": _mean([*chain(*rows)], "policy_lag")}
+    rate = _env_steps_per_second(rows, read_status(record.run_dir))
+    return {**lag, **coverage(visits), "env_steps_per_second": rate}
+
+
+def _env_steps_per_second(sources: list[list[Row]], status: Row) -> float:
+    """Returns the rate of all sources together from their rows; see `summarise`."""
+    rows = sorted(chain(*sources), key=itemgetter("time"))
+    if not rows:
+        return math.nan
+    first, last = rows[0], rows[-1]
+    steps = sum(source[-1]["env_steps"] for source in sources if source) - first["env_steps"]
+    return _ratio(steps, run_seconds(status, last["time"]) - run_seconds(status, first["time"]))
+
+
+def run_seconds(status: Row, time: float) -> float:
+    """Returns the wall clock of a run at `time`, without the time between its incarnations.
+
+    Args:
+        status: the content of the run's status.json; the result is NaN without the run's start.
+        time: seconds since 1970.
+    """
+    started, elapsed = status.get("started", math.nan), 0.0
+    for resumed in status.get("resumed", []):
+        if resumed["time"] <= time:
+            started, elapsed = resumed["time"], resumed["seconds"]
+    return elapsed + time - started
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """Returns the content of summary.json; empty if the file is missing or damaged."""
+    try:
+        summary = json.loads((run_dir / "summary.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else math.nan
 
 
 def _mean(rows: list[Row], name: str) -> float:
-    return float(np.mean([row[name] for row in rows]))
+    """Returns the mean of a metric over the rows in which it is a finite number; NaN without such a row."""
+    values = [value for row in rows if math.isfinite(value := row.get(name, math.nan))]
+    return fmean(values) if values else math.nan
 
 
 def table(summary: dict[str, Any]) -> Table:
-    """Returns the summary as a table on the console."""
+    """Returns the summary as a table on the console, 80 columns wide; an unknown figure is left out."""
     title = f"{summary['env']}, {summary['env_steps']:,} environment steps"
-    result = Table("learner", "role", title=title, title_justify="left")
-    for heading in ("depth", "gradient steps", "time at goal", "success", "samples/insert", "UTD", "sample age"):
-        result.add_column(heading, justify="right")
-    result.add_row("untrained", "", "", "0", f"{summary['untrained_time_at_goal']:.1f}", "", "", "", "", style="dim")
+    result = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    result.add_column("learner", overflow="fold")  # names that are cut short may look alike
+    result.add_column("role", no_wrap=True)
+    for heading in ("depth", "gradient\nsteps", "time at\ngoal", "success", "samples\n/insert", "UTD", "sample\nage"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    untrained = _figure(summary["untrained_time_at_goal"], ".1f")
+    result.add_row("untrained", "", "", "0", untrained, "", "", "", "", style="dim")
     for name, learner in summary["learners"].items():
         result.add_row(
             name,
             learner["role"],
             str(learner["depth"]),
             f"{learner['gradient_steps']:,}",
-            f"{learner['time_at_goal']:.1f}",
-            f"{learner['success_rate']:.2f}",
-            f"{learner['samples_per_insert']:.3f}",
-            f"1:{1 / learner['utd']:.0f}" if learner["utd"] else "0",
-            f"{learner['sample_age']:.0f}",
+            _figure(learner["time_at_goal"], ".1f"),
+            _figure(learner["success_rate"], ".2f"),
+            _figure(learner["samples_per_insert"], ".3f"),
+            f"1:{1 / learner['utd']:.0f}" if learner["utd"] > 0 else "",
+            _figure(learner["sample_age"], ",.0f"),
         )
     return result
+
+
+def _figure(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else ""
 
 
 def plot(record: RunRecord, path: Path) -> None:
@@ -119,5 +183,7 @@ def plot(record: RunRecord, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
     figure.suptitle(f"{record.experiment.env}: collector depth {record.experiment.collector.depth}")
-    figure.savefig(path, dpi=130)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=130)
     pyplot.close(figure)
+    replace_file(path, picture.getvalue())

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 
 from deploy.replay.service import ReplayService
+from deploy.run.limits import work_limit_s
+from deploy.run.phase import describe_phase, describe_state
 from deploy.run.record import RunRecord
 from deploy.run.stall import find_stall
+from deploy.scheduling.calls import CallError, CallFailed, NoAnswer, ProcessDied, get_answer
 from deploy.scheduling.processes import end_actor, end_at
 from shared.config import SupervisionConfig
 from shared.disk import Disk, DiskNotices
@@ -40,22 +42,23 @@ class _Watched:
         self._pending: Any = None
         self._where = actor.where.remote()
 
-    @property
-    def pending(self) -> Any:
-        """The outstanding poll; sends one if there is none."""
+    def poll(self, others_work: bool) -> Any:
+        """Returns the outstanding poll; sends one if there is none."""
         if self._pending is None:
-            self._pending = self.actor.poll.remote()
+            self._pending = self.actor.poll.remote(others_work)
         return self._pending
 
     def take(self) -> Report | None:
-        """Returns the answer to the poll, which must have arrived; None if the process is dead."""
+        """Returns the answer to the poll, which has arrived; None if the process is dead or its answer is lost."""
         pending, self._pending = self._pending, None
         try:
             if self.pid is None:
-                self.pid, self.node = ray.get(self._where, timeout=CALL_TIMEOUT_S)
-            self.report = ray.get(pending, timeout=CALL_TIMEOUT_S)
-        except RayActorError as error:
-            self.death = _describe_death(error)
+                self.pid, self.node = get_answer(self._where, CALL_TIMEOUT_S)
+            self.report = get_answer(pending, CALL_TIMEOUT_S)
+        except (ProcessDied, CallFailed) as error:
+            self.death = str(error)
+            return None
+        except NoAnswer:  # the answer lies on a node that cannot be reached now
             return None
         self.answered = time.monotonic()
         return self.report
@@ -83,6 +86,7 @@ class Supervisor:
         self,
         record: RunRecord,
         limits: SupervisionConfig,
+        first_call_s: float,
         make: Callable[[Role], Any],
         store: Any,
         replay: ReplayService,
@@ -93,13 +97,14 @@ class Supervisor:
         Args:
             record: gets the rows and positions that roles report.
             limits: when a role counts as dead, and how often it is restarted.
+            first_call_s: longest time for the first call of a role.
             make: returns a started actor for a role.
             store: the parameter store's actor.
             replay: the replay service.
             say: gets what the user should know.
         """
         self._record, self._limits, self._make, self._say = record, limits, make, say
-        self._store, self._replay = store, replay
+        self._store, self._replay, self._first_call_s = store, replay, first_call_s
         self._notices = DiskNotices(Disk(record.run_dir, limits.disk_reserve_gb), say)
         self._roles: dict[Role, _Watched] = {}
         self._restarts: dict[Role, deque[float]] = defaultdict(deque)
@@ -115,7 +120,12 @@ class Supervisor:
     @property
     def states(self) -> dict[Role, str]:
         """One word or two on each role, for the console."""
-        return {role: _state(watched.report) for role, watched in self._roles.items()}
+        return {role: describe_state(watched.report) for role, watched in self._roles.items()}
+
+    @property
+    def phase(self) -> str:
+        """Activity of the run before it trains; see `describe_phase`."""
+        return describe_phase({role: watched.report for role, watched in self._roles.items()})
 
     @property
     def done(self) -> bool:
@@ -164,7 +174,9 @@ class Supervisor:
             self._poll_roles(0.2)
 
     def _poll_roles(self, seconds: float) -> None:
-        alive = {watched.pending: watched for watched in self._roles.values() if not watched.death}
+        alive = {
+            watched.poll(self._others_work(role)): watched for role, watched in self._roles.items() if not watched.death
+        }
         ready, _ = ray.wait(list(alive), num_returns=len(alive), timeout=seconds) if alive else ([], [])
         for reference in ready:
             watched = alive[reference]
@@ -173,6 +185,18 @@ class Supervisor:
                 for row in report.rows:
                     self._record.add(watched.role, row)
                 self._record.move(watched.role, report.position)
+
+    def _limit_s(self, report: Report) -> float:
+        return work_limit_s(report, self._limits.progress_seconds, self._first_call_s)
+
+    def _others_work(self, role: Role) -> bool:
+        """True if another role works within its limit, so that a wait of `role` for it is no fault."""
+        reports = [watched.report for other, watched in self._roles.items() if other != role]
+        return any(
+            not report.done and not report.waiting_for and report.working_seconds <= self._limit_s(report)
+            for report in reports
+            if report is not None
+        )
 
     def _find_fault(self, watched: _Watched) -> str:
         """Returns why a process must be replaced; empty while all is well. Raises RunFailed for a fatal error."""
@@ -210,7 +234,7 @@ class Supervisor:
             return
         if role.is_learner:
             if not was_done:
-                self._replay.forget_samples()
+                self._replay.forget_samples(role.id)
         else:
             self._replay.forget_refill(watched.report.server if watched.report else 0)
         self._replay.attach(role, self._roles[role].actor)
@@ -262,7 +286,10 @@ class Supervisor:
         ready, _ = ray.wait(self._store_question, num_returns=2, timeout=0)
         if len(ready) == 2:
             question, self._store_question = self._store_question, None
-            where, empty = ray.get(question, timeout=CALL_TIMEOUT_S)
+            try:
+                where, empty = get_answer(question, CALL_TIMEOUT_S)
+            except CallError:  # asked again, after Ray's restart
+                return
             if self._store_at not in (None, where):
                 cause = f"the {STORE.title} (pid {self._store_at[0]}) died"
                 self._count_restart(STORE, cause)
@@ -279,7 +306,7 @@ class Supervisor:
         if not self._replay.up or self._faults:
             return
         reports = {role: watched.report for role, watched in self._roles.items() if watched.report is not None}
-        stall = find_stall(reports, self._limits.progress_seconds)
+        stall = find_stall(reports, {role: self._limit_s(report) for role, report in reports.items()})
         if stall.role:
             self._restart(self._roles[stall.role], f"{stall.role} {stall.reason}")
         elif stall.reason:
@@ -312,21 +339,3 @@ class Supervisor:
         if details:
             with open(self._record.run_dir / "logs" / "errors.log", "a", encoding="utf-8") as log:
                 log.write(f"{role}:\n{details}\n")
-
-
-def _state(report: Report | None) -> str:
-    if report is None:
-        return "starting"
-    if report.error:
-        return "failed"
-    if report.done:
-        return "done"
-    if report.waiting_for:
-        return f"waiting: {report.waiting_for}"
-    return "filling" if report.filling else ("working" if report.calls else "compiling")
-
-
-def _describe_death(error: RayError) -> str:
-    if isinstance(error, OutOfMemoryError):
-        return "the machine ran out of memory"
-    return "its process ended unexpectedly (killed, crashed, or out of memory)"

@@ -1,10 +1,12 @@
 """Policies of runs that have ended."""
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
+from deploy.run.run_dir import read_status
 from deploy.run.setup import make_envs_and_plan, prepare_jax
 from shared.config import Experiment
 from shared.config_file import load_experiment
@@ -12,6 +14,8 @@ from shared.envs.registry import Envs
 from shared.errors import ConfigError
 from shared.plan import Plan
 from shared.types import Params
+
+SILENT_S = 60.0  # a live run writes its status every few seconds
 
 
 class Trained(NamedTuple):
@@ -32,7 +36,7 @@ def load_trained(run_dir: Path, learner: str) -> Trained:
     experiment.learner(learner)
     path = run_dir / "checkpoints" / learner
     if not path.exists():
-        raise ConfigError(f"{path}: no checkpoint; the run ended before its last update")
+        raise ConfigError(_explain_missing(path, run_dir, learner))
     prepare_jax(cpu_only=False)
     from learner.learner import Learner
     from shared import checkpoint
@@ -41,3 +45,22 @@ def load_trained(run_dir: Path, learner: str) -> Trained:
     shapes = jax.eval_shape(lambda: Learner.initial_state(experiment, envs.training.spec, learner))
     state = checkpoint.load(path, shapes)
     return Trained(experiment, plan, envs, int(state.updates), jax.device_put(state.actor))
+
+
+def _explain_missing(path: Path, run_dir: Path, learner: str) -> str:
+    """Returns the reason why a learner's checkpoint, which a run writes after its last update, is not there."""
+    status = read_status(run_dir)
+    try:
+        state, reason = status["state"], status["reason"]
+        progress = f"{status['updates'][learner]:,} of {status['updates_planned']:,} updates"
+        silent_s = time.time() - (run_dir / "status.json").stat().st_mtime
+    except (OSError, KeyError):
+        return f"{path}: no checkpoint, and no status of the run; resume it with --resume"
+    if state == "done":
+        return f"{path}: no checkpoint, although the run is done; put it back, or run again with --overwrite"
+    if state != "running":  # failed or interrupted
+        because = f" ({reason})" if reason else ""
+        return f"{run_dir}: the run ended after {progress}, {state}{because}; resume it with --resume"
+    if silent_s < SILENT_S:
+        return f"{run_dir}: the run is still going, {progress}; wait for its end, when it writes its checkpoints"
+    return f"{run_dir}: silent for {silent_s:,.0f} s, {progress}; if the run died, resume it with --resume"

@@ -6,6 +6,7 @@ import signal
 import time
 from typing import Any
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -40,8 +41,13 @@ def end_at(pid: int, node: str, dump: bool) -> None:
 
 
 def _end_process(pid: int, dump: bool) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if not any(
+            "ray::" in part for part in process.cmdline()
+        ):  # the actor has ended, and its number is in use again
+            return
         if dump:
-            os.kill(pid, signal.SIGUSR1)
+            process.send_signal(signal.SIGUSR1)
             time.sleep(STACKS_S)
-        os.kill(pid, signal.SIGKILL)
+        process.kill()

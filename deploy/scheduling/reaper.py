@@ -1,38 +1,67 @@
-"""Reaper: a small process that outlives the driver by seconds and leaves none of its descendants behind.
+"""Reaper: a small process that outlives the driver by seconds and leaves none of the driver's processes behind.
 
-Ray ends its own processes with the driver, but some of them take a minute, and a stopped one never ends. The reaper
-records the descendants of the driver. When its pipe from the driver closes, it kills those that do not end soon.
+Ray ends its own processes with the driver, but some of them take a minute, and a stopped one never ends. The driver
+puts a mark into its environment variables, which all processes that it starts from then on inherit. The reaper records
+the processes that carry the mark. When its pipe from the driver closes, it kills those that do not end soon. It touches
+no other process.
 """
 
 import contextlib
 import os
+import secrets
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import psutil
 
+from deploy.packages import module_command
+
 GRACE_S = 5.0
 LOOK_S = 1.0
+_MARK = "FATHOM_MARK_"  # with the token, the name of a variable: a process may carry several marks
 _POLL_S = 0.2
+_INIT = 1  # the first process of the machine or of a container
 
 
 @contextlib.contextmanager
 def guarded() -> Iterator[None]:
     """Ends all processes that were started in the block, after the block or after the death of this process in it."""
-    earlier = [str(child.pid) for child in psutil.Process().children()]  # not started in the block
+    token = _new_token()
     reaper = subprocess.Popen(
-        [sys.executable, "-m", "deploy.scheduling.reaper", str(os.getpid()), *earlier],
+        module_command("deploy.scheduling.reaper", token),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        yield
+        with _marking(token):
+            yield
     finally:
         end_child(reaper, GRACE_S * 3)
+
+
+@contextlib.contextmanager
+def marked() -> Iterator[str]:
+    """Marks all processes that are started in the block. Yields the mark's token, for `kill_marked`."""
+    token = _new_token()
+    with _marking(token):
+        yield token
+
+
+def _new_token() -> str:
+    return secrets.token_hex(8).upper()
+
+
+@contextlib.contextmanager
+def _marking(token: str) -> Iterator[None]:
+    os.environ[_MARK + token] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_MARK + token]
 
 
 def end_child(child: subprocess.Popen, grace_s: float) -> None:
@@ -47,29 +76,45 @@ def end_child(child: subprocess.Popen, grace_s: float) -> None:
         child.wait(grace_s)
 
 
-def descendants(driver: int, earlier: set[int], known: set[psutil.Process]) -> set[psutil.Process]:
-    """Returns the `known` processes that still run, and all descendants of them and of `driver` except `earlier`."""
+def find_marked(token: str, known: Iterable[psutil.Process] = ()) -> set[psutil.Process]:
+    """Returns the processes that carry the mark, the `known` ones that still run, and all descendants of both.
+
+    Some programs overwrite their environment variables when they set their title. Such a process is found by its
+    parent, or, if its parent has ended, only if it is `known`.
+    """
     found = {process for process in known if process.is_running()}
-    with contextlib.suppress(psutil.NoSuchProcess):
-        found |= {child for child in psutil.Process(driver).children() if child.pid not in earlier}
-    for process in list(found):
+    parents = {}
+    for process in psutil.process_iter(["environ", "ppid"], ad_value=None):  # None: another user's process
+        if process.pid in (_INIT, os.getpid()):
+            continue
+        parents[process] = process.info["ppid"]
+        if _MARK + token in (process.info["environ"] or ()):
+            found.add(process)
+    children = found
+    while children:
+        pids = {process.pid for process in children}
+        children = {process for process, parent in parents.items() if parent in pids} - found
+        found |= children
+    return found
+
+
+def kill_marked(token: str, known: Iterable[psutil.Process] = ()) -> None:
+    """Kills the processes that `find_marked` returns."""
+    for process in filter(_alive, find_marked(token, known)):
         with contextlib.suppress(psutil.NoSuchProcess):
-            found |= set(process.children(recursive=True))
-    return found - {psutil.Process()}
+            process.kill()
 
 
-def main(driver: int, earlier: set[int]) -> None:
+def main(token: str) -> None:
     known: set[psutil.Process] = set()
     closed = False
     while not closed:
         closed = bool(select.select([sys.stdin], [], [], LOOK_S)[0])  # nothing is ever written: readable means closed
-        known = descendants(driver, earlier, known)
+        known = find_marked(token, known)
     deadline = time.monotonic() + GRACE_S
     while any(map(_alive, known)) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    for process in filter(_alive, descendants(driver, earlier, known)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    kill_marked(token, known)
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -80,4 +125,4 @@ def _alive(process: psutil.Process) -> bool:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), set(map(int, sys.argv[2:])))
+    main(sys.argv[1])

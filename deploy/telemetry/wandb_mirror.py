@@ -9,28 +9,31 @@ import faulthandler
 import importlib.util
 import json
 import os
+import secrets
 import select
 import signal
 import subprocess
 import sys
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import yaml
 
+from deploy.packages import module_command
 from shared.config import Experiment
 from shared.errors import ConfigError
+from shared.files import write_json
 from shared.metrics import Row, curves, parse_rows, scalars
 
 START_S = 60.0  # longest wait for the address of the run's page
 FINISH_S = 30.0  # longest upload after the run's end
 MARGIN_S = 10.0
 POLL_S = 1.0
+LOGGED = "wandb.json"  # in the run directory
 DEFAULTS = {  # wandb's settings; the user's environment takes precedence
     "WANDB_INIT_TIMEOUT": "20",  # seconds; then offline
     "WANDB_QUIET": "true",
@@ -61,7 +64,7 @@ class Mirror:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with open(self._log, "w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.telemetry.wandb_mirror", str(run_dir)],
+                module_command("deploy.telemetry.wandb_mirror", str(run_dir)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -96,23 +99,43 @@ class Mirror:
 def main(run_dir: Path) -> None:
     """Logs all rows of `run_dir`, also those to come, until standard input closes because the driver has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # wandb's web page may send one, which must not stop the run
+    # The driver reads one line only: the output of libraries goes to standard error.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     ended = threading.Event()
     threading.Thread(target=_await_end, args=(ended,), daemon=True).start()
-    with contextlib.redirect_stdout(sys.stderr):
-        run, place = _start(run_dir)
-    print(place, flush=True)
+    logged = _read_logged(run_dir)
+    run, place = _start(run_dir, logged)
+    print(place, file=answers, flush=True)
     started: set[str] = set()
-    for role, row in followed(run_dir / "metrics", ended):
-        name = curves(role, row)
-        step = f"{name}/env_steps"
-        if name not in started:
-            run.define_metric(f"{name}/*", step_metric=step)
-            started.add(name)
-        values = {f"{name}/{metric}": value for metric, value in scalars(row).items()}
-        run.log({"_timestamp": row["time"], step: row.get("env_steps", 0), **values})
+    for rows in followed(run_dir / "metrics", ended, logged.read):
+        for role, row in rows:
+            name = curves(role, row)
+            step = f"{name}/env_steps"
+            if name not in started:
+                run.define_metric(f"{name}/*", step_metric=step)
+                started.add(name)
+            values = {f"{name}/{metric}": value for metric, value in scalars(row).items()}
+            run.log({"_timestamp": row["time"], step: row.get("env_steps", 0), **values})
+        if rows or not (run_dir / LOGGED).exists():
+            write_json(run_dir / LOGGED, logged._asdict(), sync=False)
     status = run_dir / "status.json"
     done = status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "done"
     run.finish(exit_code=0 if done else 1)
+
+
+class _Logged(NamedTuple):
+    """The run at wandb, and the bytes of each metrics file that it has: a resumed run goes on there."""
+
+    id: str
+    read: dict[str, int]
+
+
+def _read_logged(run_dir: Path) -> _Logged:
+    try:
+        return _Logged(**json.loads((run_dir / LOGGED).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # the first incarnation of the run
+        return _Logged(secrets.token_hex(8), {})
 
 
 def _await_end(ended: threading.Event) -> None:
@@ -121,8 +144,11 @@ def _await_end(ended: threading.Event) -> None:
     ended.set()
 
 
-def _start(run_dir: Path) -> tuple[Any, str]:
-    """Starts wandb's run, offline if wandb cannot be reached. Returns the run and a line on its place."""
+def _start(run_dir: Path, logged: _Logged) -> tuple[Any, str]:
+    """Starts wandb's run, or continues it after an earlier incarnation; offline if wandb cannot be reached.
+
+    Returns the run and a line on its place.
+    """
     import wandb
 
     config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
@@ -130,6 +156,7 @@ def _start(run_dir: Path) -> tuple[Any, str]:
         wandb.init,
         project=config["wandb"]["project"],
         entity=config["wandb"]["entity"],
+        id=logged.id,
         name=run_dir.name,
         dir=str(run_dir),
         tags=[config["env"]],
@@ -137,30 +164,37 @@ def _start(run_dir: Path) -> tuple[Any, str]:
         settings=wandb.Settings(finish_timeout=FINISH_S, finish_timeout_raises=True),
     )
     try:
-        run, reason = init(), ""
+        run, reason = init(resume="allow" if logged.read else None), ""
     except wandb.Error as error:  # no key, a bad one, or no network
+        wandb.teardown()  # its service still holds the run's id
         run, reason = init(mode="offline"), f" ({str(error).splitlines()[0]})"
     if not run.offline:
         return run, run.url or "disabled"
     return run, f"offline{reason}; `wandb sync {Path(run.dir).parent}` sends it later"
 
 
-def followed(metrics: Path, ended: threading.Event) -> Iterator[tuple[str, Row]]:
-    """Yields each role's name with each row of its file, also rows to come, until `ended`.
+def followed(metrics: Path, ended: threading.Event, read: dict[str, int]) -> Iterator[list[tuple[str, Row]]]:
+    """Yields the rows that were added to the metrics files, each with its role's name, about once a second.
 
-    Rows that a resumed run has marked as undone are left out. The marks were written before this process started, so
-    each mark and its rows are read together, in the first pass.
+    Rows that a resumed run has marked as undone are left out, unless an earlier process has read them.
+
+    Args:
+        metrics: the folder of the metrics files.
+        ended: set when no more rows come; the files are then read once more.
+        read: bytes of each file that are read, by its name; updated before each list.
     """
-    read: dict[Path, int] = defaultdict(int)
     last = False
     while not last:
         last = ended.wait(POLL_S)  # the files are read afterwards, when they are complete
+        rows: list[tuple[str, Row]] = []
         for path in sorted(metrics.glob("*.jsonl")):
             with open(path, "rb") as file:
-                file.seek(read[path])
-                whole, newline, _ = file.read().rpartition(b"\n")
-            read[path] += len(whole + newline)
-            yield from ((path.stem, row) for row in parse_rows(whole.decode()))
+                file.seek(read.get(path.name, 0))
+                content = file.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            read[path.name] = read.get(path.name, 0) + len(whole)
+            rows += [(path.stem, row) for row in parse_rows(whole)]
+        yield rows
 
 
 if __name__ == "__main__":

@@ -1,26 +1,30 @@
 """Interface of every environment, and the distance that most environments share."""
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from shared.types import Array
+
+Count = Annotated[int, Field(ge=1)]
+Radius = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class EnvSpec:
     """Facts that travel with an environment. Sizes count floats, lengths count environment steps."""
 
-    state_size: int
-    goal_size: int
-    action_size: int
+    state_size: Count
+    goal_size: Count
+    action_size: Count
     goal_indices: tuple[int, ...]  # entries of the state that a goal names
-    episode_length: int
-    goal_radius: float  # all radii are in the units of `GoalEnv.distance`
-    num_cells: int  # cells of goal space that a policy can reach, counted by state coverage
-    easy_radius: float | None = None  # wider radius, for tasks whose authors report it too
-    hard_radius: float | None = None  # narrower radius, likewise
+    episode_length: Annotated[int, Field(ge=2)]  # a step alone has no later one as its goal
+    goal_radius: Radius  # all radii are in the units of `GoalEnv.distance`
+    num_cells: Count  # cells of goal space that a policy can reach, counted by state coverage
+    easy_radius: Radius | None = None  # wider radius, for tasks whose authors report it too
+    hard_radius: Radius | None = None  # narrower radius, likewise
     backend: str = "jax"  # the physics: plain JAX, or one of brax's pipelines
 
 

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from shared.envs.base import EnvSpec, EnvState, GoalEnv
 
+BATCH = (2, 3)  # leading axes of the batches that `cell` and `distance` get
+
 
 def check_env(env_id: str, env: Any) -> None:
     """Raises ValueError with one line that names what is missing or has the wrong shape."""
@@ -25,12 +27,21 @@ def check_env(env_id: str, env: Any) -> None:
     _check_state(f"{env_id}.step", after, spec)
     if jax.tree.map(_shape, after) != jax.tree.map(_shape, fresh):
         raise ValueError(f"{env_id}.step: its EnvState differs in structure, shapes or types from that of reset")
-    cell = _shape(jax.eval_shape(env.cell, fresh.goal))
-    if cell != ((), "int32"):
-        raise ValueError(f"{env_id}.cell: must return one int32 for a goal, not {cell}")
-    distance = _shape(jax.eval_shape(env.distance, fresh.state, fresh.goal))
-    if distance != ((), "float32"):
-        raise ValueError(f"{env_id}.distance: must return one float32, not {distance}")
+    state, goal = (_batch_of(array) for array in (fresh.state, fresh.goal))
+    for name, made, dtype in (
+        ("cell", jax.eval_shape(env.cell, goal), "int32"),
+        ("distance", jax.eval_shape(env.distance, state, goal), "float32"),
+    ):
+        shape, got = _shape(made)
+        if (shape, got) != (BATCH, dtype):
+            raise ValueError(
+                f"{env_id}.{name}: must return {dtype}{list(BATCH)} for a batch of goals {list(goal.shape)}, not "
+                f"{got}{list(shape)}; index the last axis, as in goal[..., 0]"
+            )
+
+
+def _batch_of(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*BATCH, *array.shape), array.dtype)
 
 
 def _check_state(where: str, env_state: Any, spec: EnvSpec) -> None:

@@ -12,7 +12,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from shared.config import EnvOptions, Experiment
 from shared.envs.base import GoalEnv
@@ -191,7 +194,17 @@ def _import(path: str) -> Callable[[EnvOptions], Any]:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{path}: cannot be imported ({error}); name it as package.module:Class") from error
+        missing = error.name if isinstance(error, ImportError) and error.name else module
+        remedy = _find_hidden(missing.partition(".")[0]) or "name it as package.module:Class"
+        raise ValueError(f"{path}: cannot be imported ({error}); {remedy}") from error
+
+
+def _find_hidden(package: str) -> str:
+    """Returns a remedy if the working directory's `package` is hidden by an installed one, such as `shared`."""
+    own, found = Path.cwd() / package, getattr(sys.modules.get(package), "__file__", None)
+    if own.is_dir() and found and own not in Path(found).parents:
+        return f"{own} is hidden by another package named {package}, {Path(found).parent}: rename yours"
+    return ""
 
 
 def _make_own(env_id: str, load: Callable[[], Callable[[EnvOptions], Any]], options: EnvOptions) -> GoalEnv:
@@ -204,6 +217,10 @@ def _make_own(env_id: str, load: Callable[[], Callable[[EnvOptions], Any]], opti
         except TypeError as error:
             raise ValueError(f"{env_id}: it must take one argument, EnvOptions ({error})") from error
         check_env(env_id, env)
+    except ValidationError as error:  # of an EnvSpec
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{env_id}.spec.{field}: {first['msg'].lower()}, got {first['input']!r:.80}") from error
     except ValueError:
         raise
     except (Exception, SystemExit) as error:

@@ -138,13 +138,16 @@ class Inserter(BackgroundClient):
         number = self._windows.number + 1 if number is None else number
         self._windows = self._windows.after(number, arrays[1], self._chunks)
         keys = self._keys.of(np.arange(number - self._chunks, number) + 1)
-        unroll = _Unroll(len(self._streams), {})
+        unroll = _Unroll(0, {})
         requests = [self._request(unroll, arrays, number, keys, windows, share) for share in self._shares]
+        unroll.unsent = sum(map(bool, requests))
         self._wait_for_room(MESSAGES_IN_FLIGHT - 1, self._timeout_s)
         with self._changed:
             self._in_flight.append(unroll)
+            self._drop_confirmed()  # nothing is sent of void chunks alone
         for stream, request in zip(self._streams, requests, strict=True):
-            stream.requests.put((request, unroll))
+            if request:
+                stream.requests.put((request, unroll))
 
     def flush(self, timeout_s: float) -> None:
         """Waits until every window is confirmed; `timeout_s` as in the constructor."""
@@ -176,11 +179,15 @@ class Inserter(BackgroundClient):
     ) -> bytes:
         """Returns the serialised request for a share of the environments, whose items it adds to `unroll`.
 
+        It is empty if all chunks of the share are void: the server refuses requests without a chunk.
+
         `keys` `[K, N, 1 + tables]` are those of the last K unrolls, `arrays` `[N, T, ...]` the columns of the newest.
         """
         keys, run = keys[:, share], self._windows.run[share]
         steps, chunks = arrays[0].shape[1], keys[..., 0].T
         there, whole = np.flatnonzero(run), np.flatnonzero((run >= len(keys)) & windows)
+        if not there.size:
+            return b""
         # A slice is a view, and costs no copy.
         columns = [array[share] if len(there) == len(run) else array[share][there] for array in arrays]
         trajectories = wire.trajectories(chunks[whole], steps, len(columns))

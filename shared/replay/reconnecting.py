@@ -8,14 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from shared.metrics import Reporter
 from shared.plan import Plan
+from shared.replay.announcements import Announcements, ServerIncarnation
 from shared.replay.audit import AuditLog
-from shared.replay.channel import WAIT_SLICE_S
 from shared.replay.codec import Columns
-from shared.replay.errors import ReplayError, ReplayExhausted, ReplayStopped, ReplayTimeout
+from shared.replay.errors import ReplayError
 from shared.replay.info import ReplayMonitor
 from shared.replay.insert import MESSAGES_IN_FLIGHT, Inserter
 from shared.replay.sample import Sampler
@@ -25,63 +25,6 @@ from shared.replay.windows import WindowCount
 UNCONFIRMED = MESSAGES_IN_FLIGHT + 1
 
 X = TypeVar("X")
-
-
-class ServerIncarnation(NamedTuple):
-    """One incarnation of the replay server: its table for each learner, and the windows inserted before its refill."""
-
-    number: int
-    address: str
-    tables: dict[str, str]
-    inserted: int
-
-
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-class _Announcements:
-    """The newest incarnation announced, passed from the thread that answers the driver to the thread that works."""
-
-    def __init__(self, reporter: Reporter, stop: threading.Event) -> None:
-        self._reporter, self._stop = reporter, stop
-        self._changed = threading.Condition()
-        self._next: ServerIncarnation | None = None
-        self._current = 0  # number of the incarnation in use
-        self._client: _Closable | None = None
-
-    def announce(self, server: ServerIncarnation) -> None:
-        with self._changed:
-            self._next = server
-            self._changed.notify_all()
-
-    def disconnect(self) -> None:
-        """Closes the client in use; the working thread then waits for the next incarnation."""
-        with self._changed:
-            self._next, client = None, self._client
-        if client is not None:
-            client.close()
-
-    def next(self) -> ServerIncarnation:
-        """Waits for an incarnation that was not used yet. Raises ReplayStopped."""
-        with self._changed, self._reporter.waiting("replay server"):
-            while self._next is None:
-                if self._stop.is_set():
-                    raise ReplayStopped("asked to stop while waiting for the replay server")
-                self._changed.wait(WAIT_SLICE_S)
-            server, self._next = self._next, None
-        self._current = server.number
-        return server
-
-    def use(self, client: _Closable) -> None:
-        with self._changed:
-            self._client = client
-
-    def lost(self, error: ReplayError) -> None:
-        """Reports the server as lost, so that another is announced; raises `error` if another would not help."""
-        if self._stop.is_set() or isinstance(error, (ReplayTimeout, ReplayExhausted)):
-            raise error
-        self._reporter.server, self._reporter.lost_server = 0, self._current
 
 
 class RefillSplit(NamedTuple):
@@ -120,7 +63,7 @@ class ReconnectingInserter:
         self._paused = paused
         self._plan, self._source, self._environments, self._audit = plan, source, environments, audit
         self._past, self._reporter, self._stop, self._timeout_s = past, reporter, stop, timeout_s
-        self._announced = _Announcements(reporter, stop)
+        self._announced = Announcements(reporter, stop)
         self._inserter: Inserter | None = None
         self._lock = threading.Lock()
         self._made: deque[tuple[int, int]] = deque([(-1, 0)], maxlen=plan.stored_unrolls + 2)
@@ -173,10 +116,13 @@ class ReconnectingInserter:
                 self._announced.lost(error)
             self._fill()
 
-    def keep_filling(self) -> None:
-        """Refills every further server until asked to stop: the stream of a finished source still backs up replay."""
+    def keep_filling(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Refills every further server until asked to stop: the stream of a finished source still backs up replay.
+
+        `meanwhile()` is called about twice a second while no server needs a refill.
+        """
         while True:
-            self._fill()
+            self._fill(meanwhile)
             self.flush()
 
     @property
@@ -193,10 +139,10 @@ class ReconnectingInserter:
         if self._inserter is not None:
             self._inserter.close()
 
-    def _fill(self) -> None:
+    def _fill(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Connects to the next server and inserts all that it lacks, the newest unroll included."""
         while True:
-            server = self._announced.next()
+            server = self._announced.next(meanwhile)
             self.close()
             with self._lock:
                 servers_lost = self._servers_lost
@@ -223,7 +169,7 @@ class ReconnectingInserter:
             audit=partial(self._audit.write, server.number) if self._audit else None,
             paused=self._paused,
         )
-        self._announced.use(inserter)
+        self._announced.use(inserter)  # an insert into a server that was left meanwhile is made again
         with self._lock:
             newest, refill_from = self._made[-1][0], self._refill_from
         # A server that lives lacks only what was not confirmed; windows that end there need the chunks before.
@@ -256,11 +202,12 @@ class ReconnectingSampler(Generic[X]):
         self._paused = paused
         self._plan, self._learner, self._transfer = plan, learner, transfer
         self._reporter, self._stop, self._timeout_s = reporter, stop, timeout_s
-        self._announced = _Announcements(reporter, stop)
+        self._announced = Announcements(reporter, stop)
         self._num_floats: int | None = None
-        self._taken_before = 0
         self._left: list[X] = []  # batches that were decoded while their server was left
+        self._lock = threading.Lock()  # around the next two, which change together
         self._sampler: Sampler[X] | None = None
+        self._taken_before = 0
         self._monitor: ReplayMonitor | None = None
         self._table = ""
         self._inserted_before = self._inserted = 0
@@ -285,7 +232,8 @@ class ReconnectingSampler(Generic[X]):
     def taken(self) -> int:
         """Windows of whole batches that have arrived."""
         batch = self._plan.windows_per_update
-        return self._taken_before + (self._sampler.windows_received // batch * batch if self._sampler else 0)
+        with self._lock:
+            return self._taken_before + (self._sampler.windows_received // batch * batch if self._sampler else 0)
 
     def sample(self) -> X:
         """Returns the next batch; waits while replay is starved or has no server."""
@@ -343,8 +291,9 @@ class ReconnectingSampler(Generic[X]):
             except ReplayError as error:
                 self._announced.lost(error)
                 continue
-            self._taken_before, self._sampler = taken, sampler
+            with self._lock:
+                self._taken_before, self._sampler = taken, sampler
             self._monitor, self._inserted_before = ReplayMonitor(server.address, [self._table]), server.inserted
-            self._announced.use(sampler)
-            self._reporter.server = server.number
-            return
+            if self._announced.use(sampler):  # else the server was left meanwhile, and nothing was requested of it
+                self._reporter.server = server.number
+                return

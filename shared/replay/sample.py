@@ -39,9 +39,10 @@ X = TypeVar("X")
 class Sampler(BackgroundClient, Generic[X]):
     """Batches of `num_windows` sampled windows of `window_rows` rows, ready when the learner asks.
 
-    The thread decodes every batch into the same host buffers and calls `transfer(columns)` there, with
-    `floats` `[B, K*T, F]` float32 and `ints` `[B, K*T, 3]` int32. `transfer` must have copied all of it when
-    it returns: wait for a device put, and mind that JAX on a CPU may alias numpy arrays instead of copying.
+    `start`, or the first `sample`, starts a thread; nothing is requested before. The thread decodes every batch into
+    the same host buffers and calls `transfer(columns)` there, with `floats` `[B, K*T, F]` float32 and `ints`
+    `[B, K*T, 3]` int32. `transfer` must have copied all of it when it returns: wait for a device put, and mind that JAX
+    on a CPU may alias numpy arrays instead of copying.
 
     At most two batches are requested and not yet returned by `sample`; no more than `max_windows` windows
     (a multiple of B) are ever requested.
@@ -83,7 +84,6 @@ class Sampler(BackgroundClient, Generic[X]):
         check_tables(server_info(address, CONNECT_TIMEOUT_S), [table], address)
         self._channel = open_channel(address)
         self._thread = threading.Thread(target=self._run, name="replay-sample", daemon=True)
-        self._thread.start()
 
     def sample(self, should_stop: ShouldStop = None) -> tuple[X, float]:
         """Returns the next batch, as `transfer` returned it, and the seconds waited for it.
@@ -92,11 +92,18 @@ class Sampler(BackgroundClient, Generic[X]):
         `ReplayStopped`, `ReplayExhausted` (all of `max_windows` were returned), or the error that `transfer` raised.
         """
         with self._changed:
+            self.start()
             waited_s = self._wait(self._has_batch, should_stop, self._timeout_s)
             batch = self._ready.pop(0)
             self._batches_asked -= 1
             self._ask_for_more()
             return batch, waited_s
+
+    def start(self) -> None:
+        """Begins to request windows, where `sample` has not done so."""
+        with self._changed:
+            if self._thread.ident is None:
+                self._thread.start()
 
     @property
     def windows_received(self) -> int:
@@ -122,7 +129,8 @@ class Sampler(BackgroundClient, Generic[X]):
                 self._stream.cancel()
             self._changed.notify_all()
         self._channel.close()
-        self._thread.join(CLOSE_WAIT_S)
+        if self._thread.ident is not None:
+            self._thread.join(CLOSE_WAIT_S)
 
     def _has_batch(self) -> bool:
         if self._batches_left + self._batches_asked == 0:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from shared.errors import ConfigError
 
 LOCK = "lock"
-LOCK_SECONDS = 5.0
+LOCK_SECONDS = 60.0  # the last writer may be a hung process that its driver is still ending on another node
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Environments of the collector's tests: one counts its steps, the other also breaks at a step."""
+"""Environments of the collector's tests: one counts its steps, the other also breaks at a step or at a reset."""
 
 from dataclasses import dataclass
 
@@ -59,7 +59,8 @@ class Counting(GoalEnv):
 class Breaking(Counting):
     """Environment that breaks at step number `breaks_at` of episodes with a start tag below `share`.
 
-    A break sets the state's `coordinates` to `value`. Episodes with a start tag below `nan_share` start at NaN.
+    A break sets the state's `coordinates` to `value`, and the goal's tag and the distance to NaN if told so. Episodes
+    with a start tag below `nan_share` start at NaN; those with one below `nan_goal_share` have a goal whose tag is NaN.
     """
 
     limits: tuple[int, ...] = (100, 100)
@@ -68,15 +69,32 @@ class Breaking(Counting):
     value: float = float("nan")
     coordinates: tuple[bool, ...] = (True, True, True)
     nan_share: float = 0.0
+    nan_goal_share: float = 0.0
+    goal_breaks: bool = False
+    distance_breaks: bool = False
 
     def reset(self, key: Array) -> EnvState:
         env_state = super().reset(key)
-        return env_state._replace(state=jnp.where(env_state.state[1] < self.nan_share, jnp.nan, env_state.state))
+        start, tag_only = env_state.state, jnp.array([False, True])
+        return env_state._replace(
+            state=jnp.where(start[1] < self.nan_share, jnp.nan, start),
+            goal=jnp.where((start[1] < self.nan_goal_share) & tag_only, jnp.nan, env_state.goal),
+        )
 
     def step(self, env_state: EnvState, action: Array) -> EnvState:
         after = super().step(env_state, action)
-        breaks = (after.state[0] == self.breaks_at) & (after.state[1] < self.share)
-        return after._replace(state=jnp.where(breaks & jnp.array(self.coordinates), self.value, after.state))
+        breaks, tag_only = self._breaks(after.state), jnp.array([False, True])
+        return after._replace(
+            state=jnp.where(breaks & jnp.array(self.coordinates), self.value, after.state),
+            goal=jnp.where(breaks & jnp.array(self.goal_breaks) & tag_only, jnp.nan, after.goal),
+        )
+
+    def distance(self, state: Array, goal: Array) -> Array:
+        breaks = self._breaks(state) & jnp.array(self.distance_breaks)
+        return jnp.where(breaks, jnp.nan, super().distance(state, goal))
+
+    def _breaks(self, state: Array) -> Array:
+        return (state[..., 0] == self.breaks_at) & (state[..., 1] < self.share)
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from collector.collector import Collector, coverage, make_collect, make_count
+from collector.feeder import Feeder
 from collector.rollout import RolloutState, make_start, make_unroll
 from shared.config import Experiment
+from shared.errors import EnvironmentBroken, RunFailed
 from shared.metrics import Reporter, Row
 from shared.networks import init_params, make_networks
 from shared.params import ParamStore, Policy
@@ -29,17 +31,20 @@ class CollectorRun(NamedTuple):
     other_columns: Columns
 
 
+EXPERIMENT = Experiment.model_validate(
+    {
+        "env": "counting",
+        "collector": {"depth": 4, "width": 8, "environments": N, "unroll_length": T, "actors": 2},
+        "algorithm": {"batch_size": 4, "windows_per_update": 4, "minibatches_per_update": 2},
+        "replay": {"steps_per_environment": 200, "prefill_steps": 1},
+        "budget": {"env_steps": 10 * 2 * N * T},
+    }
+)
+
+
 def run_collector(counting: Any, room: bool) -> CollectorRun:
     """Runs a collector until its budget is spent. After every second insert, a new policy is published."""
-    experiment = Experiment.model_validate(
-        {
-            "env": "counting",
-            "collector": {"depth": 4, "width": 8, "environments": N, "unroll_length": T, "actors": 2},
-            "algorithm": {"batch_size": 4, "windows_per_update": 4, "minibatches_per_update": 2},
-            "replay": {"steps_per_environment": 200, "prefill_steps": 1},
-            "budget": {"env_steps": 10 * 2 * N * T},
-        }
-    )
+    experiment = EXPERIMENT
     env, store, reporter, inserted = counting(), ParamStore(), Reporter(), []
     plan = make_plan(experiment, env.spec)
     params = init_params(make_networks(experiment.collector, env.spec), env.spec, jax.random.key(0)).actor
@@ -114,6 +119,46 @@ def test_collectors_draw_different_starts_and_goals(run: CollectorRun) -> None:
     assert (run.other_columns.floats[:, 0, 1:] != run.inserted[0].floats[:, 0, 1:]).all()
 
 
+def test_a_collector_of_a_broken_environment_ends_within_its_budget(breaking: Any) -> None:
+    env, reporter, inserted = breaking(breaks_at=1, share=2.0, coordinates=(False, False, True)), Reporter(), []
+    collector = Collector(EXPERIMENT, make_plan(EXPERIMENT, env.spec), env, index=1)
+    params = init_params(make_networks(EXPERIMENT.collector, env.spec), env.spec, jax.random.key(0)).actor
+    with pytest.raises(EnvironmentBroken) as error:
+        collector.run(
+            lambda version: Policy(0, params) if version < 0 else None,
+            lambda number, columns: inserted.append(number),
+            lambda: True,
+            reporter,
+            should_stop=lambda: len(inserted) > 20,
+        )
+    assert str(error.value).startswith(
+        "env: counting: state[2] is not finite after step 1 of an episode (environment 0 of collector-1); such steps "
+        "have cost 24 windows, and the run makes up for 18 at most; make its step return finite numbers"
+    )
+    rows = reporter.drain().rows
+    assert len(rows) == len(inserted) == 6  # of 10 unrolls
+    assert [row["collector/broken"] for row in rows] == [N * T] * 6
+    assert not any({"collector/distance", "collector/at_goal"} & row.keys() for row in rows)  # nothing was measured
+    assert all(np.isfinite(value) for row in rows for value in row.values() if isinstance(value, float))
+
+
+def test_a_feeder_whose_stream_ends_too_early_says_so(counting: Any) -> None:
+    """Nearly all chunks are void, so that the stream's unrolls make too few windows."""
+    env = counting()
+    experiment = EXPERIMENT.model_copy(update={"stream": "/data/stream"})
+    ints = np.zeros((N, T, 3), np.int32)
+    ints[1:, :, 0] = VOID_EPISODE
+    unrolls = iter([(number, Columns(np.zeros((N, T, 5), np.float32), ints)) for number in range(12)])
+    feeder, fed = Feeder(experiment, make_plan(experiment, env.spec), env, unrolls), []
+    with pytest.raises(RunFailed) as error:
+        feeder.run(lambda number, columns: fed.append(number), Reporter(), should_stop=lambda: False)
+    assert str(error.value) == (
+        "stream: /data/stream ends after 12 unrolls and 10 windows of a shard, 48 windows were expected; lower "
+        "budget.env_steps, or record it again"
+    )
+    assert fed == list(range(12))
+
+
 def test_coverage_by_hand() -> None:
     assert coverage(np.array([0, 0, 0, 0])) == {"coverage": 0, "coverage_entropy": 0}
     assert coverage(np.array([7, 0, 0, 0])) == {"coverage": 0.25, "coverage_entropy": 0}
@@ -153,11 +198,11 @@ def unrolls(breaking: Any) -> BrokenUnrolls:
     def step(state: RolloutState, number: Array) -> tuple[RolloutState, BrokenUnrolls]:
         key = jax.random.key(number)
         plain = unroll({}, number, state, key)[1]
-        state, columns, visits, metrics = collect({}, number, state, key)
+        state, made = collect({}, number, state, key)
         rows, broken, distance = jax.tree.map(
             lambda x: jnp.swapaxes(x, 0, 1), (pack(plain.rows), plain.broken, plain.distance)
         )
-        return state, BrokenUnrolls(columns, rows, broken, distance, visits, metrics)
+        return state, BrokenUnrolls(made.columns, rows, broken, distance, made.visits, made.metrics)
 
     def five_unrolls(key: Array) -> BrokenUnrolls:
         return jax.lax.scan(step, make_start(env, 16)(key), jnp.arange(5))[1]

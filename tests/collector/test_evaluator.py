@@ -11,6 +11,7 @@ import pytest
 from collector.evaluator import EvaluationQueue, EvaluationRequest, Evaluator, make_evaluate
 from shared.config import ACTIVE, Experiment
 from shared.envs.base import EnvSpec, EnvState, GoalEnv
+from shared.errors import EnvironmentBroken
 from shared.metrics import Reporter
 from shared.networks import Actor, make_networks
 from shared.params import Policy
@@ -54,7 +55,7 @@ def evaluated(breaking: Any) -> dict[str, dict[str, float]]:
         params = jax.tree.map(
             lambda x: jnp.zeros(x.shape), jax.eval_shape(LINEAR.init, key, jnp.zeros(3), jnp.zeros(2))
         )
-        return make_evaluate(env, LINEAR, EPISODES)(params, key)
+        return make_evaluate(env, LINEAR, EPISODES)(params, key)[0]
 
     key = jax.random.key(0)
     cases = [DEFAULTS | case for case in CASES.values()]
@@ -91,20 +92,22 @@ def test_metrics_are_means_over_episodes(evaluated: Any) -> None:
 def test_easy_and_hard_radii_are_counted_if_the_environment_has_them(evaluated: Any, counting: Any) -> None:
     assert [evaluated["whole"][f"time_at_goal{suffix}"] for suffix in ("", "_easy", "_hard")] == [3, 5, 1]
     assert [evaluated["a little far"][f"success_rate{suffix}"] for suffix in ("", "_easy", "_hard")] == [0, 1, 0]
-    always = {"time_at_goal", "success_rate", "final_distance", "episode_length"}
+    always = {"time_at_goal", "success_rate", "final_distance", "episode_length", "broken_episodes"}
     for radii, more in (({}, set()), ({"easy_radius": 3.5}, {"time_at_goal_easy", "success_rate_easy"})):
         env = counting(goal_radius=1.5, **radii)
         params = jax.eval_shape(LINEAR.init, jax.random.key(0), jnp.zeros(3), jnp.zeros(2))
-        metrics = jax.eval_shape(make_evaluate(env, LINEAR, EPISODES), params, jax.random.key(0))
+        metrics, _ = jax.eval_shape(make_evaluate(env, LINEAR, EPISODES), params, jax.random.key(0))
         assert metrics.keys() == always | more
 
 
 def test_a_broken_step_ends_its_episode_and_is_not_at_goal(evaluated: Any) -> None:
     assert headline(evaluated["all break"]) == pytest.approx((1, 1, 1, 4))
     assert headline(evaluated["break at once"]) == pytest.approx((0, 0, 1, 1))
+    assert [evaluated[case]["broken_episodes"] for case in ("far", "all break", "break at once")] == [0, 64, 64]
     metrics = evaluated["some break"]
     share = (metrics["episode_length"] - 4) / 4
     assert 0.25 < share < 0.75
+    assert metrics["broken_episodes"] == round((1 - share) * EPISODES)
     assert metrics["time_at_goal"] == pytest.approx(3 * share + (1 - share))
     assert metrics["final_distance"] == pytest.approx(4 * share + (1 - share))
 
@@ -187,18 +190,63 @@ def test_all_learners_are_evaluated_on_the_same_episodes() -> None:
     assert evaluator(Drift(spread=1.0), seed=1).evaluate(ACTIVE, policy(3))["final_distance"] != first["final_distance"]
 
 
+@dataclass(frozen=True)
+class Fragile(Drift):
+    """`Drift` that breaks at the third step of an episode that starts above `height`."""
+
+    height: float = 0.0
+    spread: float = 1.0
+
+    def step(self, env_state: EnvState, action: Array) -> EnvState:
+        breaks = (env_state.physics[0] == 2) & (env_state.physics[1] > self.height)
+        state = jnp.where(breaks & jnp.array([False, True]), jnp.nan, env_state.state + action)
+        return env_state._replace(physics=env_state.physics + jnp.array([1.0, 0.0]), state=state)
+
+    def reset(self, key: Array) -> EnvState:
+        fresh = super().reset(key)
+        return fresh._replace(physics=jnp.stack([jnp.zeros(()), fresh.state[1]]))
+
+
+def test_an_evaluation_whose_episodes_all_break_ends_the_run() -> None:
+    with pytest.raises(EnvironmentBroken) as error:
+        evaluator(Fragile()).evaluate(ACTIVE, policy(0))
+    assert str(error.value).startswith(
+        "env: drift: state[1] is not finite after step 3 of an episode (environment 0 of the evaluator); all 5 "
+        "episodes of an evaluation broke; make its step return finite numbers"
+    )
+
+
+def test_an_evaluation_counts_the_episodes_that_break() -> None:
+    metrics = evaluator(Fragile(height=0.5)).evaluate(ACTIVE, policy(0))
+    assert 0 < metrics["broken_episodes"] < 5
+    assert all(np.isfinite(value) for value in metrics.values() if isinstance(value, float))
+
+
+def test_the_error_names_the_environment_of_the_evaluation() -> None:
+    config = {"evaluation": EXPERIMENT.evaluation.model_copy(update={"env": "fragile"})}
+    with pytest.raises(EnvironmentBroken, match=r"^evaluation\.env: fragile: state\[1\] is not finite"):
+        Evaluator(EXPERIMENT.model_copy(update=config), PLAN, Fragile()).evaluate(ACTIVE, policy(0))
+
+
 def test_a_full_queue_drops_the_oldest_request_but_no_last_request() -> None:
-    queue = EvaluationQueue(length=3)
+    queue = EvaluationQueue(max_bytes=3 * 8)
     for version, last in ((1, False), (2, True), (3, False), (4, False), (5, True), (6, True)):
-        queue.put(EvaluationRequest("a", Policy(version, {}), last))
+        queue.put(EvaluationRequest("a", Policy(version, {"w": np.zeros(1)}), last))
     assert (queue.dropped, len(queue)) == (3, 3)
     left = [queue.get(timeout_s=0.0) for _ in range(4)]
     assert [request.policy.version if request else None for request in left] == [2, 5, 6, None]
     assert len(queue) == 0
 
 
+def test_a_policy_larger_than_the_queue_replaces_all_that_may_be_dropped() -> None:
+    queue = EvaluationQueue(max_bytes=3 * 8)
+    for version, size in ((1, 1), (2, 1), (3, 10)):
+        queue.put(EvaluationRequest("a", Policy(version, {"w": np.zeros(size)}), last=False))
+    assert (queue.dropped, len(queue)) == (2, 1)
+
+
 def test_an_evaluator_ends_after_the_last_request_of_every_learner() -> None:
-    queue, reporter = EvaluationQueue(), Reporter()
+    queue, reporter = EvaluationQueue(2**26), Reporter()
     for name, version, last in ((ACTIVE, 0, False), ("twin", 7, True), (ACTIVE, 7, True), ("twin", 9, True)):
         queue.put(EvaluationRequest(name, policy(version), last))
     evaluator(Drift()).run(queue, reporter, should_stop=lambda: False)

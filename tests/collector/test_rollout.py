@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from collector.breaks import explain, find_first
 from collector.rollout import RolloutState, Unroll, make_start, make_unroll
 from shared.envs.base import goal_distance
 from shared.types import Array
@@ -50,7 +51,10 @@ def test_shapes(three_unrolls: tuple[RolloutState, Unroll]) -> None:
     assert unroll.rows.state.shape == (3 * T, N, 3)
     assert unroll.rows.action.shape == (3 * T, N, 2)
     flat = (unroll.rows.episode, unroll.rows.step, unroll.rows.version, unroll.distance, unroll.done, unroll.broken)
-    assert {x.shape for x in flat} == {(3 * T, N)}
+    assert {x.shape for x in (*flat, unroll.entry, unroll.episode_step)} == {(3 * T, N)}
+    assert unroll.goal.shape == (3 * T, N, 2)
+    np.testing.assert_array_equal(unroll.episode_step, unroll.rows.state[..., 0])
+    assert (unroll.entry == 2 + 3 + 1).all()
     assert not unroll.broken.any()
     assert {x.dtype for x in (unroll.rows.episode, unroll.rows.step, unroll.rows.version)} == {np.dtype(np.int32)}
 
@@ -156,14 +160,31 @@ BREAKS: dict[str, dict[str, Any]] = {
     "all of the state": {},
     "one coordinate": {"coordinates": (False, True, False)},
     "infinity": {"coordinates": (True, False, False), "value": float("inf")},
-    "the action": {"share": 0.0, "limits": (100, 100), "fails_at": 5.0},
+    "the goal": {"coordinates": (False, False, False), "goal_breaks": True},
+    "the distance": {"coordinates": (False, False, False), "distance_breaks": True},
+    "the action": {"share": 0.0, "fails_at": 5.0},
+    "the reset": {"share": 0.0, "nan_share": 0.5},
+    "the reset's goal": {"share": 0.0, "nan_goal_share": 0.5},
 }
 DEFAULTS: dict[str, Any] = {
     "coordinates": (True, True, True),
+    "goal_breaks": False,
+    "distance_breaks": False,
     "value": float("nan"),
     "share": 0.5,
-    "limits": (100, 100),
+    "nan_share": 0.0,
+    "nan_goal_share": 0.0,
     "fails_at": -1.0,
+}
+NAMES = {
+    "all of the state": "state[0] is not finite after step 4 of an episode",
+    "one coordinate": "state[1] is not finite after step 4 of an episode",
+    "infinity": "state[0] is not finite after step 4 of an episode",
+    "the goal": "distance is not finite after step 4 of an episode",
+    "the distance": "distance is not finite after step 4 of an episode",
+    "the action": "action[0] is not finite at step 6 of an episode",
+    "the reset": "state[0] is not finite after a reset",
+    "the reset's goal": "goal[1] is not finite after a reset",
 }
 
 
@@ -183,7 +204,7 @@ def broken(breaking: Any) -> dict[str, tuple[RolloutState, Unroll]]:
     return {name: jax.tree.map(lambda x, row=row: x[row], made) for row, name in enumerate(BREAKS)}
 
 
-@pytest.mark.parametrize("case", [case for case in BREAKS if case != "the action"])
+@pytest.mark.parametrize("case", [case for case, name in NAMES.items() if "step 4" in name])
 def test_a_broken_step_ends_its_episode_and_leaves_all_values_finite(broken: Any, case: str) -> None:
     state, unroll = broken[case]
     count, tag = unroll.rows.state[..., 0], unroll.rows.state[..., 1]
@@ -204,3 +225,23 @@ def test_an_action_that_is_not_finite_breaks_the_step(broken: Any) -> None:
     np.testing.assert_array_equal(unroll.broken, unroll.rows.state[..., 0] == 5)
     assert unroll.rows.state[..., 0].max() == 5
     assert np.isfinite(state.env.state).all()
+
+
+@pytest.mark.parametrize("case", ["the reset", "the reset's goal"])
+def test_an_episode_whose_start_is_not_finite_ends_with_its_first_step(broken: Any, case: str) -> None:
+    _, unroll = broken[case]
+    starts = np.argwhere(unroll.broken)
+    assert len(starts) > N
+    assert (unroll.episode_step[unroll.broken] == 0).all()
+    assert unroll.done[unroll.broken].all()
+    finite = np.isfinite(unroll.rows.state).all(axis=-1) & np.isfinite(unroll.rows.action).all(axis=-1)
+    np.testing.assert_array_equal(finite, ~unroll.broken)
+
+
+@pytest.mark.parametrize("case", BREAKS)
+def test_the_first_broken_step_is_named(broken: Any, case: str, breaking: Any) -> None:
+    _, unroll = broken[case]
+    found = find_first(unroll, unroll.broken)
+    environment = int(np.argmax(unroll.broken[np.argmax(unroll.broken.any(axis=1))]))
+    line = explain("env: lab:Slope", breaking().spec, found, "collector-0", "")
+    assert line.startswith(f"env: lab:Slope: {NAMES[case]} (environment {environment} of collector-0); ")

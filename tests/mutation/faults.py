@@ -139,6 +139,20 @@ FAULTS = (
         ("collector",),
     ),
     Fault(
+        "collector: a broken environment does not end the run",
+        "collector/collector.py",
+        "            if not self.done:\n                self._check(collected)\n",
+        "",
+        ("collector", "deploy/run/test_broken_env.py"),
+    ),
+    Fault(
+        "collector: windows lost to restarts count as lost to breaks",
+        "collector/breaks.py",
+        "incarnations = max(position.windows.number + 2 - position.unrolls, 1)",
+        "incarnations = 1",
+        ("collector/test_breaks.py",),
+    ),
+    Fault(
         "evaluator: later episodes count as well",
         "collector/evaluator.py",
         "first = ended == 0",
@@ -177,16 +191,9 @@ FAULTS = (
     Fault(
         "limiter: free pace limits every learner",
         "deploy/replay/service.py",
-        'limited = experiment.replay.pace == "lockstep" or name == ACTIVE',
-        "limited = True",
+        'return experiment.replay.pace == "lockstep" or learner == ACTIVE',
+        "return True",
         ("deploy/replay/test_service.py",),
-    ),
-    Fault(
-        "limiter: collectors write a snapshot an error buffer early",
-        "shared/plan.py",
-        "sampled = updates * self.windows_per_update + self.error_buffer",
-        "sampled = updates * self.windows_per_update",
-        ("shared/test_plan.py",),
     ),
     # --- insert client ---
     Fault(
@@ -216,6 +223,13 @@ FAULTS = (
         "before = self.run if number == self.number + 1 else np.zeros_like(self.run)",
         "before = self.run",
         ("shared/replay", "shared/test_shard.py"),
+    ),
+    Fault(
+        "insert: a message without a chunk is sent",
+        "shared/replay/insert.py",
+        '        if not there.size:\n            return b""\n',
+        "",
+        ("shared/replay/test_clients.py", "deploy/run/test_broken_env.py"),
     ),
     Fault(
         "insert: two sources use the same keys",
@@ -328,6 +342,13 @@ FAULTS = (
     ),
     # --- snapshots and resuming ---
     Fault(
+        "snapshots: sources do not wait for the learners' parts",
+        "deploy/run/snapshot_taker.py",
+        "if not snapshots.sealed(run_dir, updates, learner_roles(self._record.experiment)):\n            return False",
+        "if updates > min(self._record.updates(name) for name in self._learners):\n            return False",
+        ("deploy/run/test_snapshot_taker.py",),
+    ),
+    Fault(
         "snapshots: checksums are not compared",
         "deploy/recovery/snapshots.py",
         "        if _sha256(folder / name) != expected:\n",
@@ -423,8 +444,8 @@ FAULTS = (
     Fault(
         "matrix: a done run with other settings counts as this run",
         "deploy/matrix/folder.py",
-        "return held is not None and _without_place(held) == _without_place(run.experiment)",
-        "return held is not None",
+        "return held is not None and _is_finished(run_dir) and not changed_results(held, run.experiment)",
+        "return held is not None and _is_finished(run_dir)",
         ("deploy/matrix",),
     ),
     Fault(
@@ -472,10 +493,24 @@ FAULTS = (
     ),
     Fault(
         "report: wall clock includes the time between a run's incarnations",
-        "deploy/report/read.py",
+        "deploy/run/summary.py",
         'started, elapsed = resumed["time"], resumed["seconds"]',
         'elapsed = resumed["seconds"]',
-        ("deploy/report",),
+        ("deploy/run/test_summary.py",),
+    ),
+    Fault(
+        "report: coverage has the rows of one collector at a time",
+        "deploy/report/read.py",
+        "        newest[index] = row\n",
+        "        newest = {index: row}\n",
+        ("deploy/report/test_read.py",),
+    ),
+    Fault(
+        "report: a learner without its last evaluation counts as whole",
+        "deploy/report/read.py",
+        'if curve[-1]["updates"] < planned:',
+        "if False:",
+        ("deploy/report/test_read.py",),
     ),
     # --- configuration ---
     Fault(
@@ -484,6 +519,13 @@ FAULTS = (
         "if (key.tag, key.value) in seen:",
         "if (key.tag, key.value, key) in seen:",
         ("deploy/cli/test_malformed.py", "shared/test_config.py"),
+    ),
+    Fault(
+        "configuration: 010 is read as 8",
+        "shared/strict_yaml.py",
+        'if kind in ("int", "float") and not (',
+        'if kind == "float" and not (',
+        ("deploy/cli/test_malformed.py",),
     ),
     Fault(
         "configuration: a depth of half a block is accepted",
@@ -553,8 +595,22 @@ FAULTS = (
     Fault(
         "metrics: rates include the first update",
         "deploy/run/summary.py",
-        "timed = rows[1:] or rows",
-        "timed = rows",
-        ("deploy/run/test_in_process.py",),
+        '_mean(_without_compilation(rows), "update_seconds")',
+        '_mean(rows, "update_seconds")',
+        ("deploy/run/test_summary.py",),
+    ),
+    Fault(
+        "metrics: half a line stays in the file",
+        "shared/files.py",
+        "if not _ends_with_line(path):",
+        "if False:",
+        ("shared/test_files.py",),
+    ),
+    Fault(
+        "metrics: half a row on a full disk is no error",
+        "shared/files.py",
+        "        while rest:  # a second",
+        "        if rest:  # a second",
+        ("shared/test_files.py",),
     ),
 )

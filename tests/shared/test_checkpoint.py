@@ -1,3 +1,5 @@
+import errno
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,32 @@ def test_a_relative_path_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert_equal(checkpoint.load(Path("a"), like=state(0)), state(1))
 
 
+@pytest.mark.parametrize("name", ["[x]", "[/b]", "a*", "a?", "a**b", "[", "a b:'c'$d"])
+def test_folders_may_have_any_name(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name / "checkpoints"
+    for seed in (1, 2):
+        checkpoint.save(folder / "a", state(seed))
+        assert_equal(checkpoint.load(folder / "a", like=state(0)), state(seed))
+    assert [path.name for path in folder.iterdir()] == ["a"]
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="none: no checkpoint here; the run ended before it was written"):
         checkpoint.load(tmp_path / "none", like=state(0))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("options", ["size=1m", "size=1m,nr_inodes=2"])
+def test_a_full_disk_is_an_os_error_at_once(
+    options: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    request.addfinalizer(lambda: subprocess.run(["umount", "--lazy", str(tmp_path)], check=True))
+    (tmp_path / "file").touch()
+    random = np.random.default_rng(0).normal(size=(1000, 1000))
+    with pytest.raises(OSError, match="No space left on device") as error:
+        checkpoint.save(tmp_path / "a", {"random": random})
+    assert error.value.errno == errno.ENOSPC
+    assert capfd.readouterr() == ("", "")

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from shared.config import ACTIVE, Experiment
@@ -173,3 +174,14 @@ def test_the_error_of_a_bad_file_is_one_line(tmp_path: Path, text: str, message:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read \(No such file or directory\); name the exp"):
         load_experiment(tmp_path / "none.yaml")
+
+
+TEXTS = ["010", "08", "0x10", "0o10", "1:40", "1__0", "1e3", "yes", "y", "TRUE", "2024-01-01", "=", "<<", ".inf", "~"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_that_looks_like_another_type_survives_a_file(text: str, tmp_path: Path) -> None:
+    """A run writes its experiment with PyYAML, and a resumed run reads it again."""
+    experiment = parse_experiment({"env": "a", "learners": {"b": {}}, "stream": text})
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(experiment.model_dump(mode="json")))
+    assert load_experiment(tmp_path / "x.yaml") == experiment

@@ -131,12 +131,12 @@ def test_a_resumed_run_rewinds_by_appending(tmp_path: Path) -> None:
 def test_written_rows_are_read_back(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     writer.write("learner-a", {"env_steps": 10, "loss": np.float32(0.5), "device": jnp.float32(0.25), "visits": [1, 2]})
-    writer.write("learner-a", {"env_steps": np.int64(20), "loss": math.inf, "note": "a"})
+    writer.write("learner-a", {"env_steps": np.int64(20), "loss": 1.5, "note": "a"})
     writer.write("learner-b", {"time": 1.5})
     writer.close()
     assert read_metrics(tmp_path, "learner-a") == [
         {"env_steps": 10, "loss": 0.5, "device": 0.25, "visits": [1, 2]},
-        {"env_steps": 20, "loss": math.inf, "note": "a"},
+        {"env_steps": 20, "loss": 1.5, "note": "a"},
     ]
     assert read_metrics(tmp_path, "learner-b") == [{"time": 1.5}]
     assert read_metrics(tmp_path, "nobody") == []
@@ -170,6 +170,29 @@ def test_evaluations_of_each_learner_have_a_tensorboard_folder(tmp_path: Path) -
     assert [row["learner"] for row in read_metrics(tmp_path, "evaluator")] == ["a", "b", "a"]
 
 
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_nan_in_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = MetricsWriter(tmp_path)
+    unknown = {
+        "loss": math.nan,
+        "norm": np.float32(-math.inf),
+        "device": jnp.float32(math.inf),
+        "visits": [1, math.nan],
+    }
+    writer.write("learner-a", {"env_steps": 10, **unknown})
+    writer.write("learner-a", {"env_steps": 20, "loss": 1.0})
+    writer.close()
+    text = (tmp_path / "metrics" / "learner-a.jsonl").read_text()
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert lines[0] == {"env_steps": 10, "loss": None, "norm": None, "device": None, "visits": [1, None]}
+    first, second = read_metrics(tmp_path, "learner-a")
+    assert all(math.isnan(first[name]) for name in ("loss", "norm", "device"))
+    assert second == {"env_steps": 20, "loss": 1.0}
+    assert tensorboard_values(tmp_path / "tensorboard" / "learner-a") == [("loss", 20, 1.0)]
+    assert caplog.records == []  # tensorboardX warns of each one
+
+
 def test_a_second_writer_appends(tmp_path: Path) -> None:
     for value in (1, 2):
         writer = MetricsWriter(tmp_path)
@@ -178,21 +201,31 @@ def test_a_second_writer_appends(tmp_path: Path) -> None:
     assert read_metrics(tmp_path, "a") == [{"x": 1}, {"x": 2}]
 
 
+def write_file(run_dir: Path, content: bytes) -> Path:
+    (run_dir / "metrics").mkdir()
+    path = run_dir / "metrics" / "a.jsonl"
+    path.write_bytes(content)
+    return path
+
+
 def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path)
-    for value in range(3):
-        writer.write("a", {"x": value})
-    writer.close()
-    path = tmp_path / "metrics" / "a.jsonl"
-    path.write_text(path.read_text()[:-4])
-    assert read_metrics(tmp_path, "a") == [{"x": 0}, {"x": 1}]
+    path = write_file(tmp_path, b"")
+    whole = b'{"x": 0}\n{"x": 1}\n'
+    for half in (b'{"x": ', b'{"x": 2}', b'{"name": "\xc3', b"\0\0\0"):
+        path.write_bytes(whole + half)
+        assert read_metrics(tmp_path, "a") == [{"x": 0}, {"x": 1}]
+
+
+def test_a_damaged_line_costs_no_other_line(tmp_path: Path) -> None:
+    write_file(tmp_path, b'{"x": 0}\n{"x": \n\0\0\xff\n[1]\n7\n{"x": 1, "name": "\\u2028 \xe2\x80\xa8"}\n')
+    assert read_metrics(tmp_path, "a") == [{"x": 0}, {"x": 1, "name": "\u2028 \u2028"}]
 
 
 def test_rows_written_after_a_cut_line_are_read(tmp_path: Path) -> None:
-    (tmp_path / "metrics").mkdir()
-    (tmp_path / "metrics" / "a.jsonl").write_text('{"x": 0}\n{"x": ')
+    path = write_file(tmp_path, b'{"x": 0}\n{"x": ')
     writer = MetricsWriter(tmp_path)
     writer.write("a", {"x": 2})
     writer.write("a", {"x": 3})
     writer.close()
     assert read_metrics(tmp_path, "a") == [{"x": 0}, {"x": 2}, {"x": 3}]
+    assert path.read_bytes() == b'{"x": 0}\n{"x": 2}\n{"x": 3}\n'

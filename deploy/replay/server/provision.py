@@ -21,7 +21,10 @@ POLL_S = 0.2
 
 _BRING_YOUR_OWN = "set FATHOM_REVERB_PYTHON to a Python 3.11 that has dm-reverb 0.14.0"
 _CAUSES = {  # signs in uv's error, and the message for the user
-    ("no space left", "os error 28"): "the disk is full; free 2 GB or set FATHOM_CACHE to another disk",
+    ("no space left", "os error 28)", "quota exceeded", "os error 122)"): (
+        "the disk or your quota is full; free 2 GB or set FATHOM_CACHE and UV_CACHE_DIR to another disk"
+    ),
+    ("failed to initialize cache",): "uv's cache cannot be written; set UV_CACHE_DIR to a folder that you can write",
     ("no interpreter found", "python-downloads", "no download found"): (
         f"the replay server needs Python {PYTHON_VERSION}: none was found and uv could not download one; install it"
     ),

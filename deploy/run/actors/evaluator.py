@@ -10,17 +10,23 @@ from shared.plan import Plan
 
 
 class EvaluatorActor(RoleActor):
-    def __init__(self, stacks_path: str, experiment: Experiment, plan: Plan, finished: Collection[str]) -> None:
-        """`finished` names learners whose last policy was evaluated by an earlier incarnation."""
+    def __init__(
+        self, stacks_path: str, experiment: Experiment, plan: Plan, finished: Collection[str], max_waiting_bytes: int
+    ) -> None:
+        """Evaluates nothing yet.
+
+        Args:
+            finished: names of learners whose last policy was evaluated by an earlier incarnation.
+            max_waiting_bytes: bound of the queue; see `EvaluationQueue`.
+        """
         super().__init__(stacks_path)
         self._experiment, self._plan, self._finished = experiment, plan, frozenset(finished)
-        self._queue = EvaluationQueue()
+        self._queue = EvaluationQueue(max_waiting_bytes)
         self._reporter.sizes["queue/policies"] = lambda: len(self._queue)
 
     def submit(self, request: EvaluationRequest) -> None:
         self._queue.put(request)
 
     def work(self) -> None:
-        env = make_envs(self._experiment).evaluation
-        evaluator = Evaluator(self._experiment, self._plan, env)
+        evaluator = Evaluator(self._experiment, self._plan, make_envs(self._experiment).evaluation)
         evaluator.run(self._queue, self._reporter, self._stop.is_set, self._finished)

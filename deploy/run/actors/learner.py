@@ -19,7 +19,8 @@ from shared.config import ACTIVE, Experiment
 from shared.envs.registry import make_envs
 from shared.params import Policy
 from shared.plan import Plan
-from shared.replay.reconnecting import ReconnectingSampler, ServerIncarnation
+from shared.replay.announcements import ServerIncarnation
+from shared.replay.reconnecting import ReconnectingSampler
 from shared.roles import learner_role
 
 REMOTE_TIMEOUT_S = 60.0  # for policies on their way to the store and the evaluator
@@ -61,6 +62,11 @@ class LearnerActor(WritingActor):
         self._published: Any = None
         self._request: EvaluationRequest | None = None
         self._submitted: Any = None
+        self._snapshots = set(plan.snapshot_updates)
+
+    def snapshot_at(self, updates: int) -> None:
+        """Requests the learner's part of a snapshot that is not planned."""
+        self._snapshots.add(updates)
 
     def connect(self, server: ServerIncarnation) -> None:
         self._sampler.connect(server)
@@ -101,7 +107,7 @@ class LearnerActor(WritingActor):
     def _save(self, learner: Learner, states: RestartStates) -> None:
         """Writes the learner's part of a snapshot where one is due, else offers a restart state."""
         part = snapshots.Part(self._run_dir, learner.updates, learner_role(self._name))
-        if learner.updates not in self._plan.snapshot_updates or part.sealed:
+        if learner.updates not in self._snapshots or part.sealed:
             states.offer(learner.updates, learner.state)
             return
         # A restart state may be skipped, but a snapshot without one learner's part would never be whole.

@@ -14,13 +14,13 @@ from deploy.recovery.background import BackgroundWriter
 from deploy.scheduling.processes import Process
 from learner.guard import NonFiniteError
 from shared.config import Experiment
-from shared.disk import Disk, StoppedWaiting
-from shared.errors import ConfigError
+from shared.disk import NO_ROOM, Disk, StoppedWaiting
+from shared.errors import ConfigError, RunFailed
 from shared.metrics import Report, Reporter
 from shared.replay.errors import ReplayStopped, ReplayTimeout
 
 # Errors that another process would meet as well.
-FATAL = (NonFiniteError, ReplayTimeout, ConfigError)
+FATAL = (NonFiniteError, ReplayTimeout, ConfigError, RunFailed)
 
 
 class RoleActor(Process, ABC):
@@ -41,7 +41,7 @@ class RoleActor(Process, ABC):
         self._stop = threading.Event()
         self._done = False
         self._error = self._details = ""
-        self._fatal = False
+        self._fatal = self._others_work = False
 
     def read(self, path: str) -> str | None:
         """Returns the content of a file as this node sees it; None if there is no such file."""
@@ -53,7 +53,9 @@ class RoleActor(Process, ABC):
     def start(self) -> None:
         threading.Thread(target=self._main, name="work", daemon=True).start()
 
-    def poll(self) -> Report:
+    def poll(self, others_work: bool) -> Report:
+        """Returns what happened since the last poll. `others_work`: see `Supervisor`; waits for them are no fault."""
+        self._others_work = others_work
         return self._reporter.drain(self._done, self._error, self._details)._replace(fatal=self._fatal)
 
     def stop(self) -> None:
@@ -70,7 +72,7 @@ class RoleActor(Process, ABC):
         except (ReplayStopped, StoppedWaiting):
             pass  # `stop` was called
         except Exception as error:  # noqa: BLE001 - the driver decides what any error means
-            self._fatal = isinstance(error, FATAL)
+            self._fatal = isinstance(error, FATAL) or getattr(error, "errno", None) in NO_ROOM
             self._details = traceback.format_exc()
             self._error = " ".join(f"{type(error).__name__}: {error}".split())
         self._done = True
@@ -91,5 +93,5 @@ class WritingActor(RoleActor):
         self._disk.wait_for_room(self._reporter, self._stop.is_set)
 
     def _paused(self) -> bool:
-        """True while any role may wait for disk space; time-outs do not count meanwhile."""
-        return not self._disk.roomy
+        """True while any role may wait for disk space, or another role works; time-outs do not count meanwhile."""
+        return self._others_work or not self._disk.roomy

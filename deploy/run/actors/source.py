@@ -4,22 +4,20 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
-
 from deploy.recovery import snapshots
 from deploy.run.actors.role import WritingActor
 from deploy.run.sources import Source
+from deploy.scheduling.calls import CallError, get_answer
 from shared.config import Experiment
 from shared.envs.registry import make_envs
 from shared.params import Policy
 from shared.plan import Plan
 from shared.position import Position
+from shared.replay.announcements import ServerIncarnation
 from shared.replay.audit import AuditLog
 from shared.replay.codec import Columns
-from shared.replay.reconnecting import ReconnectingInserter, RefillSplit, ServerIncarnation
+from shared.replay.reconnecting import ReconnectingInserter, RefillSplit
 from shared.roles import Role
-from shared.stream.format import ShardSummary
 
 REMOTE_TIMEOUT_S = 60.0  # for weights in the object store: they are there, or their owner is gone
 
@@ -58,9 +56,9 @@ class SourceActor(WritingActor):
             AuditLog(self._run_dir / "audit" / f"source-{role.id}.keys") if experiment.replay.audit else None,
             self._paused,
         )
-        self._shard: ShardSummary | None = None
         self._ready = threading.Event()
-        self._snapshots_due = list(plan.snapshot_updates)
+        self._parts_requested: set[int] = set()  # by the updates of their snapshots
+        self._parts_begun: set[int] = set()
         self._reporter.sizes["queue/unconfirmed"] = lambda: self._inserter.in_flight
 
     @property
@@ -75,9 +73,9 @@ class SourceActor(WritingActor):
         """See `ReconnectingInserter`; none while the position is not known yet."""
         return self._inserter.disconnect() if self._ready.is_set() else None
 
-    def shard(self) -> ShardSummary | None:
-        """The shard that this collector wrote, once its work is done."""
-        return self._shard
+    def take_part(self, updates: int) -> None:
+        """Requests the source's part of the snapshot at `updates`, which is written after the present unroll."""
+        self._parts_requested.add(updates)
 
     def work(self) -> None:
         env = make_envs(self._experiment).training
@@ -89,36 +87,33 @@ class SourceActor(WritingActor):
         try:
             self._inserter.open()
             source.start(position, self._snapshot)
-            self._parts_due()  # those before the position were written by the predecessor
             source.run(self._pull, self._insert, lambda: self._inserter.room, self._reporter, self._stop.is_set)
-            self._shard = source.close()
+            source.close()
             with self._reporter.waiting("replay full"):
                 self._inserter.flush()
             self._background.wait()
             self._done = not self._stop.is_set()
-            self._inserter.keep_filling()
+            self._inserter.keep_filling(self._write_parts)
         finally:
             self._inserter.close()
 
     def _insert(self, number: int, columns: Columns) -> None:
         self._inserter.register_windows(self._opened.position.windows)
         self._inserter.insert(number, columns)
-        for part in self._parts_due():
-            self._background.write(self._opened.begin_part(part))
+        self._write_parts()
 
-    def _parts_due(self) -> list[snapshots.Part]:
-        """Parts of the snapshots whose windows are made by now, each returned once."""
-        windows = self._opened.position.windows.made // self._experiment.collector.environments
-        due = [updates for updates in self._snapshots_due if self._plan.snapshot_windows(updates) <= windows]
-        del self._snapshots_due[: len(due)]
-        return [snapshots.Part(self._run_dir, updates, self._role) for updates in due]
+    def _write_parts(self) -> None:
+        for updates in sorted(self._parts_requested - self._parts_begun):
+            self._parts_begun.add(updates)
+            part = snapshots.Part(self._run_dir, updates, self._role)
+            self._background.write(self._opened.begin_part(part))
 
     def _pull(self, version: int) -> Policy | None:
         """Returns None, too, if the weights died with their learner, whose next incarnation publishes first."""
         try:
-            newest = ray.get(self._store.newest.remote(version), timeout=REMOTE_TIMEOUT_S)
-            return newest and Policy(newest.version, ray.get(newest.params[0], timeout=REMOTE_TIMEOUT_S))
-        except (ObjectLostError, RayActorError, GetTimeoutError):
+            newest = get_answer(self._store.newest.remote(version), REMOTE_TIMEOUT_S)
+            return newest and Policy(newest.version, get_answer(newest.params[0], REMOTE_TIMEOUT_S))
+        except CallError:
             return None
 
 

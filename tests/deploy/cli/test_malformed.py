@@ -93,6 +93,27 @@ TEXTS: dict[str, str | bytes] = {
     "character beyond Unicode": 'env: "\\UFFFFFFFF"\n',
     "huge number": f"env: a\nseed: {'9' * 5000}\n",
     "huge hexadecimal number": f"env: a\nseed: 0x{'f' * 5000}\n",
+    "octal number": "env: a\nseed: 010\n",
+    "octal number with a tag": "env: a\nseed: !!int '010'\n",
+    "leading zeros": "env: a\nseed: 08\n",
+    "leading zeros in quotes": "env: a\nseed: '010'\n",
+    "leading zeros of a fraction": "env: a\nalgorithm: {discount: 00.5}\n",
+    "octal number of YAML 1.2": "env: a\nseed: 0o10\n",
+    "minutes and seconds": "env: a\nseed: 1:40\n",
+    "minutes and fractions": "env: a\nalgorithm: {discount: 0:0.5}\n",
+    "hexadecimal number": "env: a\ncollector: {depth: 0x10}\n",
+    "binary number": "env: a\nseed: 0b11\n",
+    "negative octal number": "env: a\nalgorithm: {target_entropy_per_action: -010}\n",
+    "two underscores": "env: a\nseed: 1__0\n",
+    "two underscores in quotes": "env: a\nseed: '1__0'\n",
+    "underscore at the end": "env: a\nseed: 10_\n",
+    "underscore before the point": "env: a\nalgorithm: {discount: 0_.5}\n",
+    "yes": "env: a\nrecord: yes\n",
+    "off": "env: a\nenv_options: {fixed_goals: off}\n",
+    "date": "env: a\nseed: 2024-01-01\n",
+    "octal number as a key": "env: a\nlearners: {010: {}}\n",
+    "date as a key": "env: a\nlearners: {2024-01-01: {}}\n",
+    "octal number in a list": "envs: [a]\ncollector_depths: [4]\nseeds: [0, 010]\n",
     "beyond 64 bits": f"env: a\nseed: {2**64}\n",
     "recursion": "env: a\ncollector: &x {depth: *x}\n",
     "recursive list": "env: &x [*x]\n",
@@ -134,7 +155,17 @@ LINES = {  # part of the error line, for some of the files
     "python object": ", line 1: not valid YAML (could not determine a constructor for the tag",
     "key twice": ", line 3: not valid YAML (the key 'seed' is there twice)",
     "key twice in a section": ", line 5: not valid YAML (the key 'depth' is there twice)",
-    "impossible date": ", line 2: not valid YAML ('2024-13-45' cannot be read as timestamp)",
+    "impossible date": ", line 2: seed: '2024-13-45' would be a date; put it in quotes",
+    "octal number": ", line 2: seed: '010' is not a decimal number; write it as in 1000, 1_000 or 1e3, without leading",
+    "leading zeros": ": seed: input should be a valid integer, written in decimal digits, got '08'",
+    "leading zeros in quotes": ": seed: input should be a valid integer, written in decimal digits, got '010'",
+    "minutes and seconds": ", line 2: seed: '1:40' is not a decimal number; ",
+    "minutes and fractions": ", line 2: algorithm.discount: '0:0.5' is not a decimal number; ",
+    "two underscores": ", line 2: seed: '1__0' is not a decimal number; ",
+    "yes": ", line 2: record: 'yes' is neither true nor false; write one of these, or put a text in quotes",
+    "off": ", line 2: env_options.fixed_goals: 'off' is neither true nor false; ",
+    "octal number as a key": ", line 2: learners: '010' is not a decimal number; ",
+    "octal number in a list": ", line 3: seeds.1: '010' is not a decimal number; ",
     "beyond 64 bits": ", line 2: not valid YAML (a whole number beyond 64 bits)",
     "recursion": ", line 2: not valid YAML (an alias of what it is in)",
     "deep lists": ", line 1: not valid YAML (more than 40 levels)",
@@ -184,18 +215,23 @@ def test_unusual_valid_values_are_accepted(tmp_path: Path) -> None:
     text = """
 env: point_u_maze
 budget: {env_steps: 1e8}
-collector: &small {width: 8.0, environments: '64', unroll_length: 5.0e+1}
+collector: &small {width: 8.0, environments: '64', unroll_length: 5.0e+1, actors: +1}
 learners:
   a: {<<: &network {depth: 8, width: 8}, seed: 1}
   b: {<<: *network, depth: 16}
-algorithm: {actor_learning_rate: 1e-4, discount: .9}
+algorithm: {actor_learning_rate: 1e-4, discount: .9, target_entropy_per_action: -1_0.5, batch_size: 2.5E2}
+replay: {steps_per_environment: 10_000, samples_per_insert: +.5, audit: TRUE}
+wandb: {project: "010", entity: "yes"}
 """
     experiment = load_experiment(write_file(tmp_path, text))
     collector = experiment.collector
     assert (collector.width, collector.environments, collector.unroll_length) == (8, 64, 50)
     assert [(each.depth, each.width, each.seed) for each in experiment.learners.values()] == [(8, 8, 1), (16, 8, 0)]
     assert (experiment.budget.env_steps, experiment.algorithm.actor_learning_rate) == (10**8, 1e-4)
-    assert experiment.algorithm.discount == 0.9
+    algorithm, replay = experiment.algorithm, experiment.replay
+    assert (algorithm.discount, algorithm.target_entropy_per_action, algorithm.batch_size) == (0.9, -10.5, 250)
+    assert (replay.steps_per_environment, replay.samples_per_insert, replay.audit) == (10_000, 0.5, True)
+    assert (experiment.wandb.project, experiment.wandb.entity) == ("010", "yes")
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -339,7 +375,7 @@ MATRIX_MISTAKES: list[tuple[str, Any]] = [
     *((field, [[4]]) for field in ("envs", "collector_depths", "learner_depths", "seeds")),
     *((field, [4, 4]) for field in ("collector_depths", "learner_depths", "seeds")),
     *(("collector_depths", [value]) for value in (0, 6, -4, True, math.nan, math.inf, "deep", 10**9)),
-    *(("seeds", [value]) for value in (-1, 2**32, 1.5, True, math.nan, "first")),
+    *(("seeds", [value]) for value in (-1, 2**32, 1.5, True, math.nan, "first", "010", "0x10", "1:40", "1__0")),
     *(("envs", [value]) for value in ("", "ant_u_mase", "../ant", "x" * 1000, 7)),
     *(("evaluation_envs", value) for value in (["ant"], {"ant": "ant"}, {"point_u_maze": 7}, {1: 2})),
     *(("experiment", value) for value in (None, [], "none", 1, {"env": "ant"}, {"seed": 1}, {"stream": "x"}, {1: 2})),
@@ -381,6 +417,14 @@ OPTIONS = {
     "a depth that is no multiple of 4": ["--learners.deep.depth", "6"],
     "beyond 64 bits": ["--budget.env-steps", str(2**64)],
     "a control character": ["--seed", "\x01"],
+    "an octal number": ["--seed", "010"],
+    "leading zeros": ["--seed", "08"],
+    "a hexadecimal number": ["--learners.deep.depth", "0x10"],
+    "minutes and seconds": ["--seed", "1:40"],
+    "two underscores": ["--budget.env-steps", "1__000"],
+    "a date": ["--seed", "2024-01-01"],
+    "yes": ["--record", "yes"],
+    "an octal number in a map": ["--collector.learner_resources.labels", "{a: 010}"],
     "a line break": ["--wandb.project", "a\nb"],
     "no such option": ["--collector.dept", "8"],
     "no such learner": ["--learners.wide.depth", "8"],
@@ -415,6 +459,12 @@ COMMANDS: dict[str, tuple[str, list[str], str]] = {
     "bomb": (BOMB + "env: *i\n", [], "not valid YAML (more than 10000 values, aliases written out)"),
     "tag": ("env: !!python/object/apply:os.system [exit]\n", [], "could not determine a constructor for the tag"),
     "option": ("env: point_u_maze\n", ["--seed", "{"], "--seed: '{' is no value (expected the node content"),
+    "octal option": ("env: point_u_maze\n", ["--seed", "010"], "--seed: '010' is not a decimal number; write it as in"),
+    "short option": (
+        "env: point_u_maze\n",
+        ["--total-env-steps", "0x10"],
+        "--budget.env_steps: '0x10' is not a decimal",
+    ),
     "depth": (
         "env: point_u_maze\ncollector: {depth: 6}\n",
         [],

@@ -1,9 +1,12 @@
 """The cluster files against their schemas, and the Slurm script with stand-ins for Slurm's commands."""
 
 import contextlib
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,40 +84,73 @@ experiment:
   budget: {env_steps: 400}
 """
 STAND_INS = {
-    "scontrol": "printf 'localhost\\nlocalhost\\n'",
+    "scontrol": "if [[ $1 == show ]]; then printf 'localhost\\nlocalhost\\n'; else echo scontrol $@ >> $COMMANDS; fi",
     # Arguments that begin with -- are Slurm's options, the others are the command. `srun` records the command.
     "srun": 'while [[ $1 == --* ]]; do shift; done; echo "$@" >> "$COMMANDS"; exec "$@"',
 }
 
 
+class Job:
+    """The Slurm script with stand-ins for Slurm's commands, in a process of its own."""
+
+    def __init__(self, folder: Path, matrix: str) -> None:
+        bin_dir = folder / "bin"
+        bin_dir.mkdir()
+        for name, body in STAND_INS.items():
+            (bin_dir / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+            (bin_dir / name).chmod(0o755)
+        (folder / "tiny.yaml").write_text(matrix)
+        self.runs = folder / "runs" / "tiny"
+        self.commands = folder / "commands"
+        environ = {
+            "PATH": f"{bin_dir}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "COMMANDS": str(self.commands),
+            "HOME": str(Path.home()),
+            "SLURM_JOB_NODELIST": "localhost,localhost",
+            "SLURM_JOB_ID": str(os.getpid()),
+            "PYTHONPATH": str(ROOT),
+        }
+        self.log = folder / "log"
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                ["bash", str(FILES / "slurm.sh"), str(folder / "tiny.yaml")],
+                cwd=folder,
+                env=environ,
+                stdout=log,
+                stderr=log,
+            )
+
+    def end(self) -> int:
+        """Returns the exit status, once no process is left."""
+        status = self.process.wait(230)
+        assert psutil.wait_procs(started_with("COMMANDS", str(self.commands)), timeout=20)[1] == []
+        return status
+
+
 @pytest.mark.deploy
 def test_the_slurm_script_starts_a_cluster_and_leaves_no_process(tmp_path: Path) -> None:
-    bin_dir = tmp_path / "bin"
-    bin_dir.mkdir()
-    for name, body in STAND_INS.items():
-        (bin_dir / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (bin_dir / name).chmod(0o755)
-    matrix = tmp_path / "tiny.yaml"
-    matrix.write_text(MATRIX)
-    python_bin = Path(sys.executable).parent
-    environ = {
-        "PATH": f"{bin_dir}:{python_bin}:{os.environ['PATH']}",
-        "COMMANDS": str(tmp_path / "commands"),
-        "HOME": str(Path.home()),
-    }
-    environ |= {"SLURM_JOB_NODELIST": "localhost,localhost", "SLURM_JOB_ID": str(os.getpid()), "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        ["bash", str(FILES / "slurm.sh"), str(matrix)],
-        cwd=tmp_path,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=230,
-    )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert (tmp_path / "commands").read_text().count("ray start --block") == 2
-    assert (tmp_path / "runs" / "tiny" / "summary.csv").is_file()
-    assert psutil.wait_procs(started_with("COMMANDS", environ["COMMANDS"]), timeout=20)[1] == []
+    job = Job(tmp_path, MATRIX)
+    assert job.end() == 0, job.log.read_text()
+    assert job.commands.read_text().count("ray start --block") == 2
+    assert "requeue" not in job.commands.read_text()
+    assert (job.runs / "summary.csv").is_file()
+
+
+@pytest.mark.deploy
+def test_the_slurm_script_requeues_a_job_that_is_warned(tmp_path: Path) -> None:
+    job = Job(tmp_path, MATRIX.replace("env_steps: 400", "env_steps: 10_000_000"))
+    rows = job.runs / "point_u_maze-c4-s0" / "metrics" / "learner-d4.jsonl"
+    deadline = time.monotonic() + 150
+    while not rows.exists():
+        assert time.monotonic() < deadline, job.log.read_text()
+        assert job.process.poll() is None, job.log.read_text()
+        time.sleep(0.2)
+    job.process.send_signal(signal.SIGUSR1)
+    assert job.end() == 128 + signal.SIGUSR1, job.log.read_text()
+    assert f"scontrol requeue {os.getpid()}" in job.commands.read_text()
+    status = json.loads((rows.parents[1] / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("interrupted", "stopped by SIGUSR1")
+    assert list((rows.parents[1] / "snapshots").glob("*/snapshot.json"))
 
 
 def started_with(name: str, value: str) -> list[psutil.Process]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.matrix.capacity import demands, may_start
+from deploy.matrix.capacity import check_port, demands, may_start
 from deploy.matrix.expand import MatrixConfig, expand, fed_run
 from deploy.scheduling.placement import Node, asks_nothing
 from shared.config import Resources
@@ -84,6 +84,19 @@ def test_an_error_names_the_run_that_is_larger_than_the_cluster(make_matrix: Cal
     message = "run point_u_maze-c4-s0: collector-0 needs 0.5 CPUs, the largest node has 0.4; ask for less"
     with pytest.raises(ConfigError, match=message):
         demands(runs, [Node("a", cpus=0.4, gpus=1), Node("b", cpus=0.4)])
+
+
+def test_one_port_is_refused_for_several_runs_at_once(make_matrix: Callable[..., MatrixConfig]) -> None:
+    fixed = expand(make_matrix(replay={"steps_per_environment": 400, "prefill_steps": 40, "port": 4444}))
+    for parallel in (None, 2):
+        with pytest.raises(ConfigError) as error:
+            check_port(fixed, parallel, in_process=False)
+        line = "experiment.replay.port: 4444 is one port, and 2 runs may need it at once; leave it out, or add"
+        assert str(error.value).startswith(line)
+        check_port(fixed[:1], parallel, in_process=False)
+        check_port(fixed, parallel, in_process=True)
+        check_port(expand(make_matrix()), parallel, in_process=False)
+    check_port(fixed, 1, in_process=False)
 
 
 def start_matrix(path: Path, out: Path) -> subprocess.Popen:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -24,8 +25,11 @@ from deploy.cli.main import run_command
 from deploy.matrix.expand import MatrixConfig, expand
 from deploy.matrix.expand import write_matrix as save_matrix
 from deploy.matrix.results import COLUMNS
+from deploy.run.provenance import write_config
+from deploy.run.run_dir import run_lock
 from learner.learner import Learner
 from shared import checkpoint
+from shared.config_file import load_experiment
 from shared.envs.registry import make_envs
 from shared.metrics import read_metrics
 from shared.plan import make_plan
@@ -68,7 +72,8 @@ def no_ray() -> Iterator[None]:
 class Grown(NamedTuple):
     """A matrix of two seeds that was executed twice, two runs at a time.
 
-    The first time it has depth 4 alone, and seed 1 fails. Then depth 8 is added before depth 4, and nothing fails.
+    The first time it has depth 4 alone, and seed 1 fails. Then depth 8 is added before depth 4, and nothing fails: seed
+    1, which had not come to a snapshot, begins again with depth 4, and depth 8 waits for its stream.
     """
 
     out: Path
@@ -86,21 +91,21 @@ def grown(make_matrix: MakeMatrix, tmp_path_factory: pytest.TempPathFactory) -> 
     options = ("--dir-mode", "0750", "--parallel", "2", "--in-process")
     blocked = out / "point_u_maze-c4-s1"
     blocked.mkdir(parents=True)
+    write_config(blocked, expand(few)[1].experiment)
     save_matrix(few, out / "matrix.yaml")
-    (blocked / "thesis.tex").touch()  # a foreign file, which no run may replace
-    first = fathom_matrix(few, out, *options)
+    with run_lock(blocked):
+        first = fathom_matrix(few, out, *options)
     first_summary = json.loads((out / "summary.json").read_text())
     first_status = (out / "point_u_maze-c4-s0" / "status.json").read_text()
-    (blocked / "thesis.tex").unlink()
     second = fathom_matrix(more, out, *options)
     return Grown(out, more, first, first_summary, first_status, second)
 
 
 def test_a_failed_run_does_not_stop_the_others(grown: Grown) -> None:
     assert grown.first.status == 1
-    assert "1 of 2 runs failed: point_u_maze-c4-s1" in grown.first.err
+    assert "1 of 2 runs are not done: point_u_maze-c4-s1" in grown.first.err
     blocked = grown.out / "point_u_maze-c4-s1"
-    assert f"failed (--run-dir: {blocked} holds no run, so --overwrite will not remove it" in grown.first.out
+    assert f"failed (--run-dir: {blocked} belongs to a run that is still going" in grown.first.out
     assert grown.first_summary["missing"] == ["point_u_maze-c4-s1"]
     assert stat.S_IMODE((grown.out / "point_u_maze-c4-s0").stat().st_mode) == 0o750
 
@@ -123,7 +128,7 @@ def test_runs_that_are_done_are_skipped(grown: Grown) -> None:
     printed = fathom_matrix(grown.matrix, grown.out)
     assert (printed.status, printed.out.count("done before")) == (0, len(logs))
     assert {path: path.stat().st_mtime_ns for path in grown.out.glob("*.log")} == logs
-    assert sorted(path.stem for path in logs) == [f"point_u_maze-c4-{run}" for run in ("s0", "s0-d8", "s1")]
+    assert sorted(path.stem for path in logs) == [f"point_u_maze-c4-{run}" for run in ("s0", "s0-d8", "s1", "s1-d8")]
 
 
 def test_a_depth_is_not_added_to_an_incomplete_stream(grown: Grown, make_matrix: MakeMatrix) -> None:
@@ -136,6 +141,56 @@ def test_a_depth_is_not_added_to_an_incomplete_stream(grown: Grown, make_matrix:
     assert printed.status == 2
     assert "12 was added, but" in printed.err
     assert "12" not in (grown.out / "matrix.yaml").read_text()  # nothing was started
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_done_run_is_erased_only_by_overwrite(grown: Grown, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(grown.out, out)
+    name = "point_u_maze-c4-s0"
+    config = out / name / "config.yaml"
+    whole = config.read_text()
+    for changed, reason in (
+        (whole + "later_key: 1\n", "whose config.yaml cannot be read (later_key: unknown key)"),
+        (whole.replace("batch_size: 16", "batch_size: 8"), "with another configuration (algorithm.batch_size was 8 "),
+    ):
+        config.write_text(changed)
+        before = files(out / name)
+        printed = fathom_matrix(grown.matrix, out, "--in-process")
+        assert printed.status == 1
+        assert f"{name}: kept and not executed, its folder holds a finished run {reason}" in printed.out
+        assert f"1 of 3 runs are not done: {name}" in printed.err
+        assert json.loads((out / "summary.json").read_text())["missing"] == [name]
+        assert files(out / name) == before
+
+    config.write_text(whole.replace("heartbeat_seconds: 30.0", "heartbeat_seconds: 20.0"))
+    before = files(out / name)
+    assert fathom_matrix(grown.matrix, out, "--in-process", "--overwrite").status == 0  # nothing is to be replaced
+    assert files(out / name) == before
+
+    config.write_text(whole.replace("batch_size: 16", "batch_size: 8"))
+    printed = fathom_matrix(grown.matrix, out, "--in-process", "--overwrite")
+    assert printed.status == 0
+    assert f"{name}: replaced, its folder holds a finished run with another configuration" in printed.out
+    assert printed.out.count(": started") == 1
+    assert load_experiment(config) == expand(grown.matrix)[0].experiment
+
+
+def test_a_done_run_without_its_summary_or_status_is_no_traceback(grown: Grown, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(grown.out, out)
+    (out / "point_u_maze-c4-s0" / "summary.json").write_text("{")
+    (out / "point_u_maze-c4-s1" / "status.json").write_text("{")
+    printed = fathom_matrix(grown.matrix, out)
+    assert printed.status == 1
+    assert printed.err.splitlines() == [
+        "fathom: point_u_maze-c4-s0: its summary.json cannot be read; its results are left out",
+        "fathom: 1 of 4 runs are not done: point_u_maze-c4-s0",
+    ]
+    assert [row["wall_seconds"] for row in cells(out) if row["learner_depth"] == "4"] == [""]
 
 
 def state_of(run_dir: Path, matrix: MatrixConfig, name: str) -> Any:

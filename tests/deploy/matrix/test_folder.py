@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deploy.matrix.expand import MatrixConfig, expand, write_matrix
-from deploy.matrix.folder import check_out, is_done, runs_in
+from deploy.matrix.folder import check_out, is_done, make_agenda, runs_in
 from deploy.run.provenance import write_config
 from shared.config import Experiment
 from shared.errors import ConfigError
@@ -44,9 +44,10 @@ def test_added_depths_are_runs_on_the_streams_of_finished_runs(make_matrix: Make
     finish(tmp_path / done.name, done.experiment)
     finish(tmp_path / not_done.name, not_done.experiment, state="failed")
 
-    kept, d8, d12, whole = runs_in(more, tmp_path)
-    assert kept == done
-    assert whole == expand(more)[1]  # not done, so it trains all depths
+    kept, d8, d12, resumed, *later = runs_in(more, tmp_path)
+    assert (kept, resumed) == (done, not_done)
+    assert [run.name for run in later] == ["point_u_maze-c4-s1-d8", "point_u_maze-c4-s1-d12"]
+    assert {run.fed_by for run in later} == {resumed.name}
     assert [d8.name, d12.name] == ["point_u_maze-c4-s0-d8", "point_u_maze-c4-s0-d12"]
     assert (d8.learner_depths, d12.learner_depths) == ((8,), (12,))
     assert d8.fed
@@ -58,6 +59,20 @@ def test_added_depths_are_runs_on_the_streams_of_finished_runs(make_matrix: Make
         changes = {"record": False, "stream": stream, "learners": {name: wanted.learners[name]}}
         assert run.experiment == wanted.model_copy(update=changes)
         assert run.collector_depth == done.collector_depth
+
+
+def test_an_unfinished_run_without_a_stream_does_not_grow(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+    few, more = make_matrix(learner_depths=[4]), make_matrix(learner_depths=[4, 8])
+    unfinished, _ = expand(few)
+    finish(tmp_path / unfinished.name, unfinished.experiment, state="failed")
+    assert runs_in(more, tmp_path) == expand(more)
+    agenda = make_agenda(more, tmp_path, overwrite=False)
+    assert list(agenda.waiting) == ["point_u_maze-c4-s1"]
+    changed = "learners.d8 was absent and is {depth: 8, width: 8, seed: 1} now"
+    assert agenda.kept == {
+        unfinished.name: f"its folder holds an unfinished run with another configuration ({changed}); "
+        "set it back, name another --out, or add --overwrite"
+    }
 
 
 def test_depths_are_added_one_after_the_other(make_matrix: MakeMatrix, tmp_path: Path) -> None:
@@ -94,14 +109,116 @@ def test_the_folder_can_be_moved(make_matrix: MakeMatrix, tmp_path: Path) -> Non
     assert not is_done(after / added.name, other)
 
 
+Damage = Callable[[Path], object]
+
+
+def set_key(text: str) -> Damage:
+    """Returns a function that adds `text` to the end of a run's config.yaml."""
+    return lambda run_dir: (run_dir / "config.yaml").write_text((run_dir / "config.yaml").read_text() + text)
+
+
+def changed_default(run_dir: Path) -> None:
+    path = run_dir / "config.yaml"
+    path.write_text(path.read_text().replace("heartbeat_seconds: 30.0", "heartbeat_seconds: 20.0"))
+
+
+def another_batch(run_dir: Path) -> None:
+    path = run_dir / "config.yaml"
+    path.write_text(path.read_text().replace("batch_size: 16", "batch_size: 8"))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("change", "reason", "remedy"),
+    [
+        (changed_default, "", ""),
+        (
+            set_key("later_key: 1\n"),
+            "whose config.yaml cannot be read (later_key: unknown key)",
+            "use the version that",
+        ),
+        (set_key("open: {\n"), "whose config.yaml cannot be read (line ", "use the version that"),
+        (another_batch, "with another configuration (algorithm.batch_size was 8 and is 16 now)", "set it back"),
+    ],
+    ids=["harmless key", "key of another version", "damaged", "another result"],
+)
+def test_a_run_of_another_configuration_is_replaced_only_on_request(
+    change: Damage, reason: str, remedy: str, finished: bool, make_matrix: MakeMatrix, tmp_path: Path
+) -> None:
+    matrix = make_matrix()
+    first, second = expand(matrix)
+    for run in (first, second):
+        finish(tmp_path / run.name, run.experiment, "done" if finished else "interrupted")
+    change(tmp_path / first.name)
+    agenda, overwritten = (make_agenda(matrix, tmp_path, overwrite) for overwrite in (False, True))
+    others = [first.name, second.name] if not reason else [second.name]
+    assert (agenda.done, list(agenda.waiting)) == ((others, []) if finished else ([], others))
+    assert (agenda.replaced, list(agenda.kept)) == ({}, [first.name] if reason else [])
+    assert (overwritten.kept, list(overwritten.replaced)) == ({}, [first.name] if reason else [])
+    if reason:
+        which = "a finished run" if finished else "an unfinished run"
+        assert agenda.kept[first.name].startswith(f"its folder holds {which} {reason}")
+        assert f"; {remedy}" in agenda.kept[first.name]
+        assert agenda.kept[first.name].endswith("name another --out, or add --overwrite")
+        assert list(overwritten.waiting) == ([first.name] if finished else [first.name, second.name])
+
+
+def test_files_that_are_no_run_are_never_replaced(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+    name = "point_u_maze-c4-s0"
+    (tmp_path / name).mkdir()
+    assert make_agenda(make_matrix(), tmp_path, overwrite=False).kept == {}
+    (tmp_path / name / "thesis.tex").touch()
+    for overwrite in (False, True):
+        agenda = make_agenda(make_matrix(), tmp_path, overwrite)
+        assert agenda.kept == {name: "its folder holds files, but no run; move them, or name another --out"}
+        assert list(agenda.waiting) == ["point_u_maze-c4-s1"]
+
+
+@pytest.mark.parametrize("status", ['{"state": "do', '{"state": "running"}', None], ids=["cut", "before", "missing"])
+def test_a_run_with_a_summary_is_done(status: str | None, make_matrix: MakeMatrix, tmp_path: Path) -> None:
+    run = expand(make_matrix())[0]
+    finish(tmp_path / run.name, run.experiment)
+    path = tmp_path / run.name / "status.json"
+    path.unlink() if status is None else path.write_text(status)
+    assert not is_done(tmp_path / run.name, run)
+    write_json(tmp_path / run.name / "summary.json", {})
+    assert is_done(tmp_path / run.name, run)
+
+
+def test_keys_that_change_no_result_may_change_in_a_matrix(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+    fill(tmp_path, make_matrix())
+    again = make_matrix(
+        supervision={"heartbeat_seconds": 5},
+        wandb={"project": "mazes"},
+        snapshots={"count": 20},  # the default
+        collector={"width": 8, "environments": 4, "unroll_length": 5, "learner_resources": {"cpus": 1}},
+    )
+    check_out(tmp_path, again, overwrite=False)
+    agenda = make_agenda(again, tmp_path, overwrite=False)
+    assert (len(agenda.done), agenda.waiting, agenda.kept) == (2, {}, {})
+
+
+def test_an_unreadable_matrix_is_named(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+    fill(tmp_path, make_matrix())
+    path = tmp_path / "matrix.yaml"
+    path.write_text(path.read_text() + "later_key: 1\n")
+    with pytest.raises(ConfigError, match=r"^--out: .*matrix.yaml: later_key: unknown key.*; name another folder, or"):
+        check_out(tmp_path, make_matrix(), overwrite=False)
+    check_out(tmp_path, make_matrix(), overwrite=True)
+    assert len(make_agenda(make_matrix(), tmp_path, overwrite=True).done) == 2
+
+
 def test_only_axes_may_grow(make_matrix: MakeMatrix, tmp_path: Path) -> None:
     fill(tmp_path, make_matrix(record=True))
     grown = {"envs": ["ant", "point_u_maze"], "collector_depths": [8, 4], "seeds": [3, 0, 1]}
-    check_out(tmp_path, make_matrix(record=True, learner_depths=[4, 16, 8], **grown))
+    check_out(tmp_path, make_matrix(record=True, learner_depths=[4, 16, 8], **grown), overwrite=False)
     refused: list[tuple[dict[str, Any], str]] = [
         ({"learner_depths": [4, 16]}, "holds a matrix that also has learner_depths 8; name another folder"),
         ({"seeds": [1]}, "holds a matrix that also has seeds 0; name another folder"),
-        ({"budget": {"env_steps": 800}}, "holds a matrix with another experiment; name another folder"),
+        (
+            {"budget": {"env_steps": 800}},
+            r"holds a matrix with another experiment \(budget.env_steps was 400 and is 800 now\); set it back, name",
+        ),
         (
             {"evaluation_envs": {"point_u_maze": "point_u_maze"}},
             "holds a matrix with other evaluation_envs; name another folder",
@@ -109,9 +226,14 @@ def test_only_axes_may_grow(make_matrix: MakeMatrix, tmp_path: Path) -> None:
     ]
     for changes, message in refused:
         with pytest.raises(ConfigError, match=message):
-            check_out(tmp_path, make_matrix(record=True, **changes))
+            check_out(tmp_path, make_matrix(record=True, **changes), overwrite=False)
+    check_out(tmp_path, make_matrix(record=True, budget={"env_steps": 800}), overwrite=True)
+    with pytest.raises(ConfigError, match="that also has seeds 0"):
+        check_out(tmp_path, make_matrix(record=True, seeds=[1]), overwrite=True)
     with pytest.raises(ConfigError, match="is not empty and holds no matrix; name another folder"):
-        check_out(tmp_path / "point_u_maze-c4-s0", make_matrix(record=True))
+        check_out(tmp_path / "point_u_maze-c4-s0", make_matrix(record=True), overwrite=True)
+    with pytest.raises(ConfigError, match=r"cannot be read .*; name another folder"):
+        check_out(tmp_path / ("x" * 300), make_matrix(record=True), overwrite=False)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +247,9 @@ def test_without_a_stream_no_depth_is_added(
     fill(tmp_path, make_matrix(record=recorded, learner_depths=[4, 8, 12]))
     for manifest in tmp_path.glob("*/stream/manifest.json"):
         manifest.unlink()
-    check_out(tmp_path, make_matrix(record=recorded, learner_depths=[4, 8, 12]))  # all done already
+    check_out(tmp_path, make_matrix(record=recorded, learner_depths=[4, 8, 12]), overwrite=False)  # all done already
     with pytest.raises(ConfigError) as error:
-        check_out(tmp_path, make_matrix(record=recorded, learner_depths=[4, 8, 12, 32]))
+        check_out(tmp_path, make_matrix(record=recorded, learner_depths=[4, 8, 12, 32]), overwrite=False)
     run_dir = tmp_path / "point_u_maze-c4-s0"
     assert str(error.value).startswith(f"learner_depths: 32 was added, but {run_dir} kept no stream; {remedy}")
     assert len(str(error.value).splitlines()) == 1

@@ -16,12 +16,12 @@ import pytest
 from deploy.cli.main import run_command
 from deploy.mode import Mode
 from deploy.recovery import snapshots
-from deploy.recovery.resume import check_same, find, restore
+from deploy.recovery.resume import changed_results, check_same, find, restore
 from deploy.run.in_process import InProcessRun
 from deploy.run.record import RunRecord
 from deploy.run.summary import summarise
 from learner.learner import _jitted_update, _jitted_updates
-from shared.config import ACTIVE, Experiment
+from shared.config import ACTIVE, Experiment, LearnerConfig
 from shared.config_file import load_experiment
 from shared.envs.registry import make_envs
 from shared.errors import ConfigError
@@ -73,7 +73,7 @@ def run_or_resume(
     record = RunRecord(directory, EXPERIMENT, PLAN, snapshot)
     calls = 0
 
-    def progress() -> None:
+    def progress(states: object) -> None:
         nonlocal calls
         calls += 1
         record.status("running")
@@ -85,6 +85,7 @@ def run_or_resume(
     run = InProcessRun(record, ENVS, mode=mode)
     run.run(progress)
     summarise(record, ENVS.training.spec)
+    record.remove_backups()
     record.close()
     return run
 
@@ -236,6 +237,51 @@ def test_a_changed_experiment_is_refused_with_its_changed_keys(killed_run: Path)
     check_same(held, Experiment.model_validate(changed), anyway=True)
 
 
+def test_a_learner_that_comes_or_goes_is_one_short_key(killed_run: Path) -> None:
+    held = load_experiment(killed_run / "config.yaml")
+    learners = {"default": {}, "deep": {"depth": 8, "layer_norm": False, "resources": {"cpus": 2}}}
+    asked = Experiment.model_validate(EXPERIMENT.model_dump() | {"learners": learners})
+    with pytest.raises(ConfigError) as caught:
+        check_same(held, asked, anyway=True)
+    remedy = "set it back, or name another --run-dir"
+    assert str(caught.value).splitlines() == [
+        f"--resume: learners.passive was {{depth: 4, width: 8}} and is absent now; {remedy}",
+        f"--resume: learners.default was absent and is {{depth: 4}} now; {remedy}",
+        "--resume: learners.deep was absent and is "
+        f"{{depth: 8, layer_norm: false, resources: {{cpus: 2.0}}}} now; {remedy}",
+    ]
+
+
+def test_a_learner_called_resources_is_a_learner() -> None:
+    one, other = (
+        EXPERIMENT.model_copy(update={"learners": {"resources": LearnerConfig(depth=depth)}}) for depth in (4, 8)
+    )
+    assert [change.key for change in changed_results(one, other)] == ["learners.resources.depth"]
+    more = LearnerConfig.model_validate({"depth": 4, "resources": {"cpus": 1}})
+    assert changed_results(one, one.model_copy(update={"learners": {"resources": more}})) == []
+
+
+def test_a_stream_that_was_moved_with_its_run_is_the_same_stream() -> None:
+    here, moved, another = (
+        EXPERIMENT.model_copy(update={"stream": stream}) for stream in ("/a/run/stream", "/b/run/stream", "/b/c/stream")
+    )
+    assert changed_results(here, moved) == []
+    for one, other in ((here, another), (here, EXPERIMENT), (EXPERIMENT, here)):
+        assert [change.key for change in changed_results(one, other)] == ["stream"]
+
+
+def test_a_trained_run_does_not_begin_again(killed_run: Path, tmp_path: Path) -> None:
+    """The run died after it had removed its snapshots, and before it wrote its summary."""
+    directory = tmp_path / "run"
+    shutil.copytree(killed_run, directory)
+    shutil.rmtree(directory / "snapshots")
+    for name in NAMES:
+        assert find(directory, Mode.IN_PROCESS, say=lambda line: None) is None
+        (directory / "checkpoints" / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"trained to its end, but wrote no summary.json; it is kept [^\n]*$"):
+        find(directory, Mode.IN_PROCESS, say=lambda line: None)
+
+
 def test_a_run_resumes_only_in_its_own_mode(killed_run: Path, tmp_path: Path) -> None:
     other, directory = tmp_path / "other", tmp_path / "run"
     expected = run_or_resume(other, mode=Mode.TOGETHER)
@@ -253,14 +299,30 @@ def test_a_run_resumes_only_in_its_own_mode(killed_run: Path, tmp_path: Path) ->
     assert_compiled_once(last, _jitted_updates)
 
 
+@pytest.mark.parametrize(
+    ("status", "options"),
+    [
+        ('{"state": "done"}', ["--resume"]),
+        ('{"state": "done"}', ["--resume-anyway", "--supervision.heartbeat-seconds", "5"]),
+        ('{"state": "do', ["--resume"]),
+        ('{"state": "running"}', ["--resume"]),
+    ],
+    ids=["done", "a harmless key changed", "damaged status", "died before the last status"],
+)
 def test_resuming_a_completed_run_changes_nothing(
-    uninterrupted: tuple[Path, InProcessRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    status: str,
+    options: list[str],
+    uninterrupted: tuple[Path, InProcessRun],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     directory = tmp_path / "run"
     shutil.copytree(uninterrupted[0], directory)
-    (directory / "status.json").write_text(json.dumps({"state": "done"}))
+    (directory / "status.json").write_text(status)
+    (directory / "summary.json").write_text("{}")
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-    assert run_command(["run", str(directory / "config.yaml"), "--run-dir", str(directory), "--resume"]) == 0
+    command = ["run", str(directory / "config.yaml"), "--run-dir", str(directory), "--in-process"]
+    assert run_command([*command, *options]) == 0
     printed = capsys.readouterr()
     assert ("".join(printed.out.split()), printed.err) == (f"{directory}:alreadydone", "")
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before

@@ -15,11 +15,11 @@ from deploy.run.provenance import write_config
 from shared.config import ACTIVE
 from shared.envs.registry import make_envs
 from shared.files import write_json
-from shared.metrics import MetricsWriter
+from shared.metrics import MetricsWriter, read_metrics
 from shared.plan import make_plan
-from shared.roles import EVALUATOR, learner_role
+from shared.roles import EVALUATOR, learner_role, source_roles
 
-MATRIX = {
+MATRIX: dict[str, Any] = {
     "envs": ["point_u_maze"],
     "collector_depths": [4, 16],
     "learner_depths": [4, 16],
@@ -43,13 +43,7 @@ WriteRuns = Callable[..., Path]
 @pytest.fixture(scope="session")
 def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A matrix's folder with all runs done; `write_runs` copies it."""
-    matrix = MatrixConfig.model_validate(copy.deepcopy(MATRIX))
-    folder = tmp_path_factory.mktemp("runs") / "matrix"
-    folder.mkdir()
-    write_matrix(matrix, folder / "matrix.yaml")
-    for run in expand(matrix):
-        _write_run(folder / run.name, run)
-    return folder
+    return _write_matrix(tmp_path_factory.mktemp("runs") / "matrix", MATRIX)
 
 
 @pytest.fixture
@@ -71,6 +65,34 @@ def write_runs(all_runs: Path, tmp_path: Path) -> WriteRuns:
     return write
 
 
+@pytest.fixture
+def two_collectors(tmp_path: Path) -> Path:
+    """A matrix's folder with two seeds of two collectors. One collector was restarted and made two unrolls more."""
+    collector = MATRIX["experiment"]["collector"] | {"actors": 2}
+    experiment = MATRIX["experiment"] | {"collector": collector}
+    changes = {"collector_depths": [4], "seeds": [0, 1], "experiment": experiment}
+    folder = _write_matrix(tmp_path / "matrix", MATRIX | changes)
+    run_dir = folder / "point_u_maze-c4-s0"
+    last = read_metrics(run_dir, "collector-1")[-1]
+    writer = MetricsWriter(run_dir)
+    for count in (1, 2):
+        more = {"time": last["time"] + 100 + count, "env_steps": last["env_steps"] + 20 * count}
+        writer.write("collector-1", last | more)
+    writer.close()
+    status = json.loads((run_dir / "status.json").read_text())
+    write_json(run_dir / "status.json", status | {"env_steps": status["env_steps"] + 40})
+    return folder
+
+
+def _write_matrix(folder: Path, values: dict[str, Any]) -> Path:
+    matrix = MatrixConfig.model_validate(copy.deepcopy(values))
+    folder.mkdir()
+    write_matrix(matrix, folder / "matrix.yaml")
+    for run in expand(matrix):
+        _write_run(folder / run.name, run)
+    return folder
+
+
 def _write_run(folder: Path, run: MatrixRun) -> None:
     experiment = run.experiment
     folder.mkdir()
@@ -78,7 +100,9 @@ def _write_run(folder: Path, run: MatrixRun) -> None:
     spec = make_envs(experiment).training.spec
     plan = make_plan(experiment, spec)
     started = time.time() - 100
-    write_json(folder / "status.json", {"state": "done", "reason": "", "started": started, "seconds": 2 * SECONDS})
+    status = {"state": "done", "reason": "", "started": started, "seconds": 2 * SECONDS}
+    status |= {"env_steps": plan.env_steps, "updates_planned": plan.updates}
+    write_json(folder / "status.json", status)
     writer = MetricsWriter(folder)
     learners = {}
     for name, config in experiment.all_learners.items():
@@ -101,10 +125,11 @@ def _write_run(folder: Path, run: MatrixRun) -> None:
             "time_at_goal": final,
             "success_rate": final / 20,
         }
-    for unroll in range(1, plan.unrolls + 1):
-        visited = min(unroll, run.collector_depth)  # one cell more with each unroll, up to the depth
-        visits = [unroll * (cell < visited) for cell in range(20)]
-        writer.write("collector-0", {"time": started, "env_steps": unroll * 20, "visits": visits})
+    for role in source_roles(experiment):
+        for unroll in range(1, plan.unrolls + 1):
+            visited = min(unroll, run.collector_depth)  # one cell more with each unroll, up to the depth
+            visits = [unroll * (cell < visited) for cell in range(20)]
+            writer.write(role, {"time": started + unroll, "env_steps": unroll * 20, "visits": visits})
     writer.close()
     collector = {"coverage": run.collector_depth / 20, "coverage_entropy": 0.5, "env_steps_per_second": 1000.0}
     write_json(

@@ -14,7 +14,7 @@ from deploy.cli.main import run_command
 from deploy.report import text
 from deploy.report.analyse import EXPLORING, EXPRESSING, TOGETHER, _paired, make_report
 from deploy.report.contents import EnvironmentReport
-from deploy.report.read import _seconds, read_matrix
+from deploy.report.read import read_matrix
 from deploy.report.statistics import Interval, estimate
 
 WriteRuns = Callable[..., Path]
@@ -64,11 +64,6 @@ def test_differences_pair_equal_seeds() -> None:
     found = _paired(np.array([3.0, 5.0, 9.0]), np.array([4.0, 1.0, np.nan]))
     assert (found.seeds, found.wins, found.mean) == (2, 1, 1.5)
     assert _paired(np.array([3.0, np.nan]), np.array([np.nan, 1.0])) is None
-
-
-def test_wall_clock_leaves_out_the_time_between_incarnations_of_a_run() -> None:
-    status = {"started": 100.0, "resumed": [{"time": 500.0, "seconds": 60.0}]}
-    assert [_seconds(status, time) for time in (130.0, 500.0, 520.0)] == [30.0, 60.0, 80.0]
 
 
 def test_critical_depths_along_every_axis(whole: EnvironmentReport) -> None:
@@ -126,11 +121,13 @@ def test_half_done_matrix_lists_missing_runs(write_runs: WriteRuns) -> None:
     }.items():
         (folder / name / "status.json").write_text(json.dumps(status))
     (folder / "point_u_maze-c4-s2" / "status.json").write_text('{"state": "do')
+    for path in folder.glob("point_u_maze-c4-*/summary.json"):
+        path.unlink()
     report = make_report(read_matrix(folder))
-    assert [(each.run, each.state) for each in report.unfinished] == [
-        ("point_u_maze-c4-s0", "failed at 25 %: out of memory"),
-        ("point_u_maze-c4-s1", "running, 25 %"),
-        ("point_u_maze-c4-s2", "not started"),
+    assert [(each.run, each.part, each.reason) for each in report.missing] == [
+        ("point_u_maze-c4-s0", "", "failed at 25 %: out of memory"),
+        ("point_u_maze-c4-s1", "", "running, 25 %"),
+        ("point_u_maze-c4-s2", "", "not started"),
     ]
     assert (report.done, report.runs) == (3, 6)
     assert {cell.collector_depth for cell in report.envs[0].cells} == {16}

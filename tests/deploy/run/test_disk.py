@@ -78,7 +78,7 @@ def test_a_wait_for_room_does_not_change_the_result_of_a_run(small_disk: Path, t
 
     run = InProcessRun(record, ENVS, say)
 
-    def progress() -> None:
+    def progress(states: object) -> None:
         if not fills and run.learners[ACTIVE].updates >= 3:
             fills.append(Fill(small_disk, 0.7 * RESERVE_GB))
 
@@ -114,7 +114,7 @@ def test_a_run_that_has_trained_waits_for_room_for_its_checkpoints(small_disk: P
         if len(said) == 1:
             fills[0].remove_after(0.5)
 
-    def progress() -> None:
+    def progress(states: object) -> None:
         if not fills and record.updates(ACTIVE) == PLAN.updates:
             fills.append(Fill(small_disk, 0.7 * RESERVE_GB))
 

@@ -53,7 +53,7 @@ class Result(NamedTuple):
 def run_experiment(directory: Path, experiment: Experiment = EXPERIMENT, mode: Mode = Mode.IN_PROCESS) -> Result:
     record = RunRecord(directory, experiment, PLAN)
     run = InProcessRun(record, ENVS, mode=mode)
-    run.run(on_progress=lambda: record.status("running"))
+    run.run(on_progress=lambda states: record.status("running"))
     record.status("done")
     record.close()
     return Result(directory, summarise(record, ENVS.training.spec), run)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from collector.evaluator import QUEUE_LENGTH, EvaluationRequest
+from collector.evaluator import EvaluationRequest
 from deploy.run.actors.evaluator import EvaluatorActor
 from deploy.run.actors.learner import LearnerActor
 from deploy.run.actors.role import RoleActor
@@ -29,16 +29,17 @@ PLAN = make_plan(EXPERIMENT, make_envs(EXPERIMENT).training.spec)
 def queue_lengths(actor: RoleActor) -> dict[str, Any]:
     """Returns the queue lengths in a row of `actor`, as the driver receives the row."""
     actor._reporter.row({})
-    (row,) = actor.poll().rows
+    (row,) = actor.poll(others_work=False).rows
     return {name: value for name, value in row.items() if name.startswith("queue/")}
 
 
 def test_the_evaluator_counts_the_policies_in_its_queue(tmp_path: Path) -> None:
-    actor = EvaluatorActor(str(tmp_path / "stacks"), EXPERIMENT, PLAN, ())
+    policy = {"w": np.zeros(2)}
+    actor = EvaluatorActor(str(tmp_path / "stacks"), EXPERIMENT, PLAN, (), max_waiting_bytes=3 * policy["w"].nbytes)
     assert queue_lengths(actor) == {"queue/policies": 0}
-    for version in range(QUEUE_LENGTH + 3):
-        actor.submit(EvaluationRequest(ACTIVE, Policy(version, {"w": np.zeros(2)}), last=False))
-        assert queue_lengths(actor) == {"queue/policies": min(version + 1, QUEUE_LENGTH)}
+    for version in range(5):
+        actor.submit(EvaluationRequest(ACTIVE, Policy(version, policy), last=False))
+        assert queue_lengths(actor) == {"queue/policies": min(version + 1, 3)}
 
 
 def test_sources_and_learners_report_empty_queues_before_there_is_a_server(tmp_path: Path) -> None:

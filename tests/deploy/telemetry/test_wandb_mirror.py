@@ -60,9 +60,14 @@ class Mirrored:
         self.mirror.close()
 
 
-def read_back(run_dir: Path) -> dict[str, list[Row]]:
-    """Returns wandb's records of an offline run by type."""
+def only_folder(run_dir: Path) -> Path:
+    """Returns wandb's folder of a run with one incarnation."""
     (folder,) = (run_dir / "wandb").glob("offline-run-*")
+    return folder
+
+
+def read_back(folder: Path) -> dict[str, list[Row]]:
+    """Returns the records in one of wandb's folders by type."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
     records = defaultdict(list)
@@ -114,7 +119,7 @@ def test_every_roles_metrics_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             wanted[name].append(expected_row(name, row))
     learners = {"learner-active", "learner-passive", "evaluator/active", "evaluator/passive"}
     assert set(wanted) == learners | {"collector-0", "collector-1", "replay", "snapshots"}
-    records = read_back(run_dir)
+    records = read_back(only_folder(run_dir))
     rows = logged(records)
     for name, own in wanted.items():
         assert [row for row in rows if f"{name}/env_steps" in row] == own
@@ -136,7 +141,19 @@ def test_rewound_rows_are_left_out(tmp_path: Path) -> None:
     rewind(tmp_path, "learner-a", 1)
     ended = threading.Event()
     ended.set()
-    assert list(followed(tmp_path / "metrics", ended)) == [("learner-a", {"index": 1})]
+    assert list(followed(tmp_path / "metrics", ended, {})) == [[("learner-a", {"index": 1})]]
+
+
+@pytest.mark.processes
+def test_a_resumed_run_continues_its_run_at_wandb_with_the_new_rows(tmp_path: Path) -> None:
+    for env_steps in (10, 20):
+        run = Mirrored(tmp_path / "run")
+        run.record.add(REPLAY, ROW | {"env_steps": env_steps})
+        run.end()
+    first, second = (read_back(folder) for folder in sorted((tmp_path / "run" / "wandb").glob("offline-run-*")))
+    assert first["run"][0]["run_id"] == second["run"][0]["run_id"]
+    assert logged(first) == [expected_row("replay", ROW)]
+    assert logged(second) == [expected_row("replay", ROW | {"env_steps": 20})]
 
 
 @pytest.mark.processes
@@ -150,7 +167,7 @@ def test_a_run_is_offline_when_the_server_does_not_answer(tmp_path: Path, monkey
     (message,) = run.messages
     assert message.startswith("wandb: offline (Timed out")
     assert run.complaints == []
-    records = read_back(tmp_path / "run")
+    records = read_back(only_folder(tmp_path / "run"))
     assert logged(records) == [expected_row("replay", ROW)]
     assert [record["exit_code"] for record in records["exit"]] == [1]
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import shared
 from shared.config import EnvOptions, Experiment
 from shared.envs.base import EnvState
 from shared.envs.brax_env import BraxEnv, compile_model
@@ -53,6 +54,32 @@ class Line(GoalEnv):
 class Wide(Line):
     def reset(self, key):
         return super().reset(key)._replace(state=jnp.zeros(2))
+
+class Half(Line):
+    def step(self, env_state, action):
+        return env_state._replace(state=env_state.state.astype(jnp.float16))
+
+class Growing(Line):
+    def step(self, env_state, action):
+        return env_state._replace(physics=(env_state.state,))
+
+class Alone(Line):
+    """Its distance is right for one state, but sums over a batch."""
+    def distance(self, state, goal):
+        return jnp.linalg.norm(state - goal)
+
+class FirstCell(Line):
+    """Its cell is right for one goal, but takes the first goal of a batch."""
+    def cell(self, goal):
+        return jnp.clip(jnp.floor(5 * goal[0]), 0, 9).astype(jnp.int32)
+
+class NoCells(Line):
+    def __init__(self, options):
+        self.spec = EnvSpec(1, 1, 1, (0,), 30, 0.1, num_cells=0)
+
+class Unreachable(Line):
+    def __init__(self, options):
+        self.spec = EnvSpec(1, 1, 1, (0,), 30, goal_radius=float("nan"), num_cells=1)
 
 class Lazy:
     def __init__(self, options):
@@ -197,11 +224,32 @@ def test_dotted_path_names_an_environment(user_module: str) -> None:
     assert float(env.distance(jnp.zeros((1,)), jnp.ones((1,)))) == 1
     for name, message in (
         ("Wide", f"{user_module}:Wide.reset: state is float32[2], spec says float32[1]"),
+        ("Half", f"{user_module}:Half.step: state is float16[1], spec says float32[1]"),
+        ("Growing", f"{user_module}:Growing.step: its EnvState differs in structure, shapes or types from that of res"),
+        ("Alone", f"{user_module}:Alone.distance: must return float32[2, 3] for a batch of goals [2, 3, 1], not floa"),
+        ("FirstCell", f"{user_module}:FirstCell.cell: must return int32[2, 3] for a batch of goals [2, 3, 1], not int"),
+        ("NoCells", f"{user_module}:NoCells.spec.num_cells: input should be greater than or equal to 1, got 0"),
+        ("Unreachable", f"{user_module}:Unreachable.spec.goal_radius: input should be a finite number, got nan"),
         ("Lazy", f"{user_module}:Lazy: not a GoalEnv, it has no spec, reset, step, cell, distance"),
         ("Nothing", "cannot be imported"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             make_env(f"{user_module}:{name}")
+
+
+def test_a_package_of_the_working_directory_that_another_hides_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "line.py").write_text(USER_MODULE)
+    (tmp_path / "line_of_shared.py").write_text("from shared.line import Line")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for path in ("shared.line:Line", "line_of_shared:Line"):
+        with pytest.raises(ValueError, match="cannot be imported") as error:
+            make_env(path)
+        hidden = f"{tmp_path}/shared is hidden by another package named shared, {Path(shared.__file__).parent}"
+        assert str(error.value).endswith(f"; {hidden}: rename yours")
 
 
 def test_documented_environment_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from deploy.replay.server.process import ReplayServer, TableSpec
 
 UNLIMITED = [
     *("from_ours", "from_stock", "from_steps", "order/a", "order/b", "shapes", "exact", "empty", "stop"),
-    *("slow/ahead", "many", "oversized", "kept", "again/a", "again/b", "without"),
+    *("slow/ahead", "many", "oversized", "kept", "again/a", "again/b", "without", "void"),
 ]
 LIMITED = [
     TableSpec("slow/behind", 1000, min_size_to_sample=8, samples_per_insert=1.0, error_buffer=8.0),

@@ -15,6 +15,7 @@ from shared.replay.errors import ReplayExhausted, ReplayMismatch, ReplayStopped,
 from shared.replay.info import server_info
 from shared.replay.insert import Inserter, Keys
 from shared.replay.sample import Sampler
+from shared.replay.windows import VOID_EPISODE
 from shared.replay.wire import WireError
 
 T, F, K = 4, 3, 3
@@ -221,6 +222,26 @@ def test_unrolls_without_windows_belong_to_later_windows(address: str) -> None:
     inserter.close()
 
 
+def test_unrolls_whose_chunks_are_all_void_are_not_sent(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server refuses messages without a chunk. One stream has only void chunks, then both streams have."""
+    environments, void = 8, {3: slice(4), 4: slice(8), 5: slice(8), 6: slice(8), 7: slice(8)}
+    monkeypatch.setattr(insert, "MOST_KEPT_CHUNKS", 8)
+    inserter = Inserter(address, ["void"], K, environments, timeout_s=5)
+    assert len(inserter._streams) == 2
+    for number in range(11):
+        columns = copied(unroll(number, environments))
+        columns.ints[void.get(number, slice(0)), :, 0] = VOID_EPISODE
+        inserter.insert(columns)
+        if number in (4, 5, 6, 7):
+            inserter.flush(timeout_s=5)
+            assert inserter.room
+            assert inserter.in_flight == 0
+    inserter.flush(timeout_s=5)
+    inserter.close()
+    # Unroll 2 ends a window of each environment, unroll 3 one of half of them, unroll 10 one of each again.
+    assert server_info(address).tables["void"].inserted == 8 + 4 + 8
+
+
 def test_max_windows_is_never_exceeded(address: str) -> None:
     fill(address, ["exact"], environments=2, unrolls=K)
     sampler = make_sampler(address, "exact", 4, max_windows=12)
@@ -238,6 +259,7 @@ def test_max_windows_is_never_exceeded(address: str) -> None:
 def test_a_partial_batch_is_completed_after_a_limiter_timeout(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.replay.sample.RATE_LIMITER_TIMEOUT_S", 0.3)
     sampler = make_sampler(address, "partial", 4, max_windows=8)
+    sampler.start()
     inserter = Inserter(address, ["partial"], K, 1, timeout_s=5)
     for number in range(K + 1):
         inserter.insert(unroll(number, 1))

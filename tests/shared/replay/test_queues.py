@@ -47,6 +47,8 @@ def test_messages_in_flight_and_batches_ready_go_up_and_down(address: str) -> No
     assert not wait_until(lambda: inserter.in_flight != 2 * MESSAGES_IN_FLIGHT, seconds=0.5)
 
     sampler = Sampler(address, "queued", 10, chunks * T, F, copied, max_windows=200)
+    assert not wait_until(lambda: server_info(address).tables["queued"].sampled > 0, seconds=0.5)
+    sampler.start()
     assert wait_until(lambda: sampler.batches_ready == 2)
     assert not wait_until(lambda: sampler.batches_ready > 2, seconds=0.5)
     assert server_info(address).tables["queued"].sampled == 20

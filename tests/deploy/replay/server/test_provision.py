@@ -100,9 +100,21 @@ def test_unwritable_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert "set FATHOM_CACHE" in failure()
 
 
-def test_full_disk() -> None:
-    text = _cause("error: Failed to install\n  Caused by: No space left on device (os error 28)\n")
-    assert text.startswith("the disk is full; free 2 GB or set FATHOM_CACHE")
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        ("No space left on device (os error 28)", "the disk or your quota is full; free 2 GB or set FATHOM_CACHE"),
+        ("Disk quota exceeded (os error 122)", "the disk or your quota is full; free 2 GB or set FATHOM_CACHE"),
+        (
+            "Failed to initialize cache at `/.cache/uv`\n  Permission denied (os error 13)",
+            "uv's cache cannot be written",
+        ),
+    ],
+)
+def test_causes_of_uv_that_the_user_can_mend(cause: str, message: str) -> None:
+    text = _cause(f"error: Failed to download `numpy`\n  cause: {cause}\n")
+    assert text.startswith(message)
+    assert "UV_CACHE_DIR" in text
 
 
 def test_an_environment_whose_base_python_is_gone_is_built_again(requirements: Path) -> None:

@@ -1,0 +1,34 @@
+"""Values are printed as they are: no markup, no emoji, no line break, and no name that is cut short."""
+
+import pytest
+from rich.console import Console
+
+from deploy.cli import output
+from deploy.cli.output import complain, print_rows, say, show
+
+NAME = "runs/[bold]a[/b] :boom: " + "long/" * 60 + "'7'"
+
+
+def test_names_with_markup_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"results: {NAME}")
+    complain(NAME)
+    assert capsys.readouterr() == (f"results: {NAME}\n", f"fathom: {NAME}\n")
+    show({"[/b]": ":boom:"}, as_json=False)
+    print_rows([{"[red]name": "[x]", "value": 0.5}])
+    printed = capsys.readouterr().out
+    for text in ("[/b]", ":boom:", "[red]name", "[x]"):
+        assert text in printed
+
+
+def test_a_complaint_is_one_line_whatever_it_names(capsys: pytest.CaptureFixture[str]) -> None:
+    complain("a\nb\x1b[31m: no such file")
+    assert capsys.readouterr().err == "fathom: a\\nb\\x1b[31m: no such file\n"
+
+
+def test_names_that_do_not_fit_are_folded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "make_console", lambda: Console(width=40))
+    print_rows([{"name": f"{'a-long-name-' * 4}{end}", "value": "1" * 20} for end in ("one", "two")])
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert "one" in printed
+    assert "two" in printed

@@ -1,0 +1,197 @@
+"""Reading of runs that were restarted, cut short, damaged, or written by another version."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import astuple
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.cli.main import run_command
+from deploy.report.read import MatrixRecord, _points, read_matrix
+from shared.files import write_json
+
+RUN = "point_u_maze-c4-s0"
+OTHERS = tuple(f"point_u_maze-c{depth}-s{seed}" for depth in (4, 16) for seed in range(3))[1:]
+WriteRuns = Callable[..., Path]
+Damage = Callable[[Path], object]
+
+
+def change_json(path: Path, change: Callable[[dict], object]) -> None:
+    values = json.loads(path.read_text())
+    change(values)
+    write_json(path, values)
+
+
+def change_rows(path: Path, change: Callable[[list[dict]], list[dict]]) -> None:
+    rows = change([json.loads(line) for line in path.read_text().splitlines()])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def in_learner(change: Callable[[dict], object]) -> Damage:
+    """Changes the figures of a learner in the summary."""
+    return lambda run_dir: change_json(run_dir / "summary.json", lambda summary: change(summary["learners"]["d16"]))
+
+
+def in_rows(name: str, change: Callable[[list[dict]], list[dict]]) -> Damage:
+    return lambda run_dir: change_rows(run_dir / "metrics" / f"{name}.jsonl", change)
+
+
+def without_d16(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if row["learner"] != "d16"]
+
+
+def last_unknown(rows: list[dict]) -> list[dict]:
+    """Takes the value from the last evaluation of d16, as a null."""
+    last = [row for row in rows if row["learner"] == "d16"][-1]
+    return [row | {"time_at_goal": None} if row is last else row for row in rows]
+
+
+DAMAGES: dict[str, tuple[Damage, list[tuple[str, str]]]] = {
+    "no summary": (
+        lambda run_dir: (run_dir / "summary.json").unlink(),
+        [("treatment and speed", "summary.json is missing or damaged")],
+    ),
+    "half a summary": (
+        lambda run_dir: (run_dir / "summary.json").write_text('{"env": "point'),
+        [("treatment and speed", "summary.json is missing or damaged")],
+    ),
+    "a summary of another version": (
+        in_learner(lambda learner: [learner.pop(name) for name in ("sample_age", "parameters")]),
+        [("learner d16", "summary.json has no sample_age, parameters")],
+    ),
+    "null": (
+        in_learner(lambda learner: learner.update(samples_per_insert=None)),
+        [("learner d16", "summary.json has no samples_per_insert")],
+    ),
+    "no rate": (lambda run_dir: change_json(run_dir / "summary.json", lambda values: values.pop("collector")), []),
+    "no origin": (
+        lambda run_dir: (run_dir / "config.yaml").write_text(
+            "env:" + (run_dir / "config.yaml").read_text().partition("\nenv:")[2]
+        ),
+        [("origin", "config.yaml has no provenance")],
+    ),
+    "damaged status": (
+        lambda run_dir: (run_dir / "status.json").write_text('{"state": "do'),
+        [("wall clock", "status.json is damaged")],
+    ),
+    "no evaluation": (
+        in_rows("evaluator", without_d16),
+        [("learner d16", "0 evaluations; a learning curve needs at least 2")],
+    ),
+    "no last evaluation": (
+        in_rows("evaluator", last_unknown),
+        [("learner d16", "the last evaluation is of update 2 of 5")],
+    ),
+    "evaluations repeated": (in_rows("evaluator", lambda rows: rows + rows), []),
+    "no evaluator": (
+        lambda run_dir: (run_dir / "metrics" / "evaluator.jsonl").unlink(),
+        [(f"learner {name}", "0 evaluations; a learning curve needs at least 2") for name in ("active", "d4", "d16")],
+    ),
+    "rows cut short": (
+        in_rows("learner-d16", lambda rows: rows[:3]),
+        [("wall clock of learner d16", "its rows end at update 3 of 5")],
+    ),
+    "all rows rewound": (
+        in_rows("learner-d16", lambda rows: [row | {"index": row["updates"]} for row in rows] + [{"rewound_to": 0}]),
+        [("wall clock of learner d16", "its rows end at update 0 of 5")],
+    ),
+    "an empty file": (
+        in_rows("collector-0", lambda rows: []),
+        [("coverage", "collector-0 has no rows with visits")],
+    ),
+    "a collector cut short": (
+        in_rows("collector-0", lambda rows: rows[:15]),
+        [("coverage", "the collectors' rows end at 300 of 400 environment steps")],
+    ),
+    "half a line": (
+        lambda run_dir: (run_dir / "metrics" / "learner-d16.jsonl").open("ab").write(b'{"updates": 6, "ti'),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_used_as_far_as_possible(damage: str, write_runs: WriteRuns) -> None:
+    folder = write_runs(skip=OTHERS)
+    apply, expected = DAMAGES[damage]
+    apply(folder / RUN)
+    record = read_matrix(folder)
+    assert [(each.part, each.reason) for each in record.missing if each.run == RUN] == expected
+    lost = {part for part, reason in expected if "evaluation" in reason}
+    assert {f"learner {name}" for name in ("active", "d4", "d16")} - lost == parts(record)
+    assert len(record.explorations) == ("coverage" not in dict(expected))
+
+
+def parts(record: MatrixRecord) -> set[str]:
+    return {f"learner {'active' if trial.active else f'd{trial.learner_depth}'}" for trial in record.trials}
+
+
+def test_a_report_names_what_it_cannot_use(write_runs: WriteRuns, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_runs()
+    names = sorted(run.name for run in folder.iterdir() if run.is_dir())
+    for number, (apply, _) in enumerate(DAMAGES.values()):
+        apply(folder / names[number % len(names)])
+    missing = read_matrix(folder).missing
+    assert len(missing) > 10
+    assert run_command(["report", str(folder)]) == 0
+    printed = capsys.readouterr()
+    page = unescape((folder / "report.html").read_text())
+    for each in missing:
+        assert ": ".join(filter(None, astuple(each))) + "\n" in printed.out
+        assert f'>{each.part or "all"}</td>\n<td class="left wide">{each.reason}<' in page
+    assert "5 of 6 runs" in printed.out  # one has neither its summary nor its status
+    assert printed.err == ""
+    text = (folder / "report" / "report.json").read_text()
+    json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+    with open(folder / "report" / "fairness.csv", encoding="utf-8") as file:
+        assert "" in {row["sample_age"] for row in csv.DictReader(file)}
+
+
+def test_unknown_treatment_is_marked(write_runs: WriteRuns, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_runs(skip=OTHERS)
+    in_learner(lambda learner: learner.update(sample_age=None, gradient_steps=None))(folder / RUN)
+    assert run_command(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "unknown gradient steps; unknown sample age" in page
+    assert "1 learner was not treated" in page
+
+
+def unrolls(times: list[int], visits: list[list[int]]) -> list[dict]:
+    """Rows of a collector with 10 environment steps an unroll."""
+    return [
+        {"time": time, "env_steps": 10 * (index + 1), "visits": counts}
+        for index, (time, counts) in enumerate(zip(times, visits, strict=True))
+    ]
+
+
+def test_points_of_a_run_have_the_newest_row_of_every_collector() -> None:
+    steady = unrolls([1, 2, 3, 4], [[1, 0], [2, 0], [2, 1], [2, 2]])
+    restarted = unrolls([1, 5, 6, 5, 8, 9], [[0, 1]] * 6)  # its clock was set back
+    points = [[row["env_steps"] for row in rows] for rows in _points([steady, restarted])]
+    assert points == [
+        [10], [10, 10], [20, 10], [30, 10], [40, 10], [40, 20], [40, 30], [40, 40], [40, 50], [40, 60],
+    ]  # fmt: skip
+    many = unrolls([*range(100)], [[1, 1]] * 100)
+    chosen = [sum(row["env_steps"] for row in rows) for rows in _points([many, many])]
+    assert len(chosen) == 40
+    assert (chosen[0], chosen[-1]) == (10, 2000)
+    assert np.all(np.diff(chosen) > 0)
+
+
+def test_collectors_with_different_numbers_of_unrolls_give_one_coverage(two_collectors: Path) -> None:
+    record = read_matrix(two_collectors)
+    assert record.missing == []
+    restarted, plain = record.explorations
+    assert (restarted.steps[0], restarted.steps[-1], plain.steps[-1]) == (20, 440, 400)
+    for each in record.explorations:
+        assert np.all(np.diff(each.steps) > 0)
+        assert np.all(np.diff(each.coverage) >= 0)
+        assert each.coverage[-1] == 4 / 20
+    assert run_command(["report", str(two_collectors)]) == 0
+    with open(two_collectors / "report" / "coverage.csv", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["seeds"], float(row["coverage_value"])) == ("0; 1", 0.2)
