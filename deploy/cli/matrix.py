@@ -90,6 +90,6 @@ class Matrix:
             print(to_json(estimate | {"done": agenda.done, "kept": agenda.kept, "replaced": agenda.replaced}))
         else:
             make_console().print(table(estimate))
-            for line in ("", total(estimate), *agenda.lines):
+            for line in ("", total(estimate), *estimate["notes"], *agenda.lines):
                 say(line)
         return EXIT_FAILED if agenda.kept else 0

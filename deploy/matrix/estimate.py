@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from deploy.matrix.expand import MatrixConfig, MatrixRun, expand
+from deploy.run.limits import find_short_limits
 from deploy.run.run_dir import COPIES_IN_CHECKPOINT, held_bytes
 from shared.config import NetworkConfig
 from shared.disk import GB
@@ -26,18 +27,21 @@ COPIES_IN_MEMORY = 4  # parameters, gradients and Adam's two moments, float32
 
 
 def estimate_matrix(matrix: MatrixConfig) -> dict[str, Any]:
-    """Returns `rows`, one for each learner of each run; `totals`; and `recorded`: whether runs record their streams.
+    """Returns `rows`, one for each learner of each run, `totals`, and more about all runs.
 
-    `env_steps` and `stream_bytes`, the uncompressed size of a recorded stream, are those of the row's run.
+    `env_steps` and `stream_bytes`, the uncompressed size of a recorded stream, are those of the row's run. `recorded`:
+    whether runs record their streams. `notes`: lines for the user on limits that the runs are certain to exceed.
     Raises ConfigError, with the matrix's key, if a run cannot be made.
     """
     rows = []
     runs = expand(matrix)
     totals: Counter[str] = Counter(runs=len(runs))
+    notes: dict[str, None] = {}  # each once, in order
     for run in runs:
         spec, plan = _plan(run, matrix)
         stream_bytes = bytes_of_stream(plan.env_steps, spec.state_size, spec.action_size)
         totals.update(cells=len(run.experiment.learners), env_steps=plan.env_steps, stream_bytes=stream_bytes)
+        notes |= dict.fromkeys(f"experiment.{line}" for line in find_short_limits(run.experiment, plan, spec))
         for name, config in run.experiment.all_learners.items():
             parameters = _parameters(config, spec)
             totals.update(gradient_steps=plan.gradient_steps)
@@ -53,7 +57,7 @@ def estimate_matrix(matrix: MatrixConfig) -> dict[str, Any]:
                     "stream_bytes": stream_bytes,
                 }
             )
-    return {"rows": rows, "totals": totals, "recorded": runs[0].experiment.record}
+    return {"rows": rows, "totals": totals, "recorded": runs[0].experiment.record, "notes": list(notes)}
 
 
 def _plan(run: MatrixRun, matrix: MatrixConfig) -> tuple[EnvSpec, Plan]:

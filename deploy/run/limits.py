@@ -6,9 +6,10 @@ more than an hour at depth 1024 on a CPU.
 
 import os
 import shutil
+from functools import lru_cache
 
 from learner.flops import model_flops
-from shared.config import Experiment
+from shared.config import Experiment, LearnerConfig
 from shared.envs.base import EnvSpec
 from shared.metrics import Report
 from shared.networks import make_networks, param_shapes
@@ -59,12 +60,16 @@ def _update_seconds(
     """Returns the seconds of every learner's update at the given FLOP/s of a GPU and of a core."""
     found = {}
     for name, config in experiment.all_learners.items():
-        shapes = param_shapes(make_networks(config, spec), spec)
-        flops = plan.minibatches_per_update * model_flops(shapes, plan.batch_size, config.representation_size)
+        flops = plan.minibatches_per_update * _step_flops(config, plan.batch_size, spec)
         cores = config.resources.threads or os.cpu_count() or 1
         on_gpu = config.resources.gpus != 0 and _may_have_gpu()
         found[name] = flops / (gpu_flops * max(config.resources.gpus or 1, 1) if on_gpu else core_flops * cores)
     return found
+
+
+@lru_cache  # a matrix has the same networks in many runs
+def _step_flops(config: LearnerConfig, batch_size: int, spec: EnvSpec) -> float:
+    return model_flops(param_shapes(make_networks(config, spec), spec), batch_size, config.representation_size)
 
 
 def _may_have_gpu() -> bool:

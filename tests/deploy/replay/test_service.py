@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from deploy.replay.service import table_spec
+from deploy.replay.service import is_limited, table_spec
 from shared.config import ACTIVE, Experiment
 from shared.envs.base import EnvSpec
 from shared.plan import make_plan
@@ -20,6 +20,7 @@ def test_free_pace_limits_the_collector_learner_alone(pace: Literal["lockstep", 
     plan = make_plan(experiment, SPEC)
     specs = {name: table_spec(experiment, plan, name, f"run/{name}") for name in (ACTIVE, "deep")}
     assert {name for name, spec in specs.items() if spec.samples_per_insert is not None} == limited
+    assert {name for name in specs if is_limited(experiment, name)} == limited
     for name, spec in specs.items():
         assert (spec.name, spec.max_size) == (f"run/{name}", plan.max_windows)
         assert spec.min_size_to_sample == plan.prefill_windows

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run.run_dir import prepare_run_dir
+from deploy.run.run_dir import prepare_run_dir, run_lock
 from shared.errors import ConfigError
 
 
@@ -62,3 +62,12 @@ def test_only_a_run_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not empty; name another folder, or add --overwrite"):
         prepare_run_dir(tmp_path, overwrite=False)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_the_file_of_a_lock_stays_so_that_two_processes_never_lock_different_files(tmp_path: Path) -> None:
+    with run_lock(tmp_path / "run"):
+        before = (tmp_path / ".run.lock").stat().st_ino
+        with pytest.raises(ConfigError, match="belongs to a run that is still going"), run_lock(tmp_path / "run"):
+            pass
+    with run_lock(tmp_path / "run"):
+        assert (tmp_path / ".run.lock").stat().st_ino == before
