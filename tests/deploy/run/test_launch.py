@@ -15,6 +15,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 
+from deploy.recovery.snapshots import read_position
 from shared.config_file import load_experiment
 from shared.envs.registry import make_envs
 from shared.metrics import read_metrics
@@ -293,6 +294,33 @@ def _check_windows(run: Run) -> None:
     for name in ("active", "deep"):
         assert replay[f"{name}/inserted"] == result.windows
         assert read_metrics(run.run_dir, f"learner-{name}")[-1]["updates"] == plan.updates
+
+
+@pytest.mark.timeout(2 * DEADLINE_S)
+def test_a_snapshot_holds_all_windows_of_its_learners_although_a_collector_stands_still(tmp_path: Path) -> None:
+    """While one of two collectors stands still, the other inserts all windows, far more than its own share."""
+    options = ("--collector.actors", "2", "--snapshots.count", "200", "--snapshots.keep", "1000")
+    run = Run(tmp_path / "run", *options, "--supervision.heartbeat_seconds", "60", "--budget.env_steps", "640_000")
+    run.wait_for_row("learner-active")
+    standing = run.find_role("collector-1")
+    standing.suspend()
+    begun = len(read_metrics(run.run_dir, "learner-active"))
+    run.wait_until(lambda: len(read_metrics(run.run_dir, "learner-active")) > begun + 100)
+    standing.resume()
+    ended = len(read_metrics(run.run_dir, "learner-active"))
+    whole = run.run_dir / "snapshots"
+    run.wait_until(lambda: any(int(path.parent.name) > ended for path in whole.glob("*/snapshot.json")))
+    os.killpg(run.process.pid, signal.SIGKILL)
+    run.process.wait(DEADLINE_S)
+    learner = {row["updates"]: row["time"] for row in read_metrics(run.run_dir, "learner-active")}
+    collector = [(row["time"], row["windows"]) for row in read_metrics(run.run_dir, "collector-0")]
+    shares = []
+    for path in whole.glob("*/snapshot.json"):
+        held = read_position(path.parent / "collector-0").windows.made
+        made = max(windows for time, windows in collector if time <= learner[int(path.parent.name)])
+        assert held >= made
+        shares.append(made / (made + read_position(path.parent / "collector-1").windows.made))
+    assert max(shares) > 0.6  # some snapshots fell into the time when one collector stood still
 
 
 @pytest.mark.timeout(2 * DEADLINE_S)
