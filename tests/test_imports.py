@@ -19,16 +19,16 @@ ALLOWED = {
 DEPLOY_MAY_IMPORT = {  # for each package of deploy: the other packages of deploy that it may import
     "scheduling": set(),
     "recovery": set(),
-    "telemetry": set(),
+    "telemetry": {"scheduling"},
     "render": set(),
     "replay": {"scheduling"},
     "run": {"recovery", "replay", "scheduling", "telemetry"},
     "matrix": {"run", "recovery", "scheduling"},
     "report": {"matrix", "run"},
     "bench": {"run", "replay", "scheduling"},
-    "cli": {"matrix", "report", "render", "bench", "run", "recovery", "replay", "telemetry"},
+    "cli": {"matrix", "report", "render", "bench", "run", "recovery", "replay", "scheduling", "telemetry"},
 }
-FOR_ALL_PACKAGES = {"layout", "mode", "packages"}  # modules of deploy that every package may import
+FOR_ALL_PACKAGES = {"layout", "mode"}  # modules of deploy that every package may import
 REVERB_FILES = {ROOT / "deploy/replay/server/serve.py", ROOT / "deploy/replay/server/stock_client.py"}
 FILES = sorted(path for package in PARTS for path in (ROOT / package).rglob("*.py"))
 

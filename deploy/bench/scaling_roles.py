@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from deploy.packages import module_command
+from deploy.scheduling.packages import module_command
 from shared.plan import Plan
 from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayError, ReplayTimeout

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 
-from deploy.packages import package_importer
+from deploy.scheduling.packages import package_importer
 
 
 def prepare_process() -> None:

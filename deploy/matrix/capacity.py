@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from deploy.matrix.expand import MatrixRun
-from deploy.packages import module_command
+from deploy.scheduling.packages import module_command
 from deploy.scheduling.placement import Node, Roles, asks_nothing, assign_resources, find_shortage, pack, roles_of
 from deploy.scheduling.reaper import end_child
 from shared.config import Experiment

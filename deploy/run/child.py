@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from deploy.packages import module_command
+from deploy.scheduling.packages import module_command
 from shared.config import Experiment
 from shared.files import replace_file
 

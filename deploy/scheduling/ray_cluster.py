@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from deploy.packages import package_importer
+from deploy.scheduling.packages import package_importer
 from deploy.scheduling.placement import read_nodes
 from deploy.scheduling.reaper import guarded, kill_marked, marked
 from shared.disk import find_write_fault

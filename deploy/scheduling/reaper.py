@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 import psutil
 
-from deploy.packages import module_command
+from deploy.scheduling.packages import module_command
 
 GRACE_S = 5.0
 LOOK_S = 1.0

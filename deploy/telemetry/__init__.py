@@ -1,4 +1,4 @@
 """A run's metrics outside of its own files: Prometheus gauges and Weights & Biases.
 
-It imports nothing else from `deploy`. Begin with `gauges.py`. Rows are written by `shared/metrics.py`.
+It may import scheduling. Begin with `gauges.py`. Rows are written by `shared/metrics.py`.
 """

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import psutil
 import yaml
 
-from deploy.packages import module_command
+from deploy.scheduling.packages import module_command
 from shared.config import Experiment
 from shared.errors import ConfigError
 from shared.files import write_json

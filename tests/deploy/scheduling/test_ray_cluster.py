@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.packages import PACKAGES
+from deploy.scheduling.packages import PACKAGES
 from deploy.scheduling.ray_cluster import LONGEST_PATH, _ray_folder, cluster
 from shared.errors import RunFailed
 

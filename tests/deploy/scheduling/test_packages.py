@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.packages import PACKAGES, module_command
+from deploy.scheduling.packages import PACKAGES, module_command
 
 pytestmark = pytest.mark.processes
 TAKEN = "import shared; from deploy.cli.__main__ import main; main()"
