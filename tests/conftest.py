@@ -8,6 +8,7 @@ bytecode, from which processes import JAX and Ray in a third of the time.
 # ruff: noqa: E402 - the options hold for this process and those that tests start, so they are set before any import
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,6 +88,27 @@ def _refuse_processes(event: str, arguments: tuple[Any, ...]) -> None:
     program = os.path.basename(os.fsdecode(arguments[0])) if event == "subprocess.Popen" else event
     if program not in QUERY_PROGRAMS:
         raise AssertionError(f"this test starts a process ({program}): mark it with pytest.mark.processes")
+
+
+MountDisk = Callable[[str], Path]
+
+
+@pytest.fixture
+def mount_disk(tmp_path: Path) -> Iterator[MountDisk]:
+    """`mount_disk("size=64m")` gives the folder of a disk in memory, with these options of tmpfs."""
+    folder = tmp_path / "disk"
+
+    def mount(options: str) -> Path:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            folder.rmdir()
+            pytest.skip("only root may mount a small disk")
+        return folder
+
+    yield mount
+    if folder.exists():
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 StartServer = Callable[..., tuple[ReplayServer, str]]

@@ -64,7 +64,7 @@ class Launch:
         self._places: dict[Role, Reserved] = {}
         self._store: Any = None
         self._evaluator: Any = None
-        self._farewell = 0  # updates of the snapshot after which the run ends
+        self._last_snapshot = 0  # updates of the snapshot after which the run ends
 
     def run(self, on_progress: Callable[[dict[Role, str]], None]) -> None:
         """Runs until every learner has made its updates; leaves no process behind, however the run ends.
@@ -129,12 +129,12 @@ class Launch:
         record, name = self.record, self._interruption.requested
         if name and not record.ending:
             record.ending = f"stopped by {name}"
-            self._farewell = _soonest_snapshot(record)
-            self._say(f"{name}: the run ends after a snapshot at update {self._farewell}")
-            taker.add(self._farewell)
+            self._last_snapshot = _soonest_snapshot(record)
+            self._say(f"{name}: the run ends after a snapshot at update {self._last_snapshot}")
+            taker.add(self._last_snapshot)
             for role in learner_roles(record.experiment):
-                supervisor.actor(role).snapshot_at.remote(self._farewell)
-        self._interruption.check(done=0 < self._farewell <= taker.last)
+                supervisor.actor(role).snapshot_at.remote(self._last_snapshot)
+        self._interruption.check(done=0 < self._last_snapshot <= taker.last)
 
     def _check(self) -> None:
         """Raises RunFailed for what is missing, before anything starts."""

@@ -1,5 +1,5 @@
 import errno
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,12 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 @pytest.mark.processes
 @pytest.mark.parametrize("options", ["size=1m", "size=1m,nr_inodes=2"])
 def test_a_full_disk_is_an_os_error_at_once(
-    options: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    options: str, mount_disk: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    request.addfinalizer(lambda: subprocess.run(["umount", "--lazy", str(tmp_path)], check=True))
-    (tmp_path / "file").touch()
+    disk = mount_disk(options)
+    (disk / "file").touch()
     random = np.random.default_rng(0).normal(size=(1000, 1000))
     with pytest.raises(OSError, match="No space left on device") as error:
-        checkpoint.save(tmp_path / "a", {"random": random})
+        checkpoint.save(disk / "a", {"random": random})
     assert error.value.errno == errno.ENOSPC
     assert capfd.readouterr() == ("", "")

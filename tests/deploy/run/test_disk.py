@@ -2,10 +2,9 @@
 
 import os
 import re
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -42,14 +41,9 @@ PLAN = make_plan(EXPERIMENT, ENVS.training.spec)
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(mount_disk: Callable[[str], Path]) -> Path:
     """A disk of 64 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    return mount_disk("size=64m")
 
 
 class Fill:
@@ -65,22 +59,28 @@ class Fill:
         threading.Timer(seconds, self._path.unlink).start()
 
 
+class Messages(list[str]):
+    """Messages of a run. A second or so after the first one, which announces a wait, there is room again."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.fill: Fill | None = None
+
+    def say(self, text: str) -> None:
+        self.append(text)
+        if len(self) == 1 and self.fill is not None:
+            self.fill.remove_after(self._seconds)
+
+
 @pytest.mark.processes
 def test_a_wait_for_room_does_not_change_the_result_of_a_run(small_disk: Path, tmp_path: Path) -> None:
     record = RunRecord(small_disk / "run", EXPERIMENT, PLAN)
-    said: list[str] = []
-    fills: list[Fill] = []
-
-    def say(text: str) -> None:
-        said.append(text)
-        if len(said) == 1:
-            fills[0].remove_after(1.5)
-
-    run = InProcessRun(record, ENVS, say)
+    said = Messages(seconds=1.5)
+    run = InProcessRun(record, ENVS, said.say)
 
     def progress(states: object) -> None:
-        if not fills and run.learners[ACTIVE].updates >= 3:
-            fills.append(Fill(small_disk, 0.7 * RESERVE_GB))
+        if said.fill is None and run.learners[ACTIVE].updates >= 3:
+            said.fill = Fill(small_disk, 0.7 * RESERVE_GB)
 
     run.run(progress)
     record.close()
@@ -106,19 +106,13 @@ def test_a_wait_for_room_does_not_change_the_result_of_a_run(small_disk: Path, t
 @pytest.mark.processes
 def test_a_run_that_has_trained_waits_for_room_for_its_checkpoints(small_disk: Path) -> None:
     record = RunRecord(small_disk / "run", EXPERIMENT, PLAN)
-    said: list[str] = []
-    fills: list[Fill] = []
-
-    def say(text: str) -> None:
-        said.append(text)
-        if len(said) == 1:
-            fills[0].remove_after(0.5)
+    said = Messages(seconds=0.5)
 
     def progress(states: object) -> None:
-        if not fills and record.updates(ACTIVE) == PLAN.updates:
-            fills.append(Fill(small_disk, 0.7 * RESERVE_GB))
+        if said.fill is None and record.updates(ACTIVE) == PLAN.updates:
+            said.fill = Fill(small_disk, 0.7 * RESERVE_GB)
 
-    InProcessRun(record, ENVS, say).run(progress)
+    InProcessRun(record, ENVS, said.say).run(progress)
     record.close()
     assert [text.rpartition("; ")[2] for text in said] == ["the run waits for room", "the run continues"]
     assert (record.run_dir / "checkpoints" / ACTIVE).is_dir()

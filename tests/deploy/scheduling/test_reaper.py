@@ -74,9 +74,8 @@ def test_a_token_that_no_driver_made_finds_nothing(token: str, stranger: subproc
 
 
 def test_the_first_process_of_a_container_is_never_found() -> None:
-    container = ["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", 'sleep 60 & "$@"; exit', "sh"]
+    as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    container = ["unshare", *as_user, "--pid", "--fork", "--mount-proc", "sh", "-c", 'sleep 60 & "$@"; exit', "sh"]
     command = [*container, sys.executable, "-c", INSIDE]
     ran = subprocess.run(command, env=os.environ | {"FATHOM_MARK_A": "1"}, capture_output=True, text=True, timeout=60)
-    if "unshare" in ran.stderr:
-        pytest.skip("only root may start a container")
     assert ran.stdout.split() == ["sleep", "1"], ran.stderr
