@@ -160,7 +160,7 @@ def progress(run_dir: Path) -> str:
         share = f"{50 * (status['env_steps'] / status['budget'] + updates):.0f} %"
         state, reason, phase = status["state"], status["reason"], status.get("phase", "")
     except (OSError, ValueError, KeyError):  # missing or cut short
-        return "not started"
+        return "begun, but its status.json cannot be read" if (run_dir / CONFIG).exists() else "not started"
     if state == "running":
         doing = phase or f"running, {share}"
         return doing if silent_s < SILENT_S else f"stopped at {share} without giving a reason"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from deploy.matrix.expand import MatrixConfig, expand, write_matrix
-from deploy.matrix.folder import check_out, is_done, make_agenda, runs_in
+from deploy.matrix.folder import check_out, is_done, make_agenda, progress, runs_in
 from deploy.run.provenance import write_config
 from shared.config import Experiment
 from shared.errors import ConfigError
@@ -253,3 +253,10 @@ def test_without_a_stream_no_depth_is_added(
     run_dir = tmp_path / "point_u_maze-c4-s0"
     assert str(error.value).startswith(f"learner_depths: 32 was added, but {run_dir} kept no stream; {remedy}")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_run_without_a_readable_status_is_not_called_unstarted(tmp_path: Path) -> None:
+    assert progress(tmp_path) == "not started"
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "status.json").write_text('{"state": "do')
+    assert progress(tmp_path) == "begun, but its status.json cannot be read"
