@@ -127,7 +127,7 @@ def test_half_done_matrix_lists_missing_runs(write_runs: WriteRuns) -> None:
     assert [(each.run, each.part, each.reason) for each in report.missing] == [
         ("point_u_maze-c4-s0", "", "failed at 25 %: out of memory"),
         ("point_u_maze-c4-s1", "", "running, 25 %"),
-        ("point_u_maze-c4-s2", "", "not started"),
+        ("point_u_maze-c4-s2", "", "begun, but its status.json cannot be read"),
     ]
     assert (report.done, report.runs) == (3, 6)
     assert {cell.collector_depth for cell in report.envs[0].cells} == {16}
