@@ -4,6 +4,7 @@ from collections import deque
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from collector.rollout import Unroll, first_not_finite
 from shared.envs.base import EnvSpec
@@ -126,6 +127,14 @@ class BreakWatch:
                 f"{self._env}: all {sum(self._ended):,} episodes of the newest {unrolls} unrolls of {self._role} ended "
                 "with their first step, so no row has a later one as its goal; set terminated only where an episode "
                 "ends by itself"
+            )
+
+    def check_cells(self, steps: int, visits: Array) -> None:
+        """Raises EnvironmentBroken unless `visits` `[num_cells]` counts each of the `steps` of an unroll."""
+        if outside := steps - int(np.asarray(visits).sum()):
+            raise EnvironmentBroken(
+                f"{self._env}: its cell returned a number outside of 0 to {self._spec.num_cells - 1} for {outside:,} "
+                f"of {steps:,} steps of an unroll of {self._role}; correct cell, or num_cells in its spec"
             )
 
     def _end(self, consequence: str) -> None:

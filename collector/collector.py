@@ -135,10 +135,11 @@ class Collector:
         self._pending = _Pending(policy.version, state, made)
 
     def finish(self) -> Collected:
-        """Waits for the unroll that was begun."""
+        """Waits for the unroll that was begun. Raises EnvironmentBroken if a state lies in no cell of goal space."""
         assert self._pending is not None, "finish follows begin"
         (version, self.state, made), self._pending = self._pending, None
         number, columns = self.next_number, Columns(*jax.device_get(made.columns))
+        self._breaks.check_cells(self._steps - columns.ints.shape[1] * _num_void(columns), made.visits)
         self.position = self.position.after(number, columns.ints, made.visits, self._plan.chunks_per_window)
         self.next_number = number + 1
         metrics = {name: float(value) for name, value in made.metrics.items()}
@@ -195,9 +196,8 @@ class Collector:
                 self._check(collected)
 
     def _check(self, collected: Collected) -> None:
-        void = int(np.sum(is_void(collected.columns.ints)))
         ended = int(collected.metrics["collector/episodes_ended"])
-        self._breaks.check(void, ended, collected.first_break, self.position)
+        self._breaks.check(_num_void(collected.columns), ended, collected.first_break, self.position)
 
     @staticmethod
     def _first_policy(
@@ -207,6 +207,10 @@ class Collector:
             while (policy := pull(-1)) is None and not should_stop():
                 time.sleep(0.05)
         return policy
+
+
+def _num_void(columns: Columns) -> int:
+    return int(np.sum(is_void(columns.ints)))
 
 
 def _on_device(policy: Policy | None) -> Policy | None:
@@ -228,13 +232,14 @@ def progress_metrics(position: Position, unroll_steps: int) -> Metrics:
 def make_count(env: GoalEnv) -> Callable[[Array, Array], jax.Array]:
     """Returns `count(floats [..., S + A], ints [..., 3]) -> [num_cells]`, the steps in each cell of goal space.
 
-    Steps of void chunks are not counted.
+    Steps of void chunks are not counted, nor steps in a cell that does not exist.
     """
     spec = env.spec
 
     def count(floats: Array, ints: Array) -> jax.Array:
         cells = env.cell(floats[..., jnp.array(spec.goal_indices)])
-        cells = jnp.where(ints[..., 0] == VOID_EPISODE, spec.num_cells, cells)  # past the last: not counted
+        ignored = (ints[..., 0] == VOID_EPISODE) | (cells < 0)  # bincount takes a negative one for the first
+        cells = jnp.where(ignored, spec.num_cells, cells)  # past the last: not counted
         return jnp.bincount(cells.ravel(), length=spec.num_cells)
 
     return count

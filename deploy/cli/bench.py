@@ -13,7 +13,7 @@ from deploy.bench.harness import to_stderr
 from deploy.bench.saved import check_save, compare, describe_machine, differences, load, save
 from deploy.cli.experiments import find_file
 from deploy.cli.options import EXIT_FAILED, named_env
-from deploy.cli.output import complain, print_rows, show
+from deploy.cli.output import complain, print_rows, say, show
 from deploy.replay.server.provision import ProvisionError
 from shared.errors import ConfigError, RunFailed
 from shared.files import to_json
@@ -221,7 +221,7 @@ def measure_and_show(options: _Options) -> int:
 def _show(result: dict[str, Any], compared: list[dict[str, Any]], as_json: bool) -> None:
     """Prints a result, its rows as columns since they have many figures, and the comparison, if there is one."""
     if as_json:
-        print(to_json(result | ({"compared": compared} if compared else {})))
+        say(to_json(result | ({"compared": compared} if compared else {})))
         return
     if "rows" in result:
         (first, *names), rows = result["rows"][0], result["rows"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.cli.output import print_rows
+from deploy.cli.output import print_rows, say
 from shared.config import EnvOptions
 from shared.envs.registry import ENTRY_POINTS, EnvEntry, env_entries, make_env
 from shared.files import to_json
@@ -83,7 +83,7 @@ class Envs:
         if self.markdown:
             print(page(), end="")
         elif self.json:
-            print(to_json(list_envs()))
+            say(to_json(list_envs()))
         else:
             print_rows([{**row, "paper": "yes" if row["paper"] else ""} for row in list_envs()])
         return 0

@@ -40,27 +40,40 @@ class Matrix:
         dir_mode = folder_mode(self.dir_mode)
         self._check_options()
         path = find_file(self.matrix, "matrix")
-        from deploy.matrix.capacity import check_port
-        from deploy.matrix.estimate import check_disk, estimate_matrix
-        from deploy.matrix.execute import execute
+        from deploy.matrix.estimate import estimate_matrix
         from deploy.matrix.expand import expand, load_matrix
-        from deploy.matrix.folder import check_out, make_agenda
-        from deploy.matrix.results import collect_results, write_results
+        from deploy.run.run_dir import lock_folder
         from deploy.run.setup import prepare_jax
         from deploy.telemetry.wandb_mirror import check_installed
 
         matrix = load_matrix(path)
-        any_run = expand(matrix)[0].experiment
-        check_installed(any_run)
+        check_installed(expand(matrix)[0].experiment)
         prepare_jax(cpu_only=True)  # the GPUs belong to the runs
         estimate = estimate_matrix(matrix)  # also refuses runs that cannot be made, before any starts
         out = (self.out or Path("runs") / path.stem).absolute()
+        if self.dry_run:
+            return self._print_plan(estimate, self._make_agenda(matrix, estimate, out))
+        with lock_folder(out.resolve(), "--out"):
+            return self._execute(matrix, self._make_agenda(matrix, estimate, out), out, dir_mode)
+
+    def _make_agenda(self, matrix: Any, estimate: dict[str, Any], out: Path) -> Any:
+        """Returns the runs sorted by the content of `out`. Raises ConfigError if they cannot be executed there."""
+        from deploy.matrix.capacity import check_port
+        from deploy.matrix.estimate import check_disk
+        from deploy.matrix.expand import expand
+        from deploy.matrix.folder import check_out, make_agenda
+
         check_out(out, matrix, self.overwrite)
         agenda = make_agenda(matrix, out, self.overwrite)
         check_port(agenda.waiting.values(), self.parallel, self.in_process)
-        check_disk(estimate, agenda.waiting, out, any_run.supervision.disk_reserve_gb)
-        if self.dry_run:
-            return self._print_plan(estimate, agenda)
+        check_disk(estimate, agenda.waiting, out, expand(matrix)[0].experiment.supervision.disk_reserve_gb)
+        return agenda
+
+    def _execute(self, matrix: Any, agenda: Any, out: Path, dir_mode: int) -> int:
+        """Executes what waits and writes the summary. Returns the exit status."""
+        from deploy.matrix.execute import execute
+        from deploy.matrix.results import collect_results, write_results
+
         Interruption().install()
         not_done = execute(matrix, agenda, out, self.parallel, self.in_process, say, dir_mode)
         results = collect_results(out, matrix)
@@ -87,7 +100,7 @@ class Matrix:
         from deploy.matrix.estimate import table, total
 
         if self.json:
-            print(to_json(estimate | {"done": agenda.done, "kept": agenda.kept, "replaced": agenda.replaced}))
+            say(to_json(estimate | {"done": agenda.done, "kept": agenda.kept, "replaced": agenda.replaced}))
         else:
             make_console().print(table(estimate))
             for line in ("", total(estimate), *estimate["notes"], *agenda.lines):

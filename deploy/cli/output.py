@@ -1,8 +1,9 @@
 """Output of commands: one line for a mistake, a table or JSON for a result. Every value is printed as it is."""
 
+import os
 import sys
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,8 +12,23 @@ from shared.config_file import printable
 from shared.files import to_json
 
 WIDTH_OF_A_LOG = 200
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Silences the output: the command goes on without a reader, such as a `head` that has ended."""
+        silence(self.file)
+
+
 # A console for values: brackets in file names are no markup, and `:x:` is no emoji.
-printed_as_is = partial(Console, markup=False, emoji=False, highlight=False)
+printed_as_is = partial(_Console, markup=False, emoji=False, highlight=False)
+
+
+def silence(file: IO[str]) -> None:
+    """Directs `file` to the null device, also for what its buffer holds and what child processes write to it."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, file.fileno())
+    os.close(null)
 
 
 def complain(text: str, style: str = "red") -> None:
@@ -28,7 +44,7 @@ def say(text: str) -> None:
 def show(result: dict[str, Any], as_json: bool) -> None:
     """Prints a result: as JSON, or as a table of its `rows`, or of its names and values if it has no rows."""
     if as_json:
-        print(to_json(result))
+        say(to_json(result))
         return
     rows = result["rows"] if "rows" in result else [{"": name, "value": value} for name, value in result.items()]
     print_rows(rows)

@@ -69,7 +69,7 @@ class Run:
             _check_one_device()
         from deploy.recovery.resume import check_same, find, restore
         from deploy.run.record import RunRecord
-        from deploy.run.run_dir import check_space, prepare_run_dir, read_status, run_lock
+        from deploy.run.run_dir import check_space, lock_folder, prepare_run_dir, read_status
         from deploy.telemetry.wandb_mirror import check_installed
 
         check_installed(experiment)
@@ -77,7 +77,7 @@ class Run:
         if experiment.stream:
             experiment = experiment.model_copy(update={"stream": check_stream(experiment, plan, envs)})
         run_dir = (self.run_dir or _new_run_dir(path.stem, dir_mode)).absolute()
-        with run_lock(run_dir.resolve()):
+        with lock_folder(run_dir.resolve(), "--run-dir"):
             snapshot = None
             if resume and (run_dir / "config.yaml").exists():
                 done = read_status(run_dir).get("state") == "done"

@@ -7,7 +7,6 @@
 The folder can be moved: a run stays done although the path of its stream has changed.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from deploy.layout import STREAM
 from deploy.matrix.expand import MatrixConfig, MatrixRun, expand, fed_run, load_matrix
 from deploy.recovery.resume import Change, changed_results
-from deploy.run.run_dir import read_status
+from deploy.run.run_dir import SILENT_S, read_status, silent_seconds
 from shared.config import Experiment
 from shared.config_file import load_experiment
 from shared.errors import ConfigError
@@ -23,7 +22,6 @@ from shared.stream.format import MANIFEST
 
 MATRIX = "matrix.yaml"
 CONFIG = "config.yaml"
-SILENT_S = 60.0  # a live run writes its status every few seconds
 
 
 class Agenda(NamedTuple):
@@ -155,7 +153,7 @@ def progress(run_dir: Path) -> str:
     if status.get("state") == "done":
         return "done with another configuration"
     try:
-        silent_s = time.time() - (run_dir / "status.json").stat().st_mtime
+        silent_s = silent_seconds(run_dir)
         updates = min(status["updates"].values()) / status["updates_planned"]
         share = f"{50 * (status['env_steps'] / status['budget'] + updates):.0f} %"
         state, reason, phase = status["state"], status["reason"], status.get("phase", "")

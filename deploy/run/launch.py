@@ -138,9 +138,8 @@ class Launch:
 
     def _check(self) -> None:
         """Raises RunFailed for what is missing, before anything starts."""
-        self._enter("preparing the replay server's environment")
         try:
-            reverb_python(self._say)
+            reverb_python(self._enter)
         except ProvisionError as error:
             raise RunFailed(str(error)) from error
         _check_port(self.record.experiment.replay.port)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from shared.stream.write import PARTS_OF_A_TAIL
 
 COPIES_IN_CHECKPOINT = 3  # parameters and Adam's two moments
 METRICS_BYTES = 64 * 2**20
+SILENT_S = 60.0  # a live run writes its status every few seconds
 
 
 def prepare_run_dir(run_dir: Path, overwrite: bool, mode: int = OWNER_ONLY) -> Path:
@@ -33,10 +35,10 @@ def prepare_run_dir(run_dir: Path, overwrite: bool, mode: int = OWNER_ONLY) -> P
     """
     run_dir = Path(run_dir).absolute()
     if run_dir.exists() and any(run_dir.iterdir() if run_dir.is_dir() else [run_dir]):
+        if not (run_dir / "config.yaml").exists():
+            raise ConfigError(f"--run-dir: {run_dir} holds no run, but other files; name another folder")
         if not overwrite:
             raise ConfigError(f"--run-dir: {run_dir} is not empty; name another folder, or add --overwrite")
-        if not (run_dir / "config.yaml").exists():
-            raise ConfigError(f"--run-dir: {run_dir} holds no run, so --overwrite will not remove it; name another")
     try:
         if run_dir.is_dir() and overwrite:
             _empty(run_dir, mode)
@@ -58,22 +60,27 @@ def _empty(run_dir: Path, mode: int) -> None:
 
 
 @contextmanager
-def run_lock(run_dir: Path) -> Iterator[None]:
-    """Holds the right to run in `run_dir`. Raises ConfigError if another process holds it."""
-    lock = filelock.FileLock(run_dir.with_name(f".{run_dir.name}.lock"))
+def lock_folder(folder: Path, option: str) -> Iterator[None]:
+    """Holds the right to write to `folder`, the value of `option`. Raises ConfigError if another process holds it."""
+    lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
-        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise ConfigError(
-            f"--run-dir: {run_dir} belongs to a run that is still going; wait for it, or name another"
+            f"{option}: another `fathom` that is still going writes to {folder}; wait for it, or name another folder"
         ) from error
     except OSError as error:
-        raise ConfigError(f"--run-dir: {run_dir} cannot be created ({error.strerror}); name another folder") from error
+        raise ConfigError(f"{option}: {folder} cannot be created ({error.strerror}); name another folder") from error
     try:
         yield
     finally:
         lock.release()  # the file stays: another process may be opening it, and a new file would be another lock
+
+
+def silent_seconds(run_dir: Path) -> float:
+    """Returns the time since a run wrote its status. Raises OSError if it has none."""
+    return time.time() - (run_dir / "status.json").stat().st_mtime
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """Policies of runs that have ended."""
 
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
-from deploy.run.run_dir import read_status
+from deploy.run.run_dir import SILENT_S, read_status, silent_seconds
 from deploy.run.setup import make_envs_and_plan, prepare_jax
 from shared.config import Experiment
 from shared.config_file import load_experiment
@@ -14,8 +13,6 @@ from shared.envs.registry import Envs
 from shared.errors import ConfigError
 from shared.plan import Plan
 from shared.types import Params
-
-SILENT_S = 60.0  # a live run writes its status every few seconds
 
 
 class Trained(NamedTuple):
@@ -53,7 +50,7 @@ def _explain_missing(path: Path, run_dir: Path, learner: str) -> str:
     try:
         state, reason = status["state"], status["reason"]
         progress = f"{status['updates'][learner]:,} of {status['updates_planned']:,} updates"
-        silent_s = time.time() - (run_dir / "status.json").stat().st_mtime
+        silent_s = silent_seconds(run_dir)
     except (OSError, KeyError):
         return f"{path}: no checkpoint, and no status of the run; resume it with --resume"
     if state == "done":

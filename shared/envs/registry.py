@@ -6,6 +6,7 @@ A user's environment has as id a Python entry point of the group `fathom.envs`, 
 
 import difflib
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -213,9 +214,10 @@ def _make_own(env_id: str, load: Callable[[], Callable[[EnvOptions], Any]], opti
     try:
         make = load()
         try:
-            env = make(options)
+            inspect.signature(make).bind(options)
         except TypeError as error:
             raise ValueError(f"{env_id}: it must take one argument, EnvOptions ({error})") from error
+        env = make(options)
         check_env(env_id, env)
     except ValidationError as error:  # of an EnvSpec
         first = error.errors()[0]

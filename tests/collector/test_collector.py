@@ -226,6 +226,25 @@ def test_only_chunks_with_a_broken_step_are_void(unrolls: BrokenUnrolls) -> None
     assert (unrolls.columns.floats[1:][recovered][..., 1] != 0).all()  # a chunk after a void chunk has its data
 
 
+def _collect(collector: Collector, params: Params, unrolls: int) -> None:
+    for _ in range(unrolls):
+        collector.collect(Policy(0, params))
+
+
+@pytest.mark.parametrize("shift", [-1, 1])  # from 0 to 4
+def test_a_cell_that_does_not_exist_ends_the_run(shift: int, counting: Any) -> None:
+    class Shifted(counting):
+        def cell(self, goal: Array) -> Array:
+            return super().cell(goal) + shift
+
+    env = Shifted()
+    collector = Collector(EXPERIMENT, make_plan(EXPERIMENT, env.spec), env, index=0)
+    params = init_params(make_networks(EXPERIMENT.collector, env.spec), env.spec, jax.random.key(0)).actor
+    message = r"^env: counting: its cell returned a number outside of 0 to 4 for \d+ of 30 steps of an unroll of collec"
+    with pytest.raises(EnvironmentBroken, match=message):
+        _collect(collector, params, unrolls=3)
+
+
 def test_void_chunks_count_no_visits(unrolls: BrokenUnrolls, counting: Any) -> None:
     void = unrolls.broken.any(axis=2)
     assert void.any()

@@ -1,5 +1,10 @@
 """Values are printed as they are: no markup, no emoji, no line break, and no name that is cut short."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
@@ -23,6 +28,19 @@ def test_names_with_markup_are_printed_as_they_are(capsys: pytest.CaptureFixture
 def test_a_complaint_is_one_line_whatever_it_names(capsys: pytest.CaptureFixture[str]) -> None:
     complain("a\nb\x1b[31m: no such file")
     assert capsys.readouterr().err == "fathom: a\\nb\\x1b[31m: no such file\n"
+
+
+@pytest.mark.processes
+def test_a_command_goes_on_without_a_reader_of_its_output(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = "import sys; from deploy.cli.output import *; say('a'); show({'b': 1}, True); open(sys.argv[1], 'x')"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "end")], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert (tmp_path / "end").exists()
 
 
 def test_names_that_do_not_fit_are_folded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from deploy.matrix.expand import MatrixConfig, expand
 from deploy.matrix.expand import write_matrix as save_matrix
 from deploy.matrix.results import COLUMNS
 from deploy.run.provenance import write_config
-from deploy.run.run_dir import run_lock
+from deploy.run.run_dir import lock_folder
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config_file import load_experiment
@@ -93,7 +93,7 @@ def grown(make_matrix: MakeMatrix, tmp_path_factory: pytest.TempPathFactory) -> 
     blocked.mkdir(parents=True)
     write_config(blocked, expand(few)[1].experiment)
     save_matrix(few, out / "matrix.yaml")
-    with run_lock(blocked):
+    with lock_folder(blocked, "--run-dir"):
         first = fathom_matrix(few, out, *options)
     first_summary = json.loads((out / "summary.json").read_text())
     first_status = (out / "point_u_maze-c4-s0" / "status.json").read_text()
@@ -105,7 +105,9 @@ def test_a_failed_run_does_not_stop_the_others(grown: Grown) -> None:
     assert grown.first.status == 1
     assert "1 of 2 runs are not done: point_u_maze-c4-s1" in grown.first.err
     blocked = grown.out / "point_u_maze-c4-s1"
-    assert f"failed (--run-dir: {blocked} belongs to a run that is still going" in grown.first.out
+    assert (
+        f"failed (--run-dir: another `fathom` that is still going writes to {blocked}; wait for it" in grown.first.out
+    )
     assert grown.first_summary["missing"] == ["point_u_maze-c4-s1"]
     assert stat.S_IMODE((grown.out / "point_u_maze-c4-s0").stat().st_mode) == 0o750
 
@@ -145,6 +147,15 @@ def test_a_depth_is_not_added_to_an_incomplete_stream(grown: Grown, make_matrix:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_two_matrices_never_share_a_folder(grown: Grown) -> None:
+    before = (grown.out / "summary.json").stat().st_mtime_ns
+    with lock_folder(grown.out, "--out"):
+        printed = fathom_matrix(grown.matrix, grown.out, "--in-process")
+    assert printed.status == 2
+    assert printed.err.startswith("fathom: --out: another `fathom` that is still going writes to ")
+    assert (grown.out / "summary.json").stat().st_mtime_ns == before
 
 
 def test_a_done_run_is_erased_only_by_overwrite(grown: Grown, tmp_path: Path) -> None:

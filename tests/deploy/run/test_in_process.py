@@ -12,14 +12,12 @@ import pytest
 from deploy.mode import Mode
 from deploy.run.in_process import InProcessRun
 from deploy.run.record import RunRecord
-from deploy.run.run_dir import prepare_run_dir
 from deploy.run.summary import summarise
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE, Experiment
 from shared.config_file import load_experiment
 from shared.envs.registry import make_envs
-from shared.errors import ConfigError
 from shared.metrics import read_metrics
 from shared.plan import make_plan
 from shared.roles import learner_role
@@ -212,16 +210,3 @@ def test_repeated_rows_are_dropped_and_counts_of_replay_are_kept(tmp_path: Path)
     record.close()
     assert [row["again"] for row in read_metrics(tmp_path, "learner-passive")] == [False, False, True]
     assert [row["passive/sampled"] for row in read_metrics(tmp_path, "replay")] == [8, 16]
-
-
-def test_a_run_directory_is_overwritten_only_on_request(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="is not empty; name another folder, or add --overwrite"):
-        prepare_run_dir(tmp_path / "run", overwrite=False)
-    with pytest.raises(ConfigError, match="holds no run, so --overwrite will not remove it"):
-        prepare_run_dir(tmp_path / "run", overwrite=True)
-    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
-    (tmp_path / "run" / "config.yaml").write_text("env: a\n")
-    assert list(prepare_run_dir(tmp_path / "run", overwrite=True).iterdir()) == []
-    assert prepare_run_dir(tmp_path / "new" / "run", overwrite=False).is_dir()

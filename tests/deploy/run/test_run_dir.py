@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run.run_dir import prepare_run_dir, run_lock
+from deploy.run.run_dir import lock_folder, prepare_run_dir
 from shared.errors import ConfigError
 
 
@@ -55,19 +55,27 @@ def test_what_an_interrupted_overwrite_leaves_is_still_a_run(tmp_path: Path, mon
     assert unlinked[-1] == "config.yaml"
 
 
+def test_a_run_is_overwritten_only_on_request(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="is not empty; name another folder, or add --overwrite"):
+        prepare_run_dir(tmp_path / "run", overwrite=False)
+    assert list(prepare_run_dir(tmp_path / "run", overwrite=True).iterdir()) == []
+    assert prepare_run_dir(tmp_path / "new" / "run", overwrite=False).is_dir()
+
+
 def test_only_a_run_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match="holds no run, so --overwrite will not remove it"):
-        prepare_run_dir(tmp_path, overwrite=True)
-    with pytest.raises(ConfigError, match="is not empty; name another folder, or add --overwrite"):
-        prepare_run_dir(tmp_path, overwrite=False)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"holds no run, but other files; name another folder$"):
+            prepare_run_dir(tmp_path, overwrite)
     assert (tmp_path / "thesis.tex").exists()
 
 
 def test_the_file_of_a_lock_stays_so_that_two_processes_never_lock_different_files(tmp_path: Path) -> None:
-    with run_lock(tmp_path / "run"):
+    with lock_folder(tmp_path / "run", "--out"):
         before = (tmp_path / ".run.lock").stat().st_ino
-        with pytest.raises(ConfigError, match="belongs to a run that is still going"), run_lock(tmp_path / "run"):
+        message = "^--out: another `fathom` that is still going writes to "
+        with pytest.raises(ConfigError, match=message), lock_folder(tmp_path / "run", "--out"):
             pass
-    with run_lock(tmp_path / "run"):
+    with lock_folder(tmp_path / "run", "--out"):
         assert (tmp_path / ".run.lock").stat().st_ino == before

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from deploy.run.record import RunRecord
-from deploy.run.trained import SILENT_S, load_trained
+from deploy.run.run_dir import SILENT_S
+from deploy.run.trained import load_trained
 from shared.config import ACTIVE, Experiment
 from shared.envs.registry import make_envs
 from shared.errors import ConfigError

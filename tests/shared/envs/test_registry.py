@@ -84,6 +84,14 @@ class Unreachable(Line):
 class Lazy:
     def __init__(self, options):
         pass
+
+class Alien(Line):
+    def __init__(self):
+        pass
+
+class Faulty(Line):
+    def __init__(self, options):
+        raise TypeError("sizes are whole numbers")
 '''
 
 
@@ -232,6 +240,8 @@ def test_dotted_path_names_an_environment(user_module: str) -> None:
         ("Unreachable", f"{user_module}:Unreachable.spec.goal_radius: input should be a finite number, got nan"),
         ("Lazy", f"{user_module}:Lazy: not a GoalEnv, it has no spec, reset, step, cell, distance"),
         ("Nothing", "cannot be imported"),
+        ("Alien", f"{user_module}:Alien: it must take one argument, EnvOptions (too many positional arguments)"),
+        ("Faulty", f"{user_module}:Faulty: TypeError: sizes are whole numbers ("),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             make_env(f"{user_module}:{name}")
