@@ -12,13 +12,12 @@ import numpy as np
 
 from collector.breaks import Break, BreakWatch, find_first
 from collector.rollout import RolloutState, make_start, make_unroll
-from shared.config import Experiment
+from shared.config import ACTIVE, Experiment
 from shared.envs.base import GoalEnv
 from shared.metrics import Reporter
-from shared.networks import Actor, make_networks
 from shared.params import Policy
 from shared.plan import Plan
-from shared.policy import PolicyFunction, stochastic_policy
+from shared.policy import PolicyFunction
 from shared.position import Position, start_position
 from shared.replay.codec import Columns, pack
 from shared.replay.windows import VOID_EPISODE, is_void
@@ -64,10 +63,10 @@ class _Pending(NamedTuple):
 
 @lru_cache  # by the environment's identity, which its type says nothing of
 def _jitted_collect(
-    env: GoalEnv, actor: Actor, length: int, fixed_goals: bool
+    env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool
 ) -> Callable[[Params, Any, CollectorState], tuple[CollectorState, Made]]:
     """Collectors of one process share the compiled function."""
-    collect = make_collect(env, stochastic_policy(actor), length, fixed_goals)
+    collect = make_collect(env, policy, length, fixed_goals)
 
     def advance(params: Params, version: Array, state: CollectorState) -> tuple[CollectorState, Made]:
         key, unroll_key = jax.random.split(state.key)
@@ -78,21 +77,29 @@ def _jitted_collect(
 
 
 @lru_cache
-def _jitted_start(env: GoalEnv, environments: int) -> Callable[[Array], RolloutState]:
-    return jax.jit(make_start(env, environments))
+def _jitted_start(env: GoalEnv, environments: int, chunk: int) -> Callable[[Array], RolloutState]:
+    return jax.jit(make_start(env, environments, chunk))
 
 
 class Collector:
     """Steps the environments of one collector; `index` tells collectors apart. It imports neither Ray nor Reverb."""
 
     def __init__(
-        self, experiment: Experiment, plan: Plan, env: GoalEnv, index: int, position: Position | None = None
+        self,
+        experiment: Experiment,
+        plan: Plan,
+        env: GoalEnv,
+        index: int,
+        policy: PolicyFunction,
+        position: Position | None = None,
     ) -> None:
         """Starts fresh environments.
 
         Args:
             env: the training environment.
             index: 0, 1, ... among the run's collectors.
+            policy: the policy to act with, given its newest parameters; it decides as many actions at once as the
+                collector learner's `algorithm.chunk` says.
             position: the position at which an earlier incarnation ended; this one skips a number of unrolls, so that no
                 window spans the environments of two incarnations.
         """
@@ -102,13 +109,13 @@ class Collector:
         self._target = plan.windows_after(plan.unrolls) // plan.environments * config.environments
         self.position = position or start_position(config.environments, env.spec.num_cells)
         self.next_number = 0 if position is None else position.windows.number + 2
-        actor = make_networks(config, env.spec).actor
         fixed_goals = experiment.env_options.fixed_goals
-        self._collect = _jitted_collect(env, actor, plan.unroll_length, fixed_goals)  # type: ignore[arg-type]
+        self._collect = _jitted_collect(env, policy, plan.unroll_length, fixed_goals)  # type: ignore[arg-type]
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(experiment.seed), index), 1)
         key = jax.random.fold_in(key, self.next_number) if self.next_number else key
         start_key, key = jax.random.split(key)
-        rollout = _jitted_start(env, config.environments)(start_key)  # type: ignore[arg-type]
+        chunk = experiment.algorithm_of(ACTIVE).chunk
+        rollout = _jitted_start(env, config.environments, chunk)(start_key)  # type: ignore[arg-type]
         # Steps count on from the windows made so far: sample ages are measured against them.
         steps_before = self.position.windows.made // config.environments * plan.unroll_length
         self.state = CollectorState(rollout._replace(step=rollout.step + steps_before), key)
@@ -230,7 +237,7 @@ def progress_metrics(position: Position, unroll_steps: int) -> Metrics:
 
 
 def make_count(env: GoalEnv) -> Callable[[Array, Array], jax.Array]:
-    """Returns `count(floats [..., S + A], ints [..., 3]) -> [num_cells]`, the steps in each cell of goal space.
+    """Returns `count(floats [..., S + A + G], ints [..., 4]) -> [num_cells]`, the steps in each cell of goal space.
 
     Steps of void chunks are not counted, nor steps in a cell that does not exist.
     """

@@ -1,8 +1,8 @@
-"""The evaluator: measures every learner's deterministic policy on fresh episodes, with the same keys for all."""
+"""The evaluator: measures every learner's policy on fresh episodes, with the same keys for all."""
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,18 +11,16 @@ import jax.numpy as jnp
 
 from collector.breaks import Break, explain, find_first
 from collector.rollout import make_start, make_unroll
-from shared.config import Experiment, NetworkConfig
-from shared.envs.base import EnvSpec, GoalEnv
+from shared.config import Experiment
+from shared.envs.base import GoalEnv
 from shared.errors import EnvironmentBroken
 from shared.metrics import Reporter
-from shared.networks import Actor, make_networks, param_shapes, parameter_count
 from shared.params import Policy
 from shared.plan import Plan
-from shared.policy import deterministic_policy
+from shared.policy import PolicyFunction
 from shared.types import Array, Metrics, Params
 
 _KEY_DOMAIN = 2  # separates the evaluator's keys from those of collectors and learners
-POLICIES_WAITING, LEAST_QUEUE_BYTES = 8, 2**26
 
 
 class EvaluationRequest(NamedTuple):
@@ -67,18 +65,6 @@ class EvaluationQueue:
             return self._waiting.popleft() if self._waiting else None
 
 
-@lru_cache
-def policy_bytes(config: NetworkConfig, spec: EnvSpec) -> int:
-    """Returns the size of a learner's policy."""
-    return 4 * parameter_count(param_shapes(make_networks(config, spec), spec).actor)
-
-
-def max_waiting_bytes(experiment: Experiment, spec: EnvSpec) -> int:
-    """Returns the bound of the evaluation queue: eight policies of the largest network, or 64 MB of smaller ones."""
-    largest = max(policy_bytes(config, spec) for config in experiment.all_learners.values())
-    return max(POLICIES_WAITING * largest, LEAST_QUEUE_BYTES)
-
-
 def _num_bytes(request: EvaluationRequest) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(request.policy.params))
 
@@ -86,8 +72,17 @@ def _num_bytes(request: EvaluationRequest) -> int:
 class Evaluator:
     """Evaluates policies of any depth; each network is compiled once."""
 
-    def __init__(self, experiment: Experiment, plan: Plan, env: GoalEnv) -> None:
-        self._experiment = experiment
+    def __init__(
+        self, experiment: Experiment, plan: Plan, env: GoalEnv, policies: Mapping[str, PolicyFunction]
+    ) -> None:
+        """Evaluates nothing yet.
+
+        Args:
+            env: the environment of the evaluation.
+            policies: the policy to act with, given its parameters, for each learner that is evaluated; it decides as
+                many actions at once as the learner's `chunk` says.
+        """
+        self._experiment, self._policies = experiment, policies
         self._plan = plan
         self._env = env
         self._episodes = experiment.evaluation.episodes
@@ -102,16 +97,16 @@ class Evaluator:
             "learner": learner,
             "updates": policy.version,
             "env_steps": self._plan.env_steps_at(policy.version),
-            **self.measure(self._experiment.learner(learner), policy.params, policy.version),
+            **self.measure(learner, policy.params, policy.version),
         }
 
-    def measure(self, network: NetworkConfig, params: Params, draw: int) -> Metrics:
-        """Returns metrics over fresh episodes of the evaluation; `draw` chooses their starts and goals.
+    def measure(self, learner: str, params: Params, draw: int) -> Metrics:
+        """Returns metrics over fresh episodes of the evaluation; `draw` chooses their starts, goals and samples.
 
         Raises EnvironmentBroken if every episode breaks: then no metric means what its name says.
         """
-        actor = make_networks(network, self._env.spec).actor
-        evaluate = _jitted_evaluate(self._env, actor, self._episodes)  # type: ignore[arg-type]
+        policy, chunk = self._policies[learner], self._experiment.algorithm_of(learner).chunk
+        evaluate = _jitted_evaluate(self._env, policy, self._episodes, chunk)  # type: ignore[arg-type]
         metrics, first_break = evaluate(params, jax.random.fold_in(self._key, draw))
         metrics = {name: float(value) for name, value in metrics.items()}
         if metrics["broken_episodes"] == self._episodes:
@@ -145,12 +140,18 @@ class Evaluator:
 
 
 @lru_cache
-def _jitted_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params, Array], tuple[Metrics, Break]]:
-    return jax.jit(make_evaluate(env, actor, episodes))
+def _jitted_evaluate(
+    env: GoalEnv, policy: PolicyFunction, episodes: int, chunk: int
+) -> Callable[[Params, Array], tuple[Metrics, Break]]:
+    return jax.jit(make_evaluate(env, policy, episodes, chunk))
 
 
-def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params, Array], tuple[Metrics, Break]]:
+def make_evaluate(
+    env: GoalEnv, policy: PolicyFunction, episodes: int, chunk: int = 1
+) -> Callable[[Params, Array], tuple[Metrics, Break]]:
     """Returns `evaluate(params, key) -> (metrics, first break)`, over one episode of each of `episodes` environments.
+
+    `policy` decides `chunk` actions at once.
 
     Means over episodes. time_at_goal: environment steps of an episode within the goal radius. success_rate: share of
     episodes with at least one such step. final_distance: distance after the last step, in the goal's units. The first
@@ -162,8 +163,8 @@ def make_evaluate(env: GoalEnv, actor: Actor, episodes: int) -> Callable[[Params
     spec = env.spec
     named = {"": spec.goal_radius, "_easy": spec.easy_radius, "_hard": spec.hard_radius}
     radii = {suffix: radius for suffix, radius in named.items() if radius is not None}
-    start = make_start(env, episodes)
-    unroll = make_unroll(env, deterministic_policy(actor), spec.episode_length)
+    start = make_start(env, episodes, chunk)
+    unroll = make_unroll(env, policy, spec.episode_length)
 
     def evaluate(params: Params, key: Array) -> tuple[Metrics, Break]:
         start_key, unroll_key = jax.random.split(key)

@@ -8,7 +8,19 @@ import jax.numpy as jnp
 
 from shared.envs.base import EnvState, GoalEnv
 from shared.policy import PolicyFunction
-from shared.types import Array, Params, Rows
+from shared.types import CONTINUES, TERMINATED, TRUNCATED, Array, Params, Rows
+
+
+class ActionChunk(NamedTuple):
+    """H actions of each of N environments, which the policy decided at once and which are executed open loop.
+
+    `actions` `[N, H, A]`. `next` `[N]` int32: index of the action to execute; at 0 a new chunk is decided first.
+    `version` `[N]` int32: version of the policy that decided.
+    """
+
+    actions: Array
+    next: Array
+    version: Array
 
 
 class RolloutState(NamedTuple):
@@ -16,7 +28,8 @@ class RolloutState(NamedTuple):
 
     `env`: EnvState `[N, ...]`. `episode` `[N]` int32: number of each environment's current episode. `episode_step`
     `[N]` int32: steps made in that episode. `step` `[]` int32: steps that each environment made in the whole run.
-    `start_keys` `[N]`: keys that the first starts and goals were drawn from.
+    `start_keys` `[N]`: keys that the first starts and goals were drawn from. `chunk`: the action chunks that are being
+    executed; `()` for a policy that decides single actions.
     """
 
     env: EnvState
@@ -24,6 +37,7 @@ class RolloutState(NamedTuple):
     episode_step: Array
     step: Array
     start_keys: Array
+    chunk: ActionChunk | tuple[()] = ()
 
 
 class Unroll(NamedTuple):
@@ -54,25 +68,54 @@ def first_not_finite(numbers: Array) -> jax.Array:
     return jnp.min(jnp.where(jnp.isfinite(numbers), count, jnp.arange(count)), axis=-1)
 
 
-def make_start(env: GoalEnv, environments: int) -> Callable[[Array], RolloutState]:
-    """Returns `start(key) -> RolloutState` of new episodes. `key` is consumed."""
+def make_start(env: GoalEnv, environments: int, chunk: int = 1) -> Callable[[Array], RolloutState]:
+    """Returns `start(key) -> RolloutState` of new episodes, for a policy that decides `chunk` actions at once.
+
+    `key` is consumed.
+    """
 
     def start(key: Array) -> RolloutState:
         zeros = jnp.zeros(environments, jnp.int32)
         keys = jax.random.split(key, environments)
-        return RolloutState(jax.vmap(env.reset)(keys), zeros, zeros, jnp.zeros((), jnp.int32), keys)
+        due = ActionChunk(jnp.zeros((environments, chunk, env.spec.action_size)), zeros, zeros) if chunk > 1 else ()
+        return RolloutState(jax.vmap(env.reset)(keys), zeros, zeros, jnp.zeros((), jnp.int32), keys, due)
 
     return start
+
+
+def _act(
+    policy: PolicyFunction, params: Params, version: Array, state: RolloutState, key: Array
+) -> tuple[Array, Array, ActionChunk | tuple[()]]:
+    """Returns the actions `[N, A]` of one step, the versions `[N]` that decided them, and the chunks after the step.
+
+    The policy is computed only if an environment needs a new chunk, then for all environments.
+    """
+    held = state.chunk
+    if not isinstance(held, ActionChunk):
+        action = policy(params, state.env.state, state.env.goal, key)
+        return action, jnp.broadcast_to(version, state.episode.shape), ()
+    due = held.next == 0
+
+    def decide(held: ActionChunk) -> ActionChunk:
+        actions = policy(params, state.env.state, state.env.goal, key).reshape(held.actions.shape)
+        actions = jnp.where(due[:, None, None], actions, held.actions)
+        return ActionChunk(actions, held.next, jnp.where(due, version, held.version))
+
+    held = jax.lax.cond(due.any(), decide, lambda held: held, held)
+    action = jnp.take_along_axis(held.actions, held.next[:, None, None], axis=1)[:, 0]
+    return action, held.version, held._replace(next=(held.next + 1) % held.actions.shape[1])
 
 
 def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False) -> UnrollFunction:
     """Returns `unroll(params, version, state, key) -> (state, Unroll)` of `length` steps; the caller applies jit.
 
-    An episode ends when the environment terminates, when a step breaks (see `Unroll`), or after `episode_length` steps
-    (truncation). The next episode has a new start and a new goal, or with `fixed_goals` the environment's very first
-    start and goal. `key` is consumed.
+    The policy decides as many actions at once as `state` has room for (see `make_start`). A chunk continues in the next
+    unroll, and ends with its episode. An episode ends when the environment terminates, when a step breaks (see
+    `Unroll`), or after `episode_length` steps (truncation). The next episode has a new start and a new goal, or with
+    `fixed_goals` the environment's very first start and goal. `key` is consumed.
     """
     spec = env.spec
+    goal_indices = jnp.array(spec.goal_indices)
 
     def unroll(params: Params, version: Array, state: RolloutState, key: Array) -> tuple[RolloutState, Unroll]:
         environments = state.episode.shape[0]
@@ -84,7 +127,8 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: 
         first_episode, first_start = state.episode, jnp.arange(environments)
 
         def step(state: RolloutState, key: Array) -> tuple[RolloutState, Unroll]:
-            action = policy(params, state.env.state, state.env.goal, key)
+            action, decided_by, chunk = _act(policy, params, version, state, key)
+            assert action.shape == (environments, spec.action_size), f"the policy decides actions {action.shape}"
             after = jax.vmap(env.step)(state.env, action)
             distance = env.distance(after.state, after.goal)
             numbers = jnp.concatenate([action, after.state, distance[:, None]], axis=-1)
@@ -97,7 +141,9 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: 
                 action=action,
                 episode=state.episode,
                 step=jnp.broadcast_to(state.step, done.shape),
-                version=jnp.broadcast_to(version, done.shape),
+                version=decided_by,
+                end=jnp.where(after.terminated, TERMINATED, jnp.where(done, TRUNCATED, CONTINUES)),
+                final=jnp.where((done & ~broken)[:, None], after.state[:, goal_indices], 0),
             )
             last_distance = env.distance(state.env.state, state.env.goal)
             distance = jnp.where(broken, last_distance, distance)
@@ -108,6 +154,7 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: 
                 episode_step=jnp.where(done, 0, state.episode_step + 1),
                 step=state.step + 1,
                 start_keys=state.start_keys,
+                chunk=chunk._replace(next=jnp.where(done, 0, chunk.next)) if isinstance(chunk, ActionChunk) else (),
             )
             return state, made
 

@@ -2,16 +2,14 @@
 
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learner.relabel import Transitions
-from learner.update import WATCHED, make_steps
-from shared.config import AlgorithmConfig
-from shared.envs.base import EnvSpec
+from learner.objectives.base import Objective
+from learner.update import make_steps
 from shared.files import to_json
 from shared.plan import Plan
 from shared.replay.codec import Columns
@@ -42,19 +40,17 @@ class NonFinite(NamedTuple):
 class Guard:
     """Checks every update of one learner; costs nothing while all gradient steps are finite.
 
-    Writes reports to the folder `reports`, if given: `non-finite-<learner>-<update>.npz` holds the first skipped step's
-    `state` `[B, S]`, `action` `[B, A]`, `goal` `[B, G]`, and `about`, the `NonFinite` as JSON; `numpy.load` reads it
-    without pickles.
+    Writes reports to the folder `reports`, if given: `non-finite-<learner>-<update>.npz` holds the minibatch `[B, ...]`
+    of the first skipped step, such as `state`, `action` and `goal`, and `about`, the `NonFinite` as JSON; `numpy.load`
+    reads it without pickles.
     """
 
-    def __init__(
-        self, algorithm: AlgorithmConfig, plan: Plan, spec: EnvSpec, learner: str, reports: Path | None
-    ) -> None:
-        self._mode = algorithm.non_finite
+    def __init__(self, objective: Objective, plan: Plan, learner: str, reports: Path | None) -> None:
+        self._mode, self._watched = objective.algorithm.non_finite, objective.watched
         self._steps = plan.minibatches_per_update
         self._learner = learner
         self._reports = reports
-        self._minibatch = jax.jit(partial(minibatch_of, plan=plan, spec=spec, discount=algorithm.discount))
+        self._minibatch = jax.jit(partial(minibatch_of, objective, plan=plan))
 
     def check(self, update: int, metrics: Metrics, windows: Columns, key: np.ndarray) -> Metrics:
         """Returns `metrics` of `update` (counted from 1), without the metrics that only the guard needs.
@@ -67,7 +63,7 @@ class Guard:
         first, watched = int(row.pop("guard/first")), row.pop("guard/watched")
         if first < 0:
             return row
-        values = dict(zip(WATCHED, np.asarray(watched).tolist(), strict=True))
+        values = dict(zip(self._watched, np.asarray(watched).tolist(), strict=True))
         not_finite = {name: str(value) for name, value in values.items() if not np.isfinite(value)}
         found = NonFinite(self._learner, update, first + 1, self._steps, int(row["guard/skipped"]), not_finite)
         report = self._report(found, windows, key)
@@ -89,17 +85,16 @@ class Guard:
         try:
             self._reports.mkdir(parents=True, exist_ok=True)
             minibatch = self._minibatch(windows, key, found.step - 1)
-            np.savez(path, about=np.array(to_json(found._asdict())), **minibatch._asdict())
+            arrays = {name: array for name, array in minibatch._asdict().items() if array is not None}
+            np.savez(path, about=np.array(to_json(found._asdict())), **arrays)
         except OSError as error:
             return f"none ({self._reports}: {error.strerror})"
         return str(path)
 
 
-def minibatch_of(
-    windows: Columns, key: Array, index: Array, *, plan: Plan, spec: EnvSpec, discount: float
-) -> Transitions:
+def minibatch_of(objective: Objective, windows: Columns, key: Array, index: Array, plan: Plan) -> Any:
     """Returns the minibatch `[B, ...]` of gradient step `index` (from 0) of an update; `key`: see `Guard.check`."""
-    steps = make_steps(windows, plan, spec, discount, jax.random.wrap_key_data(jnp.asarray(key)))
+    steps = make_steps(objective, windows, plan, jax.random.wrap_key_data(jnp.asarray(key)))
     return steps.minibatch(steps.order[index])
 
 

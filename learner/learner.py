@@ -10,14 +10,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from learner.acting import policy_params
 from learner.devices import Layout, check_divides, make_layout
 from learner.guard import Guard
-from learner.state import LearnerState, init_state, make_optimisers
+from learner.objectives.base import Objective
+from learner.objectives.registry import make_objective
+from learner.state import LearnerState, init_state
 from learner.update import UpdateStep, UpdateSteps, make_update_step, make_update_steps
-from shared.config import AlgorithmConfig, Experiment
+from shared.config import Experiment
 from shared.envs.base import EnvSpec
 from shared.metrics import Reporter
-from shared.networks import Networks, make_networks
 from shared.params import Policy
 from shared.plan import Plan
 from shared.replay.codec import Columns
@@ -31,17 +33,15 @@ Update = Callable[[Columns], Metrics]
 class _Kind(NamedTuple):
     """Everything that an update is compiled for. Learners of one kind differ by their states alone."""
 
-    networks: Networks
-    algorithm: AlgorithmConfig
+    objective: Objective
     plan: Plan
-    spec: EnvSpec
     layout: Layout
 
 
 @lru_cache
 def _jitted_update(kind: _Kind) -> UpdateStep:
-    networks, algorithm, plan, spec, (replicated, split) = kind
-    update_step = make_update_step(networks, make_optimisers(algorithm), algorithm, plan, spec, split)
+    objective, plan, (replicated, split) = kind
+    update_step = make_update_step(objective, plan, split)
     return jax.jit(
         update_step, donate_argnums=0, in_shardings=(replicated, split), out_shardings=(replicated, replicated)
     )
@@ -49,14 +49,13 @@ def _jitted_update(kind: _Kind) -> UpdateStep:
 
 @lru_cache
 def _jitted_updates(kind: _Kind) -> UpdateSteps:
-    networks, algorithm, plan, spec, _ = kind
-    update_step = make_update_step(networks, make_optimisers(algorithm), algorithm, plan, spec)
+    update_step = make_update_step(kind.objective, kind.plan)
     return jax.jit(make_update_steps(update_step), donate_argnums=0)
 
 
 @lru_cache
-def _jitted_init(networks: Networks, algorithm: AlgorithmConfig, spec: EnvSpec) -> Callable[[Array], LearnerState]:
-    return jax.jit(partial(init_state, networks, make_optimisers(algorithm), spec))
+def _jitted_init(objective: Objective) -> Callable[[Array], LearnerState]:
+    return jax.jit(partial(init_state, objective))
 
 
 class Learner:
@@ -84,12 +83,13 @@ class Learner:
         """
         self.name = name
         self._plan = plan
+        self._best_of = experiment.collector.best_of, experiment.evaluation.best_of
         self._layout = make_layout(devices)
         check_divides(self._layout, plan)
         self.state = jax.device_put(self.initial_state(experiment, spec, name), self._layout.replicated)
-        networks = make_networks(experiment.learner(name), spec)
-        self.kind = _Kind(networks, experiment.algorithm, plan, spec, self._layout)
-        self._guard = Guard(experiment.algorithm, plan, spec, name, reports)
+        objective = make_objective(experiment, name, spec)
+        self.kind = _Kind(objective, plan, self._layout)
+        self._guard = Guard(objective, plan, name, reports)
         self.updates = 0
 
     @staticmethod
@@ -99,7 +99,7 @@ class Learner:
         key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_DOMAIN)
         # By name, not by position: a learner added to an experiment changes no other.
         key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), config.seed)
-        return _jitted_init(make_networks(config, spec), experiment.algorithm, spec)(key)
+        return _jitted_init(make_objective(experiment, name, spec))(key)
 
     def update(self, windows: Columns) -> Metrics:
         """Makes one update on Columns `[windows_per_update, K * T, ...]`, waits until it is done, and times it.
@@ -140,10 +140,6 @@ class Learner:
         """Continues from `state`, with its number of updates."""
         self.state, self.updates = jax.device_put(state, self._layout.replicated), int(state.updates)
 
-    def policy(self) -> Policy:
-        """Copies the actor to the host: the next update takes the device's buffers."""
-        return Policy(self.updates, jax.device_get(self.state.actor))
-
     def run(
         self,
         sample: Callable[[], Columns],
@@ -183,12 +179,15 @@ class Learner:
     def _hand_out(self, publish: Callable[[Policy], None] | None, submit: Callable[[Policy], None]) -> None:
         is_evaluated = self.updates in self._plan.evaluation_updates
         if publish is None and not is_evaluated:
-            return  # no copy to the host
-        policy = self.policy()
+            return
+        collecting, evaluation = self._best_of
+        ranks = (publish is not None and collecting > 1) or (is_evaluated and evaluation > 1)
+        # Copied to the host: the next update takes the device's buffers.
+        actor, critic = jax.device_get((self.state.actor, self.state.critic if ranks else ()))
         if publish is not None:
-            publish(policy)
+            publish(Policy(self.updates, policy_params(actor, critic, collecting)))
         if is_evaluated:
-            submit(policy)
+            submit(Policy(self.updates, policy_params(actor, critic, evaluation)))
 
     def describe(self, metrics: Metrics, windows_inserted: int) -> Metrics:
         """Returns one row: the last update's `metrics`, the learner's counts, and the age of its data.

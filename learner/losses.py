@@ -1,4 +1,4 @@
-"""Energies and losses of contrastive RL, each computable by hand on a small matrix."""
+"""Energies and losses that objectives share, each computable by hand on a small matrix."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from shared.types import Array, Metrics
 
 Energy = Callable[[Array, Array], jax.Array]
-ContrastiveLoss = Callable[[Array], jax.Array]
+ContrastiveLoss = Callable[[Array, Array | None], jax.Array]
 
 _ROUNDING = 1e-6  # rounding error of a squared distance, relative to the squared norms that it is computed from
 _EPSILON = 1e-12  # keeps the root's gradient finite where two representations are equal
@@ -58,39 +58,64 @@ def energy_matrix(name: str, phi: Array, psi: Array) -> jax.Array:
     return jnp.where(jnp.eye(matrix.shape[0], dtype=bool), PAIR_ENERGIES[name](phi, psi)[:, None], matrix)
 
 
-def forward_infonce(energy: Array) -> jax.Array:
-    """InfoNCE of `energy` `[B, B]`: each row classifies the goals (van den Oord et al., 2018)."""
-    return jnp.mean(jax.nn.logsumexp(energy, axis=1) - jnp.diagonal(energy))
+def mean_over(values: Array, valid: Array | None) -> jax.Array:
+    """Returns the mean of `values` `[B]` over the rows that are `valid` `[B]`; none: over all. 0 without any row."""
+    return jnp.mean(values) if valid is None else jnp.sum(jnp.where(valid, values, 0)) / jnp.maximum(jnp.sum(valid), 1)
 
 
-def binary_nce(energy: Array) -> jax.Array:
-    """Classifies every pair of `energy` `[B, B]` as positive or negative; both classes have the same weight."""
+def forward_infonce(energy: Array, valid: Array | None = None) -> jax.Array:
+    """InfoNCE of `energy` `[B, B]`: each `valid` row classifies the goals (van den Oord et al., 2018)."""
+    return mean_over(jax.nn.logsumexp(energy, axis=1) - jnp.diagonal(energy), valid)
+
+
+def backward_infonce(energy: Array, valid: Array | None = None) -> jax.Array:
+    """InfoNCE of `energy` `[B, B]`: the goal of each `valid` row classifies the states and actions of these rows."""
+    return forward_infonce(energy.T if valid is None else jnp.where(valid, energy.T, -jnp.inf), valid)
+
+
+def symmetric_infonce(energy: Array, valid: Array | None = None) -> jax.Array:
+    return 0.5 * (forward_infonce(energy, valid) + backward_infonce(energy, valid))
+
+
+def binary_nce(energy: Array, valid: Array | None = None) -> jax.Array:
+    """Classifies the pairs of `valid` rows of `energy` `[B, B]` with goals as positive or negative, of equal weight."""
     batch = energy.shape[0]
-    positives = -jnp.mean(jax.nn.log_sigmoid(jnp.diagonal(energy)))
-    not_real = -jax.nn.log_sigmoid(-energy)
-    return positives + jnp.sum(jnp.where(jnp.eye(batch, dtype=bool), 0.0, not_real)) / (batch * (batch - 1))
+    positives = -mean_over(jax.nn.log_sigmoid(jnp.diagonal(energy)), valid)
+    not_real = jnp.where(jnp.eye(batch, dtype=bool), 0.0, -jax.nn.log_sigmoid(-energy))
+    if valid is None:
+        return positives + jnp.sum(not_real) / (batch * (batch - 1))
+    return positives + mean_over(jnp.sum(not_real, axis=1), valid) / (batch - 1)
 
 
 CONTRASTIVE_LOSSES: dict[str, ContrastiveLoss] = {
     "forward_infonce": forward_infonce,
-    "backward_infonce": lambda energy: forward_infonce(energy.T),  # each column classifies the states and actions
-    "symmetric_infonce": lambda energy: 0.5 * (forward_infonce(energy) + forward_infonce(energy.T)),
+    "backward_infonce": backward_infonce,
+    "symmetric_infonce": symmetric_infonce,
     "binary_nce": binary_nce,
 }
 
 
-def critic_loss(energy: Array, contrastive: ContrastiveLoss, logsumexp_penalty: float) -> tuple[jax.Array, Metrics]:
-    """Critic's loss, given `energy` `[B, B]`; the penalty keeps the rows' partition functions near 1."""
+def critic_loss(
+    energy: Array, contrastive: ContrastiveLoss, logsumexp_penalty: float, valid: Array | None = None
+) -> tuple[jax.Array, Metrics]:
+    """Critic's loss, given `energy` `[B, B]`; the penalty keeps the rows' partition functions near 1.
+
+    Rows that are not `valid` `[B]` count nowhere but with their goals, as negatives; none: all rows are valid.
+    """
     batch = energy.shape[0]
     log_partition = jax.nn.logsumexp(energy, axis=1)
     positives = jnp.diagonal(energy)
-    loss = contrastive(energy) + logsumexp_penalty * jnp.mean(log_partition**2)
+    if valid is None:
+        negative = (jnp.sum(energy) - jnp.sum(positives)) / (batch * (batch - 1))
+    else:
+        negative = mean_over(jnp.sum(energy, axis=1) - positives, valid) / (batch - 1)
+    loss = contrastive(energy, valid) + logsumexp_penalty * mean_over(log_partition**2, valid)
     return loss, {
         "critic/loss": loss,
-        "critic/accuracy": jnp.mean(jnp.argmax(energy, axis=1) == jnp.arange(batch)),
-        "critic/positive": jnp.mean(positives),
-        "critic/negative": (jnp.sum(energy) - jnp.sum(positives)) / (batch * (batch - 1)),
-        "critic/logsumexp": jnp.mean(log_partition),
+        "critic/accuracy": mean_over(jnp.argmax(energy, axis=1) == jnp.arange(batch), valid),
+        "critic/positive": mean_over(positives, valid),
+        "critic/negative": negative,
+        "critic/logsumexp": mean_over(log_partition, valid),
     }
 
 
@@ -100,6 +125,7 @@ def actor_loss(log_prob: Array, energy: Array, log_alpha: Array) -> tuple[jax.Ar
     return loss, {"actor/loss": loss, "actor/entropy": -jnp.mean(log_prob), "actor/energy": jnp.mean(energy)}
 
 
-def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: float) -> jax.Array:
+def alpha_loss(log_alpha: Array, log_prob: Array, target_entropy: float) -> tuple[jax.Array, Metrics]:
     """Entropy coefficient's loss: raises it while `-log_prob` `[B]` is below `target_entropy` on average (SAC)."""
-    return jnp.exp(log_alpha) * jnp.mean(jax.lax.stop_gradient(-log_prob - target_entropy))
+    loss = jnp.exp(log_alpha) * jnp.mean(jax.lax.stop_gradient(-log_prob - target_entropy))
+    return loss, {"alpha/loss": loss, "alpha/log_alpha": log_alpha}

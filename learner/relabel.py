@@ -5,17 +5,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from shared.types import Array, Rows
+from shared.types import CONTINUES, Array, Rows
 
 SELF_WEIGHT = 1e-5  # weight of a row as its own goal: the fallback where its episode has no later row
 
 
 class Transitions(NamedTuple):
-    """Input of a gradient step: `state` `[..., S]`, `action` `[..., A]`, `goal` `[..., G]`."""
+    """Input of a gradient step: `state` `[..., S]`, `action` `[..., H * A]`, `goal` `[..., G]`, `valid` `[...]` bool.
+
+    `valid` is false where H actions in a row do not all belong to the row's episode; none with single actions.
+    """
 
     state: Array
     action: Array
     goal: Array
+    valid: Array | None = None
 
 
 def crop(rows: Rows, length: int, max_offset: int, key: Array) -> Rows:
@@ -41,29 +45,61 @@ def later_rows(episode: Array) -> jax.Array:
     return end - index
 
 
-def goal_offsets(episode: Array, discount: float, key: Array) -> jax.Array:
-    """Returns the distance `[B, W]` int32, in rows, from each row to its goal row, given `episode` `[B, W]`.
+def goal_offsets(later: Array, discount: float, key: Array) -> jax.Array:
+    """Returns the distance `[B, W]` int32, in rows, from each row to its goal row, given its `later` rows `[B, W]`.
 
     Row i draws row j > i of its episode with probability proportional to `discount ** (j - i)`, and itself with weight
     1e-5. The draw inverts the truncated geometric distribution, so no `[W, W]` matrix is needed. `key` is consumed.
     """
-    later = later_rows(episode)
     log_discount = jnp.log(discount)
     reach = -jnp.expm1(later * log_discount)  # 1 - discount ** later
     weight = discount / (1 - discount) * reach
-    uniform = jax.random.uniform(key, episode.shape) * (weight + SELF_WEIGHT) - SELF_WEIGHT
+    uniform = jax.random.uniform(key, later.shape) * (weight + SELF_WEIGHT) - SELF_WEIGHT
     share = jnp.clip(uniform / jnp.maximum(weight, SELF_WEIGHT), 0, 1)  # of the geometric part
     offset = 1 + jnp.floor(jnp.log1p(-share * reach) / log_discount).astype(jnp.int32)
     return jnp.where((uniform < 0) | (later == 0), 0, jnp.clip(offset, 1, jnp.maximum(later, 1)))
 
 
-def relabel(rows: Rows, goal_indices: tuple[int, ...], discount: float, key: Array) -> Transitions:
+def future_goals(
+    rows: Rows, goal_indices: tuple[int, ...], discount: float, key: Array, final_goals: bool = False
+) -> jax.Array:
+    """Returns the hindsight goals `[B, W, G]` of `rows` `[B, W, ...]`, drawn by `goal_offsets`. `key` is consumed.
+
+    With `final_goals`, the state in which an episode ended counts as one more later row.
+    """
+    achieved = rows.state[..., jnp.array(goal_indices)]
+    index = jnp.arange(rows.episode.shape[1])
+    later = later_rows(rows.episode)
+    if not final_goals:
+        offset = goal_offsets(later, discount, key)
+        return jnp.take_along_axis(achieved, (index + offset)[..., None], axis=1)
+    last = index + later  # the last row of each row's episode in the window
+    ended = jnp.take_along_axis(rows.end, last, axis=1) != CONTINUES
+    offset = goal_offsets(later + ended, discount, key)
+    goal = jnp.take_along_axis(achieved, jnp.minimum(index + offset, last)[..., None], axis=1)
+    final = jnp.take_along_axis(rows.final, last[..., None], axis=1)
+    return jnp.where((offset > later)[..., None], final, goal)
+
+
+def chunk_actions(rows: Rows, chunk: int) -> tuple[Array, Array | None]:
+    """Returns the actions of each of `rows` `[B, W, ...]` and its successors, `[B, W, H * A]`, and which are valid.
+
+    `valid` `[B, W]` is false where a chunk leaves its row's episode, or the window; none for single actions.
+    """
+    if chunk == 1:
+        return rows.action, None
+    shifted = [jnp.roll(rows.action, -step, axis=1) for step in range(chunk)]
+    return jnp.concatenate(shifted, axis=-1), later_rows(rows.episode) >= chunk - 1
+
+
+def relabel(
+    rows: Rows, goal_indices: tuple[int, ...], discount: float, key: Array, chunk: int = 1, final_goals: bool = False
+) -> Transitions:
     """Returns `rows` `[B, W, ...]` with hindsight goals, as `[B, W - 1, ...]`: the last row has no later one.
 
     Algorithm: Wang et al. (2025), after Eysenbach et al., "Contrastive Learning as Goal-Conditioned RL" (2022).
     `key` is consumed.
     """
-    index = jnp.arange(rows.episode.shape[1]) + goal_offsets(rows.episode, discount, key)
-    achieved = rows.state[..., jnp.array(goal_indices)]
-    goal = jnp.take_along_axis(achieved, index[..., None], axis=1)
-    return Transitions(rows.state[:, :-1], rows.action[:, :-1], goal[:, :-1])
+    goal = future_goals(rows, goal_indices, discount, key, final_goals)
+    action, valid = chunk_actions(rows, chunk)
+    return jax.tree.map(lambda x: x[:, :-1], Transitions(rows.state, action, goal, valid))

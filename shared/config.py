@@ -6,17 +6,18 @@ values, never a configuration.
 
 import re
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from shared.algorithm_config import KEYS_OF_ONE, OWN_CONSTANTS, PACE_KEYS, AlgorithmConfig, derive_algorithm
 from shared.errors import ConfigError
+from shared.network_config import NetworkConfig
 from shared.values import (
     CONTROL,
-    Depth,
     EnvId,
+    Frozen,
     NotNegative,
-    Number,
     PositiveFloat,
     PositiveInt,
     Seed,
@@ -25,13 +26,8 @@ from shared.values import (
     Whole,
 )
 
-BLOCK_DEPTH = 4  # hidden Dense layers in one residual block
 LONGEST_NAME = 64  # characters of a learner's name, which is a part of file and table names
 ACTIVE = "active"  # the collector learner's name, in tables, metrics and summaries
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class EnvOptions(Frozen):
@@ -72,13 +68,10 @@ class Resources(Frozen):
     """GPUs, or a share of one; 0: the CPU alone; none: a share of the cluster's GPUs."""
     memory_gb: NotNegative = 0
     """GB (1e9 bytes) of memory that Ray reserves; it enforces no limit."""
-    labels: dict[LabelKey, LabelValue] = {}
+    labels: dict[LabelKey, LabelValue] = Field(default={})
     """Labels of suitable nodes, as given by `ray start --labels`; none: any node."""
     threads: Size | None = None
     """Threads of the CPU's computations; none: all cores."""
-
-    def __hash__(self) -> int:  # a dict has none
-        return hash((self.cpus, self.gpus, self.memory_gb, *sorted(self.labels.items()), self.threads))
 
     @field_validator("gpus")
     @classmethod
@@ -94,41 +87,12 @@ class Resources(Frozen):
         return self
 
 
-class NetworkConfig(Frozen):
-    """Sizes of one network: its actor, state-action encoder and goal encoder."""
-
-    depth: Depth = 4
-    """Hidden Dense layers of actor and critic, in residual blocks of 4."""
-    width: Size = 256
-    actor_depth: Depth | None = None
-    """The actor's depth; none: `depth`."""
-    actor_width: Size | None = None
-    critic_depth: Depth | None = None
-    """Depth of each of the critic's two encoders; none: `depth`."""
-    critic_width: Size | None = None
-    representation_size: Size = 64
-    layer_norm: bool = True
-    residual: bool = True
-    activation: Literal["swish", "relu"] = "swish"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the hidden layers; parameters, residual connections and all losses are float32."""
-
-    @field_validator("depth", "actor_depth", "critic_depth")
-    @classmethod
-    def _whole_blocks(cls, depth: int | None) -> int | None:
-        if depth is not None and (depth <= 0 or depth % BLOCK_DEPTH):
-            below = max(depth // BLOCK_DEPTH, 1) * BLOCK_DEPTH
-            raise ValueError(
-                f"depth {depth} is not a positive multiple of {BLOCK_DEPTH} (residual blocks hold "
-                f"{BLOCK_DEPTH} layers); use {below} or {below + BLOCK_DEPTH}"
-            )
-        return depth
-
-
 class LearnerConfig(NetworkConfig):
-    """A learner: its network, its seed of initialisation and its resources."""
+    """A learner: its network, its seed of initialisation, its algorithm where it differs, and its resources."""
 
     seed: Seed = 0
+    algorithm: dict[str, Any] = Field(default={})
+    """Keys of `algorithm` that are others for this learner, such as `{objective: survival}`."""
     resources: Resources = Resources()
 
 
@@ -144,37 +108,15 @@ class CollectorConfig(NetworkConfig):
     """Environments of each collector."""
     unroll_length: Size = 62
     """Steps of each environment in one jitted call."""
+    best_of: Size = 1
+    """Actions (or action chunks) that a collector samples in each state; the critic's best is taken."""
     collector_resources: Resources = Resources()
     """Resources of each collector."""
 
     @property
     def learner(self) -> LearnerConfig:
         """The collector learner."""
-        network = {name: getattr(self, name) for name in NetworkConfig.model_fields}
-        return LearnerConfig(**network, seed=self.seed, resources=self.learner_resources)
-
-
-class AlgorithmConfig(Frozen):
-    """Hyperparameters of contrastive RL; the defaults are the reference's."""
-
-    discount: Annotated[Number, Field(gt=0, lt=1)] = 0.99
-    batch_size: Annotated[Size, Field(ge=2)] = 512
-    windows_per_update: Size = 512
-    minibatches_per_update: Size = 800
-    actor_learning_rate: PositiveFloat = 3e-4
-    critic_learning_rate: PositiveFloat = 3e-4
-    alpha_learning_rate: PositiveFloat = 3e-4
-    target_entropy_per_action: Number = -0.5
-    logsumexp_penalty: NotNegative = 0.1
-    energy: Literal["norm", "l2", "dot", "cosine"] = "norm"
-    contrastive_loss: Literal["forward_infonce", "backward_infonce", "symmetric_infonce", "binary_nce"] = (
-        "forward_infonce"
-    )
-    max_gradient_norm: PositiveFloat | None = None
-    """Largest global norm of the actor's and of the critic's gradients, each; none: unlimited."""
-    non_finite: Literal["skip", "end"] = "skip"
-    """Reaction to a gradient step whose loss or gradients are not finite. skip: the step is left out, counted and
-    reported; an update without any finite step ends the run. end: the first such step ends the run."""
+        return LearnerConfig(**self.network.model_dump(), seed=self.seed, resources=self.learner_resources)
 
 
 class ReplayConfig(Frozen):
@@ -197,13 +139,16 @@ class ReplayConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """Evaluations: deterministic policy, fresh episodes, equal keys for all learners."""
+    """Evaluations: deterministic policy by default, fresh episodes, equal keys for all learners."""
 
     env: EnvId | None = None
     """Another environment with equal sizes, such as a maze's `_eval` layout; none: the training environment."""
     episodes: Size = 128
     count: Size = 10
     """Evaluations in a run, at equal distances in updates, besides the one of the untrained policy."""
+    best_of: Size = 1
+    """Actions (or action chunks) that are sampled in each state, of which the critic's best is taken; 1: the policy is
+    deterministic."""
     resources: Resources = Resources()
 
 
@@ -258,7 +203,7 @@ class Experiment(Frozen):
     env_options: EnvOptions = EnvOptions()
     seed: Seed = 0
     collector: CollectorConfig = CollectorConfig()
-    learners: dict[str, LearnerConfig] = {}
+    learners: dict[str, LearnerConfig] = Field(default={})
     """Passive learners by name."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
     replay: ReplayConfig = ReplayConfig()
@@ -289,6 +234,31 @@ class Experiment(Frozen):
                 wrong = "another name differs in '-' and '_' alone; choose another"
             if wrong:
                 raise ValueError(f"learners.{name}: {wrong}")
+        return self
+
+    @model_validator(mode="after")
+    def _algorithms(self) -> "Experiment":
+        used = {self.algorithm.objective}
+        for name, learner in self.learners.items():
+            for key in PACE_KEYS:
+                if key in learner.algorithm:
+                    raise ValueError(
+                        f"learners.{name}.algorithm.{key}: all learners of a run have one pace; set algorithm.{key}"
+                    )
+            try:
+                used.add(derive_algorithm(self.algorithm, learner.algorithm).objective)
+            except ValidationError as error:
+                first = error.errors()[0]
+                field = ".".join(map(str, first["loc"]))
+                message = first["msg"].removeprefix("Value error, ")
+                if first["type"] == "extra_forbidden":
+                    message = f"unknown key; known here: {', '.join(AlgorithmConfig.model_fields)}"
+                raise ValueError(f"learners.{name}.algorithm.{field}: {message}, got {first['input']!r:.80}") from error
+        for key, objective in KEYS_OF_ONE.items():
+            default = AlgorithmConfig.model_fields[key].default
+            own = used - OWN_CONSTANTS.keys()  # may be a subclass that reads it
+            if getattr(self.algorithm, key) != default and objective not in used and not own:
+                raise ValueError(f"algorithm.{key}: no learner has the objective {objective}, which it belongs to")
         return self
 
     @model_validator(mode="after")
@@ -325,3 +295,11 @@ class Experiment(Frozen):
         if name not in self.all_learners:
             raise ConfigError(f"learner {name!r} is not in this run; it has: {', '.join(self.all_learners)}")
         return self.all_learners[name]
+
+    def algorithm_of(self, name: str) -> AlgorithmConfig:
+        """Returns the algorithm of the learner called `name`: the experiment's, with the learner's own keys.
+
+        With another objective, the constants in which objectives differ are that objective's, unless the learner names
+        them.
+        """
+        return derive_algorithm(self.algorithm, self.learner(name).algorithm)

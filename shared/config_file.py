@@ -61,6 +61,8 @@ def explain(error: ValidationError, model: type[BaseModel] = Experiment) -> list
     """Returns a line for each mistake: the field, what is wrong, and the value."""
     lines = []
     for mistake in error.errors():
+        if mistake["type"] == "default_factory_not_called":  # it needs a key that has a line already
+            continue
         field = ".".join(_short(str(part)) for part in mistake["loc"])
         message = mistake["msg"].removeprefix("Value error, ")
         if mistake["type"] == "extra_forbidden":

@@ -1,7 +1,8 @@
-"""Residual trunk, and the three networks of a learner that are built on it.
+"""Residual trunk, and the networks that are built on it.
 
 Source: Wang et al., "1000 Layer Networks for Self-Supervised RL" (2025), section 3. A residual block has four layers of
-[Dense, LayerNorm, swish]; residual path and layer norm together make depth trainable.
+[Dense, LayerNorm, swish]; residual path and layer norm together make depth trainable. `hyperspherical.py` has the
+alternative to layer norm.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shared.config import BLOCK_DEPTH, NetworkConfig
 from shared.envs.base import EnvSpec
+from shared.hyperspherical import Interpolation, UnitDense, at_least_float32, embed, unit_norm
+from shared.network_config import BLOCK_DEPTH, NetworkConfig, TrunkSize
 from shared.types import Array, Params
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"swish": nn.swish, "relu": nn.relu}
@@ -35,7 +37,7 @@ def norm_activation(activation: str, x: jax.Array, scale: Array, bias: Array) ->
 
 def _normalise(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns rows of mean 0 and variance 1, and the factor that gave them variance 1; in float32, as flax does."""
-    x = x.astype(jnp.float32)
+    x = at_least_float32(x)
     mean = jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.maximum(jnp.mean(x * x, axis=-1, keepdims=True) - mean * mean, 0)
     reciprocal = jax.lax.rsqrt(variance + _NORM_EPSILON)
@@ -74,15 +76,22 @@ class _NormActivation(nn.Module):
 
 
 class _Layer(nn.Module):
-    """`[..., *]` to `[..., width]`: Dense, LayerNorm, activation; computed in `precision`, parameters in float32."""
+    """`[..., *]` to `[..., width]`: Dense, LayerNorm, activation; computed in `precision`, parameters in float32.
+
+    With `hyperspherical` normalisation, the activation comes before it, and the result has norm 1.
+    """
 
     width: int
     layer_norm: bool
     activation: str
     precision: str
+    hyperspherical: bool
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        if self.hyperspherical:
+            x = UnitDense(self.width, self.precision)(x)
+            return unit_norm(ACTIVATIONS[self.activation](x)).astype(self.precision)
         x = nn.Dense(self.width, kernel_init=_kernel_init, dtype=self.precision)(x)
         if self.layer_norm:
             return _NormActivation(self.activation, name="LayerNorm_0")(x)
@@ -90,21 +99,30 @@ class _Layer(nn.Module):
 
 
 class _Block(nn.Module):
-    """`[..., width]` to the same: four layers and a residual path, which is float32 at any precision."""
+    """`[..., width]` to the same: four layers and a residual path, which is float32 at any precision.
+
+    `interpolation`: initial weight of the layers' output on the sphere; none: the output is added.
+    """
 
     layer: Callable[[], _Layer]
     residual: bool
+    interpolation: float | None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x
         for _ in range(BLOCK_DEPTH):
             y = self.layer()(y)
-        return x + y if self.residual else y.astype(x.dtype)
+        if not self.residual:
+            return y.astype(x.dtype)
+        return x + y if self.interpolation is None else Interpolation(self.interpolation)(x, y)
 
 
 class Trunk(nn.Module):
-    """`[..., *]` to `[..., width]`: a stem layer, then `depth / 4` blocks, whose parameters are stacked."""
+    """`[..., *]` to `[..., width]`: a stem layer, then `depth / 4` blocks, whose parameters are stacked.
+
+    Trunks of depth 1 and 2 are plain: they have `depth` layers in all, the stem among them, and no residual path.
+    """
 
     depth: int
     width: int
@@ -112,45 +130,64 @@ class Trunk(nn.Module):
     residual: bool
     activation: str
     precision: str = "float32"
+    hyperspherical: bool = False
 
     def setup(self) -> None:
-        self._stem = self._layer(name="stem")
-        self.blocks = self.param("blocks", self._init_blocks)
+        num_plain = 0 if self.num_blocks else self.depth - 1
+        self._plain = [self._layer(name="stem"), *(self._layer(name=f"layer_{i + 1}") for i in range(num_plain))]
+        # A plain trunk has no such parameter: checkpoints cannot hold arrays of size 0.
+        self.blocks = self.param("blocks", self._init_blocks) if self.num_blocks else {}
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return run_blocks([self.block], [self.blocks], [self.stem(x)])[0]
+        return self.after_blocks(run_blocks([self.block], [self.blocks], [self.before_blocks(x)])[0])
 
-    def stem(self, x: jax.Array) -> jax.Array:
-        return self._stem(x).astype(jnp.float32)
+    def before_blocks(self, x: jax.Array) -> jax.Array:
+        """Returns the blocks' input: the output of the stem, and of a plain trunk's other layer."""
+        x = embed(x) if self.hyperspherical else x
+        for layer in self._plain:
+            x = layer(x)
+        return at_least_float32(x)
+
+    def after_blocks(self, x: jax.Array) -> jax.Array:
+        """Returns the blocks' output `x` as heads take it: with entries of mean square 1, also where its norm is 1."""
+        return x * self.width**0.5 if self.hyperspherical else x
+
+    @property
+    def num_blocks(self) -> int:
+        return self.depth // BLOCK_DEPTH
 
     @property
     def _layer(self) -> Callable[..., _Layer]:
-        return partial(_Layer, self.width, self.layer_norm, self.activation, self.precision)
+        return partial(_Layer, self.width, self.layer_norm, self.activation, self.precision, self.hyperspherical)
 
     @property
     def block(self) -> _Block:
-        return _Block(self._layer, self.residual, parent=None)
+        interpolation = 1 / (self.num_blocks + 1) if self.hyperspherical else None
+        return _Block(self._layer, self.residual, interpolation, parent=None)
 
     def _init_blocks(self, key: Array) -> Params:
-        keys = jax.random.split(key, self.depth // BLOCK_DEPTH)
+        keys = jax.random.split(key, self.num_blocks)
         return jax.vmap(lambda key: self.block.init(key, jnp.zeros(self.width))["params"])(keys)
 
 
 def run_blocks(blocks: Sequence[_Block], stacked: Sequence[Params], xs: Sequence[jax.Array]) -> list[jax.Array]:
     """Runs each of `xs` `[..., width]` through its own blocks, whose parameters are `stacked` `[depth / 4, ...]`.
 
-    One scan runs all of them: tracing and compiling cost the same at any depth, and one network computes on the cores
-    that another one leaves idle. For the gradient, only the results of matrix products are stored. Everything else is
-    computed again, which costs less than moving it through memory.
+    Plain trunks have neither blocks nor parameters of blocks: they return their `xs`. One scan runs all blocks: tracing
+    and compiling cost the same at any depth, and one network computes on the cores that another one leaves idle. For
+    the gradient, only the results of matrix products are stored. Everything else is computed again, which costs less
+    than moving it through memory.
     """
-    lengths = [len(jax.tree.leaves(params)[0]) for params in stacked]
-    shortest = min(lengths)
+    lengths = [max(map(len, jax.tree.leaves(params)), default=0) for params in stacked]
+    shortest, outputs = min(lengths), list(xs)
 
     def body(xs: list[jax.Array], params: list[Params]) -> tuple[list[jax.Array], None]:
         return [block.apply({"params": each}, x) for block, each, x in zip(blocks, params, xs, strict=True)], None
 
     body = jax.checkpoint(body, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-    outputs, _ = jax.lax.scan(body, list(xs), [jax.tree.map(lambda x: x[:shortest], params) for params in stacked])
+    if shortest:
+        first = [jax.tree.map(lambda x: x[:shortest], params) for params in stacked]
+        outputs, _ = jax.lax.scan(body, outputs, first)
     deeper = [i for i, length in enumerate(lengths) if length > shortest]
     if deeper:
         rest = [jax.tree.map(lambda x: x[shortest:], stacked[i]) for i in deeper]
@@ -169,7 +206,7 @@ class _Network(nn.Module):
         return self.after_blocks(self.trunk(jnp.concatenate(inputs, axis=-1)))
 
     def before_blocks(self, *inputs: Array) -> jax.Array:
-        return self.trunk.stem(jnp.concatenate(inputs, axis=-1))
+        return self.trunk.before_blocks(jnp.concatenate(inputs, axis=-1))
 
 
 class Encoder(_Network):
@@ -185,7 +222,7 @@ class Encoder(_Network):
 
 
 class Actor(_Network):
-    """State `[..., S]` and goal `[..., G]` to mean and log std `[..., A]` of the action before its tanh."""
+    """State `[..., S]` and goal `[..., G]` to mean and log std `[..., H * A]` of H actions before their tanh."""
 
     action_size: int
 
@@ -209,58 +246,27 @@ def side_by_side(*passes: Pass) -> list[Any]:
     """Returns the output of each pass, all computed in one scan over their blocks; equal to one after the other."""
     xs = [each.network.apply(each.params, *each.inputs, method="before_blocks") for each in passes]
     blocks = [each.network.trunk.block for each in passes]
-    xs = run_blocks(blocks, [each.params["params"]["trunk"]["blocks"] for each in passes], xs)
+    xs = run_blocks(blocks, [each.params["params"]["trunk"].get("blocks", {}) for each in passes], xs)
+    xs = [each.network.trunk.after_blocks(x) for each, x in zip(passes, xs, strict=True)]
     return [each.network.apply(each.params, x, method="after_blocks") for each, x in zip(passes, xs, strict=True)]
 
 
-class Networks(NamedTuple):
-    """Actor, state-action encoder phi (inputs `[..., S]` and `[..., A]`) and goal encoder psi (input `[..., G]`)."""
-
-    actor: Actor
-    state_action: Encoder
-    goal: Encoder
+def make_trunk(config: NetworkConfig, size: TrunkSize) -> Trunk:
+    """Returns a trunk with the switches of `config`."""
+    switches = config.layer_norm, config.residual, config.activation, config.precision, config.hyperspherical
+    return Trunk(*size, *switches)
 
 
-class CriticParams(NamedTuple):
-    state_action: Params
-    goal: Params
+def make_actor(config: NetworkConfig, spec: EnvSpec, chunk: int = 1) -> Actor:
+    """Returns the actor of one learner, which decides `chunk` actions at once."""
+    return Actor(make_trunk(config, config.actor_trunk), chunk * spec.action_size)
 
 
-class NetworkParams(NamedTuple):
-    """Parameters of `Networks`; the critic is both encoders, since they train together."""
-
-    actor: Params
-    critic: CriticParams
-
-
-def make_networks(config: NetworkConfig, spec: EnvSpec) -> Networks:
-    """Returns the three networks of one learner, in the sizes of `config` and of an environment's `spec`."""
-    switches = config.layer_norm, config.residual, config.activation, config.precision
-    actor = Trunk(config.actor_depth or config.depth, config.actor_width or config.width, *switches)
-    critic = Trunk(config.critic_depth or config.depth, config.critic_width or config.width, *switches)
-    encoder = Encoder(critic, config.representation_size)
-    return Networks(Actor(actor, spec.action_size), encoder, encoder)
-
-
-@partial(jax.jit, static_argnums=(0, 1))  # op by op, initialisation takes more than twice as long
-def init_params(networks: Networks, spec: EnvSpec, key: Array) -> NetworkParams:
-    """Returns initial parameters. `key` is consumed."""
-    actor_key, state_action_key, goal_key = jax.random.split(key, 3)
-    state, action, goal = (jnp.zeros(size) for size in (spec.state_size, spec.action_size, spec.goal_size))
-    state_action = networks.state_action.init(state_action_key, state, action)
-    critic = CriticParams(state_action, networks.goal.init(goal_key, goal))
-    return NetworkParams(networks.actor.init(actor_key, state, goal), critic)
-
-
-def param_shapes(networks: Networks, spec: EnvSpec) -> NetworkParams:
-    """Returns the parameters' shapes without creating the parameters."""
-    return jax.eval_shape(partial(init_params, networks, spec), jax.random.key(0))
-
-
-@lru_cache  # the console, the run directory and the summary ask for the same sizes
-def network_size(networks: Networks, spec: EnvSpec) -> int:
-    """Returns the number of parameters of actor and critic together."""
-    return parameter_count(param_shapes(networks, spec))
+@lru_cache
+def actor_size(config: NetworkConfig, spec: EnvSpec, chunk: int) -> int:
+    """Returns the number of parameters of an actor."""
+    inputs = jnp.zeros(spec.state_size), jnp.zeros(spec.goal_size)
+    return parameter_count(jax.eval_shape(make_actor(config, spec, chunk).init, jax.random.key(0), *inputs))
 
 
 def parameter_count(params: Params) -> int:

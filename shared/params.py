@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 
 class Policy(NamedTuple):
-    """Parameters of an actor after `version` updates."""
+    """Parameters after `version` updates: an actor's, or with best-of-K acting an `ActorCritic`."""
 
     version: int
     params: Any

@@ -2,9 +2,10 @@
 
 import math
 
-from shared.config import Experiment, Frozen
+from shared.config import Experiment
 from shared.envs.base import EnvSpec
 from shared.errors import ConfigError
+from shared.values import Frozen
 
 
 class Plan(Frozen):

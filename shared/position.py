@@ -20,7 +20,7 @@ class Position(NamedTuple):
     visits: np.ndarray
 
     def after(self, number: int, ints: Array, visits: Array, chunks_per_window: int) -> "Position":
-        """Returns the position after unroll `number` with `ints` `[N, T, 3]` and its `visits` `[num_cells]`."""
+        """Returns the position after unroll `number` with `ints` `[N, T, 4]` and its `visits` `[num_cells]`."""
         windows = self.windows.after(number, ints, chunks_per_window)
         return Position(windows, self.unrolls + 1, self.visits + np.asarray(visits))
 

@@ -14,12 +14,17 @@ Params = Any
 Metrics = dict[str, Any]
 
 
+CONTINUES, TERMINATED, TRUNCATED = 0, 1, 2  # `Rows.end`
+
+
 class Rows(NamedTuple):
     """Data of a collector, one row for each environment step; leading axes are the caller's.
 
     `state` `[..., S]` before the action, `action` `[..., A]` in [-1, 1], `episode` `[...]` int32 (number of the
     environment's episode), `step` `[...]` int32 (number of the environment's step in the whole run), `version` `[...]`
-    int32 (version of the policy that acted).
+    int32 (version of the policy that acted), `end` `[...]` int32: TERMINATED if the episode ended by itself with this
+    step, TRUNCATED if the step was the last that an episode may have, else CONTINUES. `final` `[..., G]`: the point of
+    goal space in which the episode ended, in the row of its last step; 0 in all other rows.
     """
 
     state: Array
@@ -27,3 +32,5 @@ class Rows(NamedTuple):
     episode: Array
     step: Array
     version: Array
+    end: Array
+    final: Array

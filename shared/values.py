@@ -5,9 +5,16 @@ Limits far beyond any use keep later arithmetic finite and later lists small eno
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.strict_yaml import DECIMAL
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def __hash__(self) -> int:  # a dict among the values has none
+        return hash(self.model_dump_json())
 
 
 def _number(value: Any) -> Any:
@@ -41,3 +48,4 @@ PositiveFloat = Annotated[Number, Field(gt=0)]
 CONTROL = r"\x00-\x1f\x7f"
 Text = Annotated[str, Field(pattern=rf"^[^{CONTROL}]{{1,4096}}$")]
 EnvId = Annotated[str, Field(min_length=1, max_length=200)]
+ObjectiveId = Annotated[str, Field(min_length=1, max_length=200)]

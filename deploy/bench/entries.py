@@ -17,7 +17,7 @@ from shared.replay.insert import Inserter
 ENVIRONMENTS = 64
 UNROLL = 62
 CHUNKS_PER_WINDOW = 18
-ROW_FLOATS = 37  # the ant's
+ROW_FLOATS = 39  # the ant's
 FLUSH_S = 60.0
 LONG_KEY = np.uint64(2**63)  # keys of a run take all of their bytes
 

@@ -22,7 +22,7 @@ from shared.replay.sample import Sampler
 from shared.stream.format import StreamDescription
 from shared.stream.write import StreamWriter
 
-ROW_FLOATS = 290  # a large state and its action side by side
+ROW_FLOATS = 293  # a large state, its action and final point side by side
 ROW_SIZES = [ROW_FLOATS, INT_COLUMNS]
 ENVIRONMENTS = 64
 UNROLL = 62
@@ -66,7 +66,7 @@ class StockClient:
 
 
 def bench_replay(against_stock: bool, repeats: int, unrolls: int, batches: int) -> dict[str, float | None]:
-    """Returns medians over `repeats`; rows of 290 floats and 3 ints, 64 environments, windows of 18 x 62 rows.
+    """Returns medians over `repeats`; rows of 293 floats and 4 ints, 64 environments, windows of 18 x 62 rows.
 
     `insert_steps_per_second`: environment steps a second of one `Inserter` into two tables, without samplers, from
     numpy unrolls to the last confirmation. `ahead_steps_per_second`: the same with each unroll written to a stream
@@ -144,8 +144,9 @@ def _insert_speed(address: str, source: int, unrolls: int, stream: Path | None =
 def _stream_writer(folder: Path, unrolls: int) -> StreamWriter:
     description = StreamDescription(
         env="bench",
-        state_size=ROW_FLOATS - 1,
+        state_size=ROW_FLOATS - 2,
         action_size=1,
+        goal_size=1,
         episode_length=WINDOW_ROWS,
         unroll_length=UNROLL,
         environments=ENVIRONMENTS,

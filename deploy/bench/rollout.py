@@ -14,14 +14,15 @@ import numpy as np
 from collector.collector import Collector
 from collector.rollout import make_start, make_unroll
 from deploy.bench.harness import replay_server, take_turns
-from shared.config import Experiment
+from learner.acting import collecting_policy, policy_params
+from learner.objectives.registry import make_objective
+from shared.config import ACTIVE, Experiment
 from shared.config_file import parse_experiment
 from shared.envs.base import EnvSpec, EnvState, GoalEnv
-from shared.networks import make_networks
 from shared.params import Policy
 from shared.plan import make_plan
-from shared.policy import random_policy, stochastic_policy
-from shared.types import Params
+from shared.policy import random_policy
+from shared.types import Array, Params
 
 _UNROLL_LENGTH = 62
 _COLLECTOR_UNROLLS = 12  # in a turn: a collector works at two unrolls at once and has two messages in flight
@@ -92,9 +93,14 @@ def collector_experiment(env_id: str, **collector: int) -> Experiment:
 
 
 def random_policy_params(experiment: Experiment, spec: EnvSpec) -> Params:
-    """Returns random parameters of the collector network's actor, on the device, without a critic."""
-    init = jax.jit(make_networks(experiment.collector, spec).actor.init)
-    return jax.block_until_ready(init(jax.random.key(0), jnp.zeros(spec.state_size), jnp.zeros(spec.goal_size)))
+    """Returns random parameters of the collectors' policy, on the device."""
+    objective, best_of = make_objective(experiment, ACTIVE, spec), experiment.collector.best_of
+
+    @jax.jit
+    def init(key: Array) -> Params:
+        return policy_params(*objective.init(key), best_of)  # XLA leaves out a critic that is not returned
+
+    return jax.block_until_ready(init(jax.random.key(0)))
 
 
 def _repeated(call: Callable[..., Any], *arguments: Any) -> Loop:
@@ -108,9 +114,9 @@ def _repeated(call: Callable[..., Any], *arguments: Any) -> Loop:
 def _policy_loop(experiment: Experiment, env: GoalEnv, params: Params) -> Loop:
     """Returns the rollout with the network and nothing else, to which a collector is compared."""
     config, key = experiment.collector, jax.random.key(0)
-    actor = stochastic_policy(make_networks(config, env.spec).actor)
-    unroll = jax.jit(make_unroll(env, actor, config.unroll_length, experiment.env_options.fixed_goals))
-    state = jax.jit(make_start(env, config.environments))(key)
+    policy, chunk = collecting_policy(experiment, env.spec), experiment.algorithm_of(ACTIVE).chunk
+    unroll = jax.jit(make_unroll(env, policy, config.unroll_length, experiment.env_options.fixed_goals))
+    state = jax.jit(make_start(env, config.environments, chunk))(key)
     return _repeated(unroll, params, np.int32(0), state, key)
 
 
@@ -158,7 +164,8 @@ def _collector_loop(experiment: Experiment, env: GoalEnv, params: Params) -> Ite
     from shared.stream.write import StreamWriter
 
     plan = make_plan(experiment, env.spec)
-    collector, policy = Collector(experiment, plan, env, index=0), Policy(0, params)
+    collector = Collector(experiment, plan, env, index=0, policy=collecting_policy(experiment, env.spec))
+    policy = Policy(0, params)
     table = TableSpec("bench", max_size=plan.max_windows, min_size_to_sample=1)
     with ExitStack() as stack:
         _, address, folder = stack.enter_context(replay_server([table]))

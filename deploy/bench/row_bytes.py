@@ -8,6 +8,7 @@ from typing import Any
 from collector.collector import Collector
 from deploy.bench.entries import UNROLL, chunk_bytes, item_bytes
 from deploy.bench.rollout import collector_experiment, random_policy_params
+from learner.acting import collecting_policy
 from shared.envs.base import GoalEnv
 from shared.params import Policy
 from shared.plan import make_plan
@@ -21,7 +22,7 @@ ENVIRONMENTS = 16
 def bench_row_bytes(envs: Mapping[str, GoalEnv], unrolls: int = 20) -> dict[str, Any]:
     """Returns a row for each environment: bytes per environment step of `unrolls` unrolls, 16 environments x 62 steps.
 
-    `raw`: 4 (S + A) + 12. `wire`: in a chunk's message to or from the server, with keys. `item`: added by a
+    `raw`: 4 (S + A + G) + 16. `wire`: in a chunk's message to or from the server, with keys. `item`: added by a
     window for each table, divided by its newest 62 steps. `sampled`: received by one learner at `samples_per_insert`
     1, which is a window's chunks and its item for every 62 steps. `recorded`, `tail`: in the stream's files, as a
     recording (zstd) and as replay's backup (uncompressed). The policy is untrained, of depth 4.
@@ -33,7 +34,7 @@ def _row(env_id: str, env: GoalEnv, unrolls: int) -> dict[str, Any]:
     experiment = collector_experiment(env_id, width=64, environments=ENVIRONMENTS, unroll_length=UNROLL)
     spec, plan = env.spec, make_plan(experiment, env.spec)
     policy = Policy(0, random_policy_params(experiment, spec))
-    collector = Collector(experiment, plan, env, index=0)
+    collector = Collector(experiment, plan, env, index=0, policy=collecting_policy(experiment, spec))
     description = describe(experiment, plan, spec)
     wire_bytes = 0
     with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder:
@@ -52,7 +53,7 @@ def _row(env_id: str, env: GoalEnv, unrolls: int) -> dict[str, Any]:
         "state": spec.state_size,
         "action": spec.action_size,
         "chunks_per_window": plan.chunks_per_window,
-        "raw": 4 * (spec.state_size + spec.action_size + INT_COLUMNS),
+        "raw": 4 * (spec.row_floats + INT_COLUMNS),
         "wire": wire_bytes / steps,
         "item": item,
         "sampled": plan.chunks_per_window * wire_bytes / steps + item,

@@ -17,9 +17,10 @@ from shared.files import write_json
 
 SETTINGS = (
     *("env", "num_envs", "depth", "width", "batch", "minibatches", "budget", "precision", "mode", "seeds"),
-    *("collectors", "learners", "environments_per_collector", "samples_per_insert"),
+    *("collectors", "learners", "environments_per_collector", "samples_per_insert", "objective", "episode_length"),
 )
 """Values of a result, or of a row, that say what was measured. Figures are compared where these are equal."""
+_IMPLIED = {("objective", "contrastive"), ("episode_length", 100)}  # in files from before these settings
 _MAY_DIFFER = {"git_revision"}  # most comparisons are of two revisions on one machine
 
 Result = dict[str, Any]
@@ -130,7 +131,8 @@ def _figures(result: Mapping[str, Any]) -> Iterator[tuple[tuple[Size, str], floa
     whole = {name: result[name] for name in SETTINGS if name in result}
     for row in [result, *result.get("rows", ())]:
         sized = whole | row
-        size = tuple((name, sized[name]) for name in SETTINGS if name in sized)
+        given = ((name, sized[name]) for name in SETTINGS if name in sized)
+        size = tuple(setting for setting in given if setting not in _IMPLIED)
         for name, value in row.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if name not in SETTINGS and number and math.isfinite(value):

@@ -30,6 +30,7 @@ def bench_scaling(
     environments: int = 16,
     state_size: int = 29,
     action_size: int = 8,
+    goal_size: int = 2,
     episode_length: int = 1000,
     unroll_length: int = 62,
     windows_per_update: int = 64,
@@ -61,7 +62,7 @@ def bench_scaling(
     Raises ConfigError for sizes that do not fit together or into this machine's memory, and ProvisionError.
     """
     positive = {"seconds": seconds, "environments": environments, "state_size": state_size, "action_size": action_size}
-    positive |= {"episode_length": episode_length, "unroll_length": unroll_length}
+    positive |= {"goal_size": goal_size, "episode_length": episode_length, "unroll_length": unroll_length}
     positive |= {"windows_per_update": windows_per_update, "samples_per_insert": samples_per_insert}
     for name, number in positive.items():
         if not 0 < number < math.inf:
@@ -72,12 +73,13 @@ def bench_scaling(
         for count in counts:
             if not 1 <= count <= MOST_ROLES:
                 raise ConfigError(f"{name}: {count} is not within 1..{MOST_ROLES}")
-    spec = EnvSpec(state_size, 1, action_size, (0,), episode_length, goal_radius=1.0, num_cells=1)
+    goal_indices = tuple(range(goal_size))
+    spec = EnvSpec(state_size, goal_size, action_size, goal_indices, episode_length, goal_radius=1.0, num_cells=1)
     settings = []
     free = psutil.virtual_memory().available / 1e6
     for num_collectors, num_learners in product(collectors, learners):
         plan = _plan(spec, num_collectors, environments, unroll_length, windows_per_update, samples_per_insert)
-        setting = Setting(num_collectors, num_learners, environments, state_size + action_size, plan)
+        setting = Setting(num_collectors, num_learners, environments, spec.row_floats, plan)
         settings.append(setting)
         if (most := most_megabytes(setting, seconds)) > free:
             raise ConfigError(

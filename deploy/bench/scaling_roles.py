@@ -39,7 +39,7 @@ PROGRESS = np.dtype([("pid", "i8"), ("windows", "i8"), ("bytes", "i8")])
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of one simulation. `environments`: of each collector; rows have `num_floats` float32 and 3 int32."""
+    """Sizes of one simulation. `environments`: of each collector; rows have `num_floats` float32 and 4 int32."""
 
     collectors: int
     learners: int

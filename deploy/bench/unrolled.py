@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from learner.objectives.base import Objective, Trained
 from learner.relabel import Transitions
 from learner.update import make_steps
-from shared.config import BLOCK_DEPTH, AlgorithmConfig, NetworkConfig
-from shared.envs.base import EnvSpec
-from shared.networks import NetworkParams
+from shared.network_config import BLOCK_DEPTH, PLAIN_DEPTHS
 from shared.plan import Plan
 from shared.replay.codec import Columns
 from shared.types import Array, Metrics, Params
@@ -36,13 +35,19 @@ class UnrolledNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
-        x = nn.swish(nn.LayerNorm()(nn.Dense(self.width, kernel_init=_kernel_init)(x)))
+        x = self._layer(x)
+        if self.depth in PLAIN_DEPTHS:
+            for _ in range(1, self.depth):
+                x = self._layer(x)
         for _ in range(self.depth // BLOCK_DEPTH):
             y = x
             for _ in range(BLOCK_DEPTH):
-                y = nn.swish(nn.LayerNorm()(nn.Dense(self.width, kernel_init=_kernel_init)(y)))
+                y = self._layer(y)
             x = x + y
         return [nn.Dense(size, kernel_init=_kernel_init)(x) for size in self.heads]
+
+    def _layer(self, x: jax.Array) -> jax.Array:
+        return nn.swish(nn.LayerNorm()(nn.Dense(self.width, kernel_init=_kernel_init)(x)))
 
 
 class UnrolledParams(NamedTuple):
@@ -63,9 +68,11 @@ class UnrolledState(NamedTuple):
 
 
 class Unrolled:
-    """Textbook learner with one network's sizes."""
+    """Textbook learner of the contrastive objective."""
 
-    def __init__(self, config: NetworkConfig, algorithm: AlgorithmConfig, spec: EnvSpec) -> None:
+    def __init__(self, objective: Objective) -> None:
+        config, algorithm, spec = objective.network, objective.algorithm, objective.spec
+        self._objective = objective
         self.actor = UnrolledNetwork(config.depth, config.width, heads=(spec.action_size, spec.action_size))
         self.encoder = UnrolledNetwork(config.depth, config.width, heads=(config.representation_size,))
         self._algorithm, self._spec = algorithm, spec
@@ -136,7 +143,7 @@ class Unrolled:
 
     def update_step(self, state: UnrolledState, windows: Columns, plan: Plan) -> tuple[UnrolledState, Metrics]:
         """Returns the state after one update. Windows and key give the same minibatches as in `learner.update`."""
-        steps = make_steps(windows, plan, self._spec, self._algorithm.discount, state.key)
+        steps = make_steps(self._objective, windows, plan, state.key)
 
         def one_step(state: UnrolledState, step: tuple[Array, Array]) -> tuple[UnrolledState, Metrics]:
             indices, key = step
@@ -146,11 +153,11 @@ class Unrolled:
         return state._replace(key=steps.key), jax.tree.map(jnp.mean, metrics)
 
 
-def unroll_params(params: NetworkParams, log_alpha: Array) -> UnrolledParams:
+def unroll_params(trained: Trained) -> UnrolledParams:
     """Returns a learner's parameters, or its gradients, in the textbook's layout."""
-    critic = params.critic
+    actor, critic, log_alpha = trained
     return UnrolledParams(
-        _unroll(params.actor, ("mean", "log_std")),
+        _unroll(actor, ("mean", "log_std")),
         _unroll(critic.state_action, ("head",)),
         _unroll(critic.goal, ("head",)),
         log_alpha,
@@ -158,11 +165,11 @@ def unroll_params(params: NetworkParams, log_alpha: Array) -> UnrolledParams:
 
 
 def _unroll(params: Params, heads: tuple[str, ...]) -> Params:
-    trunk = params["params"]["trunk"]
-    blocks = len(trunk["blocks"]["_Layer_0"]["Dense_0"]["bias"])
-    layers = [trunk["stem"]]
-    for block in range(blocks):
-        this_block = jax.tree.map(itemgetter(block), trunk["blocks"])
+    trunk = dict(params["params"]["trunk"])
+    stacked = trunk.pop("blocks", None)
+    layers = [trunk.pop("stem"), *trunk.values()]
+    for block in range(len(stacked["_Layer_0"]["Dense_0"]["bias"]) if stacked else 0):
+        this_block = jax.tree.map(itemgetter(block), stacked)
         layers += [this_block[f"_Layer_{i}"] for i in range(BLOCK_DEPTH)]
     named = {f"{kind}_{i}": layer[f"{kind}_0"] for i, layer in enumerate(layers) for kind in ("Dense", "LayerNorm")}
     return {"params": named | {f"Dense_{len(layers) + i}": params["params"][name] for i, name in enumerate(heads)}}

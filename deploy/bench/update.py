@@ -5,6 +5,7 @@ import time
 import timeit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,17 +15,17 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from deploy.bench.unrolled import Unrolled, unroll_params
-from learner.flops import model_flops
-from learner.state import LearnerState, init_state, make_optimisers
+from learner.objectives.base import Objective
+from learner.objectives.registry import find_objective, make_objective
+from learner.state import LearnerState, init_state
 from learner.update import make_gradients, make_steps, make_update_step, make_update_steps
-from shared.config import Experiment
+from shared.config import ACTIVE, Experiment
 from shared.config_file import parse_experiment
 from shared.envs.base import EnvSpec
 from shared.errors import ConfigError
-from shared.networks import NetworkParams, make_networks, param_shapes
 from shared.plan import Plan, make_plan
 from shared.replay.codec import Columns
-from shared.types import Array
+from shared.types import CONTINUES, TRUNCATED, Array
 
 _MINIBATCHES = 4  # the scan's length changes neither trace nor compile time; seconds are divided by it
 _DEEPEST_UNROLLED = 256  # takes ten minutes to compile
@@ -44,6 +45,8 @@ def bench_update(
     repeats: int = 5,
     seconds: float = 3.0,
     seeds: int = 1,
+    objective: str = "contrastive",
+    episode_length: int = 100,
 ) -> dict[str, Any]:
     """Measures updates by depth.
 
@@ -58,6 +61,8 @@ def bench_update(
         seconds: least time of the updates.
         seeds: above 1, also measures this number of learners in one vmapped update, as `seeds_<figure>`, and adds
             `seeds_speedup` over the same learners one after the other. Its step is one gradient step of each.
+        objective: name of the objective, whose constants are the defaults.
+        episode_length: rows of a window; labels and horizons of some objectives grow with it.
 
     Returns:
         `{"rows": [...], "matmul_flops_per_second"}`. Each row has the sizes and these figures: `init_seconds`
@@ -68,8 +73,14 @@ def bench_update(
         state, windows and temporaries).
 
     Raises:
-        ConfigError: a depth that the textbook cannot compile in reasonable time, or `seeds` below 1.
+        ConfigError: a depth that the textbook cannot compile in reasonable time, an objective that does not exist or
+            that the textbook does not have, episodes of less than two steps, or `seeds` below 1.
     """
+    find_objective(objective, "--objective")
+    if against and objective != "contrastive":
+        raise ConfigError(f"--against: the textbook's update is contrastive, not {objective}; leave one of them out")
+    if episode_length < 2:
+        raise ConfigError(f"--episode-length: {episode_length} is too short; an episode has 2 steps or more")
     if seeds < 1:
         raise ConfigError(f"--seeds: {seeds} is not positive; use 1, or the number of learners that train side by side")
     if against and max(depths) > _DEEPEST_UNROLLED:
@@ -81,6 +92,7 @@ def bench_update(
         rows = []
         for depth in depths:
             sizes: dict[str, Any] = {"depth": depth, "batch": batch, "width": width, "precision": precision}
+            sizes |= {"objective": objective, "episode_length": episode_length}
             rows.append(sizes | _bench_depth(*_experiment(**sizes), against, repeats, seconds, seeds, peak))
     return {"matmul_flops_per_second": peak, "rows": rows}
 
@@ -140,17 +152,17 @@ class _Timed:
 def _bench_depth(
     experiment: Experiment, plan: Plan, against: str | None, repeats: int, seconds: float, seeds: int, peak: float
 ) -> dict[str, Any]:
-    config, algorithm = experiment.collector, experiment.algorithm
-    windows, networks, optimisers = _random_windows(plan), make_networks(config, _SPEC), make_optimisers(algorithm)
-    update_step = make_update_step(networks, optimisers, algorithm, plan, _SPEC)
+    config, windows = experiment.collector, _random_windows(plan)
+    objective = make_objective(experiment, ACTIVE, _spec(plan.window_length))
+    update_step = make_update_step(objective, plan)
 
     def init(seed: int) -> LearnerState:
-        return init_state(networks, optimisers, _SPEC, jax.random.key(seed))
+        return _init_state(objective, jax.random.key(seed))
 
     ours = _Timed(lambda: init(0), update_step, windows)
     timed = {"": ours}
     if against:
-        textbook = Unrolled(config, algorithm, _SPEC)
+        textbook = Unrolled(objective)
         step = partial(textbook.update_step, plan=plan)
         timed["unrolled_"] = _Timed(lambda: textbook.init(jax.random.key(0)), step, windows)
     if seeds > 1:
@@ -160,8 +172,7 @@ def _bench_depth(
         for each in timed.values():  # in turns, so that a busy moment of the machine affects all of them
             each.step()
     row: dict[str, Any] = ours.figures()
-    flops = model_flops(param_shapes(networks, _SPEC), algorithm.batch_size, config.representation_size)
-    row["flops_per_second"] = flops / row["step_seconds"]
+    row["flops_per_second"] = objective.step_flops(plan.batch_size) / row["step_seconds"]
     row["peak_share"] = row["flops_per_second"] / peak
     for prefix, each in timed.items():
         row |= {prefix + name: value for name, value in each.figures().items()}
@@ -175,6 +186,10 @@ def _bench_depth(
     return row
 
 
+# Op by op, initialisation takes more than twice as long.
+_init_state = jax.jit(init_state, static_argnums=0)
+
+
 def _speedup(slow: _Timed, fast: _Timed) -> float:
     """Returns the median of the pairs' ratios."""
     return statistics.median(one / other for one, other in zip(slow.seconds, fast.seconds, strict=True))
@@ -186,19 +201,16 @@ def differences(experiment: Experiment, plan: Plan) -> dict[str, float]:
     `loss_difference`: greatest of the three losses. `gradient_difference`: greatest of any tensor, relative to the
     tensor's largest entry.
     """
-    algorithm = experiment.algorithm
-    networks = make_networks(experiment.collector, _SPEC)
-    state: LearnerState = init_state(networks, make_optimisers(algorithm), _SPEC, jax.random.key(1))
-    gradients = make_gradients(networks, algorithm, _SPEC)
-    textbook = Unrolled(experiment.collector, algorithm, _SPEC)
+    objective: Objective = make_objective(experiment, ACTIVE, _spec(plan.window_length))
+    state: LearnerState = _init_state(objective, jax.random.key(1))
+    gradients, textbook = make_gradients(objective), Unrolled(objective)
 
     @jax.jit
     def compare(state: LearnerState, windows: Columns) -> dict[str, jax.Array]:
-        steps = make_steps(windows, plan, _SPEC, algorithm.discount, state.key)
+        steps = make_steps(objective, windows, plan, state.key)
         minibatch, key = steps.minibatch(steps.order[0]), steps.keys[0]
         found, metrics = gradients(state, minibatch, key)
-        ours = unroll_params(NetworkParams(found.actor, found.critic), found.alpha)
-        params = unroll_params(NetworkParams(state.actor, state.critic), state.log_alpha)
+        ours, params = unroll_params(found), unroll_params(state.trained)
         theirs, expected = textbook.gradients(params, minibatch, key)
         losses = [_relative(metrics[name], expected[name]) for name in expected if "loss" in name]
         tensors = jax.tree.leaves(jax.tree.map(_relative, ours, theirs))
@@ -221,19 +233,35 @@ def matmul_flops_per_second(precision: str) -> float:
     return 2.0 * size**3 / min(seconds)
 
 
-def _experiment(depth: int, batch: int, width: int, precision: str) -> tuple[Experiment, Plan]:
-    windows = max(2 * _MINIBATCHES * batch // (_SPEC.episode_length - 1), 1)
+def _spec(episode_length: int) -> EnvSpec:
+    return replace(_SPEC, episode_length=episode_length)
+
+
+def _experiment(
+    depth: int,
+    batch: int,
+    width: int,
+    precision: str,
+    objective: str = "contrastive",
+    episode_length: int = _SPEC.episode_length,
+) -> tuple[Experiment, Plan]:
+    windows = max(2 * _MINIBATCHES * batch // (episode_length - 1), 1)
     network = {"depth": depth, "width": width, "precision": precision, "environments": windows, "unroll_length": 50}
-    algorithm = {"batch_size": batch, "windows_per_update": windows, "minibatches_per_update": _MINIBATCHES}
+    algorithm = {"objective": objective, "batch_size": batch, "windows_per_update": windows}
+    algorithm |= {"minibatches_per_update": _MINIBATCHES}
     budget = {"env_steps": 100 * windows * 50}
     experiment = parse_experiment({"env": "bench", "collector": network, "algorithm": algorithm, "budget": budget})
-    return experiment, make_plan(experiment, _SPEC)
+    return experiment, make_plan(experiment, _spec(episode_length))
 
 
 def _random_windows(plan: Plan) -> Columns:
     windows, rows = plan.windows_per_update, plan.window_rows
     rng = np.random.default_rng(0)
-    floats = rng.normal(size=(windows, rows, _SPEC.state_size + _SPEC.action_size)).astype(np.float32)
-    floats[..., _SPEC.state_size :] = np.tanh(floats[..., _SPEC.state_size :])
+    floats = rng.normal(size=(windows, rows, _SPEC.row_floats)).astype(np.float32)
+    actions, final = slice(_SPEC.state_size, -_SPEC.goal_size), slice(-_SPEC.goal_size, None)
+    floats[..., actions] = np.tanh(floats[..., actions])
     step = np.broadcast_to(np.arange(rows, dtype=np.int32), (windows, rows))
-    return Columns(floats, np.stack([step // _SPEC.episode_length, step, np.zeros_like(step)], axis=-1))
+    episode, episode_step = np.divmod(step, plan.window_length)
+    end = np.where(episode_step == plan.window_length - 1, TRUNCATED, CONTINUES).astype(np.int32)
+    floats[..., final] *= (end != CONTINUES)[..., None]
+    return Columns(floats, np.stack([episode, step, np.zeros_like(step), end], axis=-1))

@@ -14,7 +14,8 @@ from deploy.bench.rollout import collector_experiment, random_policy_params
 from deploy.run.actors.learner import LearnerActor
 from deploy.run.actors.services import ParamStoreActor
 from deploy.run.actors.source import CollectorActor
-from deploy.run.launch import as_actor, object_store_bytes, ray_output
+from deploy.run.launch import as_actor, ray_output
+from deploy.run.policy_sizes import object_store_bytes
 from deploy.run.setup import prepare_jax
 from deploy.scheduling.ray_cluster import cluster
 from deploy.scheduling.reaper import guarded

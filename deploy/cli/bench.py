@@ -71,6 +71,9 @@ class Update(_Options):
     """Least number of seconds of updates of each depth."""
     seeds: int = 1
     """Also measure this number of learners in one vmapped update."""
+    objective: str = "contrastive"
+    episode_length: int = 100
+    """Rows of a window, with which the labels of some objectives grow."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Rollout(_Options):
 
 @dataclass(frozen=True)
 class Replay(_Options):
-    """Replay in and out: 290-float rows, 64 environments, windows of 18 chunks, two tables."""
+    """Replay in and out: rows of 293 floats and 4 ints, 64 environments, windows of 18 chunks, two tables."""
 
     against_stock: bool = False
     """Also measure Reverb's own client."""
@@ -142,6 +145,7 @@ class Scaling(_Options):
     """Environments of each collector."""
     state_size: int = 29
     action_size: int = 8
+    goal_size: int = 2
     samples_per_insert: float = 1.0
 
 

@@ -34,8 +34,8 @@ class Eval:
         episodes = self.episodes or trained.experiment.evaluation.episodes
         evaluation = trained.experiment.evaluation.model_copy(update={"episodes": episodes})
         experiment = trained.experiment.model_copy(update={"evaluation": evaluation})
-        evaluator = Evaluator(experiment, trained.plan, trained.envs.evaluation)
-        metrics = evaluator.measure(experiment.learner(self.learner), trained.actor, self.seed)
+        evaluator = Evaluator(experiment, trained.plan, trained.envs.evaluation, {self.learner: trained.policy})
+        metrics = evaluator.measure(self.learner, trained.params, self.seed)
         result = {"learner": self.learner, "updates": trained.updates, "episodes": episodes}
         show(result | metrics, self.json)
         return 0

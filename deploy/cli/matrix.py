@@ -16,7 +16,7 @@ from shared.files import to_json
 
 @dataclass(frozen=True)
 class Matrix:
-    """Every run of a matrix of collector depths and learner depths; runs that are done are skipped."""
+    """Every run of a matrix of collector depths, learner depths and objectives; runs that are done are skipped."""
 
     matrix: Positional[Path]
     """The matrix's YAML file, or the name of a shipped one; `fathom experiments` lists these."""

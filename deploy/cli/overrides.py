@@ -21,6 +21,10 @@ from shared.errors import ConfigError
 Section = BaseModel | dict[str, BaseModel]
 
 
+class _Present(str):
+    """Text of a key's present value: the default of an option, by which an option that was not given is told."""
+
+
 def override(experiment: Experiment, options: Sequence[str], path: Path) -> Experiment:
     """Returns `experiment` with the changes in `options`. Raises ConfigError that names the option or the field."""
     for option in options:
@@ -73,19 +77,23 @@ def _kinds(annotation: Any) -> list[Any]:
     return [kind for part in get_args(annotation) for kind in _kinds(part) if kind is not NoneType] or [annotation]
 
 
-def _text(value: Any) -> str:
-    return "none" if value is None else str(value)
+def _text(value: Any) -> _Present:
+    return _Present("none" if value is None else value)
 
 
 def _values(parsed: Any, section: Section, within: str = "") -> dict[str, Any]:
-    """Returns given options as YAML would read them, and the section's own values of the others."""
+    """Returns given options as YAML would read them, and the section's own values of the others.
+
+    Defaults are left out: some depend on other keys, such as the discount on the objective.
+    """
     values: dict[str, Any] = {}
     for field, (name, info, present) in zip(dataclasses.fields(parsed), _entries(section), strict=True):
         given = getattr(parsed, field.name)
         if dataclasses.is_dataclass(given):
             values[name] = _values(given, present, f"{within}{name}.")
-        elif given == _text(present):
-            values[name] = present
+        elif isinstance(given, _Present):
+            if info is None or name in section.model_fields_set:  # type: ignore[union-attr]
+                values[name] = present
         else:
             is_text = not isinstance(present, dict) and str in _kinds(info.annotation)
             values[name] = _read(given, is_text, within + name)

@@ -39,25 +39,24 @@ class Render:
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"--steps: {self.steps} is not positive")
         from deploy.render.draw import render
-        from shared.policy import deterministic_policy, random_policy
+        from shared.policy import random_policy
 
         if self.run_dir:
             from deploy.run.trained import load_trained
-            from shared.networks import make_networks
 
             trained = load_trained(self.run_dir, self.learner)
-            env, experiment, params = trained.envs.evaluation, trained.experiment, trained.actor
-            policy = deterministic_policy(make_networks(experiment.learner(self.learner), env.spec).actor)
+            env, experiment = trained.envs.evaluation, trained.experiment
+            policy, chunk, params = trained.policy, trained.chunk, trained.params
             title = f"{experiment.evaluation.env or experiment.env}, {self.learner} after {trained.updates} updates"
             stem = self.run_dir / "videos" / self.learner
         else:
-            env, params = named_env(str(self.env)), {}
-            policy = random_policy(env.spec.action_size)
+            env = named_env(str(self.env))
+            policy, chunk, params = random_policy(env.spec.action_size), 1, {}
             title = f"{self.env}, random actions"
             stem = Path(str(self.env).replace(":", "."))
         out = self.out or stem.with_name(f"{stem.name}.{self.format}")
         try:
-            render(env, policy, params, out, self.format, self.seed, say, title, self.steps)
+            render(env, policy, params, out, self.format, self.seed, say, title, self.steps, chunk)
         except OSError as error:
             raise ConfigError(f"--out: {out}: {error.strerror or error}; name another file") from error
         return 0

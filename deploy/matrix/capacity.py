@@ -122,7 +122,7 @@ def _answer(holder: subprocess.Popen) -> dict[str, Any]:
 
 def _store_bytes(runs: Sequence[MatrixRun], parallel: int | None) -> int:
     """Size of Ray's object store: enough for all runs at once up to Ray's default, and always enough for each run."""
-    from deploy.run.launch import object_store_bytes  # imports Ray
+    from deploy.run.policy_sizes import object_store_bytes
 
     needs = [object_store_bytes(run.experiment, make_envs(run.experiment).training.spec) for run in runs]
     at_once = sum(sorted(needs, reverse=True)[:parallel])

@@ -3,7 +3,6 @@
 import shutil
 from collections import Counter
 from collections.abc import Collection
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,15 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from deploy.matrix.expand import MatrixConfig, MatrixRun, expand
+from deploy.matrix.expand import MatrixConfig, MatrixRun, expand, matrix_keys
 from deploy.run.limits import find_short_limits
 from deploy.run.run_dir import COPIES_IN_CHECKPOINT, held_bytes
-from shared.config import NetworkConfig
+from learner.objectives.base import Objective
+from learner.objectives.registry import make_objectives
 from shared.disk import GB
 from shared.envs.base import EnvSpec
 from shared.envs.registry import make_envs
 from shared.errors import ConfigError
-from shared.networks import make_networks, network_size
 from shared.plan import Plan, make_plan
 from shared.stream.format import bytes_of_stream
 
@@ -38,18 +37,19 @@ def estimate_matrix(matrix: MatrixConfig) -> dict[str, Any]:
     totals: Counter[str] = Counter(runs=len(runs))
     notes: dict[str, None] = {}  # each once, in order
     for run in runs:
-        spec, plan = _plan(run, matrix)
-        stream_bytes = bytes_of_stream(plan.env_steps, spec.state_size, spec.action_size)
+        spec, plan, objectives = _plan(run, matrix)
+        stream_bytes = bytes_of_stream(plan.env_steps, spec.row_floats)
         totals.update(cells=len(run.experiment.learners), env_steps=plan.env_steps, stream_bytes=stream_bytes)
         notes |= dict.fromkeys(f"experiment.{line}" for line in find_short_limits(run.experiment, plan, spec))
-        for name, config in run.experiment.all_learners.items():
-            parameters = _parameters(config, spec)
+        for name, objective in objectives.items():
+            parameters = objective.size
             totals.update(gradient_steps=plan.gradient_steps)
             rows.append(
                 {
                     "run": run.name,
                     "learner": name,
-                    "depth": config.depth,
+                    "objective": objective.algorithm.objective,
+                    "depth": objective.network.depth,
                     "env_steps": plan.env_steps,
                     "gradient_steps": plan.gradient_steps,
                     "parameters": parameters,
@@ -60,15 +60,17 @@ def estimate_matrix(matrix: MatrixConfig) -> dict[str, Any]:
     return {"rows": rows, "totals": totals, "recorded": runs[0].experiment.record, "notes": list(notes)}
 
 
-def _plan(run: MatrixRun, matrix: MatrixConfig) -> tuple[EnvSpec, Plan]:
+def _plan(run: MatrixRun, matrix: MatrixConfig) -> tuple[EnvSpec, Plan, dict[str, Objective]]:
     try:
-        spec = make_envs(run.experiment).training.spec
-        return spec, make_plan(run.experiment, spec)
+        with matrix_keys(matrix):
+            spec = make_envs(run.experiment).training.spec
+            return spec, make_plan(run.experiment, spec), make_objectives(run.experiment, spec)
     except ConfigError as error:
         key, _, mistake = str(error).partition(":")
         env = run.experiment.env
         own = {"env": "envs"} | ({"evaluation.env": f"evaluation_envs.{env}"} if env in matrix.evaluation_envs else {})
-        raise ConfigError(f"{own.get(key, f'experiment.{key}')}:{mistake}") from error
+        of_matrix = key.split(".")[0] == "objectives"
+        raise ConfigError(f"{own.get(key, key if of_matrix else f'experiment.{key}')}:{mistake}") from error
 
 
 def check_disk(estimate: dict[str, Any], names: Collection[str], out: Path, reserve_gb: float) -> None:
@@ -87,11 +89,6 @@ def check_disk(estimate: dict[str, Any], names: Collection[str], out: Path, rese
             f"--out: {disk} has {readable_bytes(free)} free, all runs together keep about {readable_bytes(missing)} "
             f"more and leave {reserve_gb:g} GB free (supervision.disk_reserve_gb); make room, or name another folder"
         )
-
-
-@cache
-def _parameters(config: NetworkConfig, spec: EnvSpec) -> int:
-    return network_size(make_networks(config, spec), spec)
 
 
 def table(estimate: dict[str, Any]) -> Table:

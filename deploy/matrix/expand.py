@@ -1,33 +1,42 @@
 """Configuration of a matrix, and its expansion to runs and cells."""
 
 import copy
+import hashlib
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from shared.config import Experiment, Frozen, NetworkConfig
+from shared.algorithm_config import KEYS_OF_ONE, AlgorithmConfig
+from shared.config import Experiment
 from shared.config_file import explain, parse_experiment, read_yaml
 from shared.errors import ConfigError
 from shared.files import replace_file
-from shared.values import Depth, EnvId, Seed
+from shared.network_config import NetworkConfig
+from shared.values import Depth, EnvId, Frozen, ObjectiveId, Seed
 
 _SET_BY_THE_MATRIX = ("env", "seed", "learners", "stream")
 _CHANGED_BY_THE_MATRIX = ("collector", "evaluation")
 MOST_LEARNERS = 20_000  # of all runs together, so that an estimate takes seconds
 _DEPTHS = ("depth", "actor_depth", "critic_depth")
+_SHORT_NAME = re.compile("[A-Za-z][A-Za-z0-9_]{0,39}")
 
 
 class MatrixConfig(Frozen):
-    """Environments x collector depths x learner depths x seeds."""
+    """Environments x collector depths x objectives x learner depths x seeds."""
 
     envs: tuple[EnvId, ...]
     collector_depths: tuple[Depth, ...]
     learner_depths: tuple[Depth, ...] = ()
     """Passive learners, which all train on the stream of each collector network. Left out: ordinary training alone."""
+    objectives: dict[ObjectiveId, dict[str, Any]] = Field(default={})
+    """Objectives of the passive learners: a list of names, or a mapping from each name to keys of `algorithm` that are
+    others for its learners. Every learner depth is trained with every objective. Left out: the experiment's own."""
     seeds: tuple[Seed, ...] = (0,)
     evaluation_envs: dict[str, EnvId] = Field(default={})
     """Environments to evaluate in, by training environment, such as its maze's `_eval` layout."""
@@ -42,6 +51,35 @@ class MatrixConfig(Frozen):
         if twice := sorted(str(value) for value, times in Counter(axis).items() if times > 1):
             raise ValueError(f"{', '.join(twice)} is named twice; name each once")
         return axis
+
+    @field_validator("objectives", mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        if isinstance(given, (list, tuple)) and all(isinstance(name, str) for name in given):
+            return {name: {} for name in cls._axis(tuple(given))}
+        if given == {}:
+            raise ValueError("is empty; name at least one")
+        if isinstance(given, Mapping):  # a name without keys is None in YAML
+            return {name: {} if keys is None else keys for name, keys in given.items()}
+        raise ValueError("use a list of names, or a mapping from names to keys of algorithm")
+
+    @model_validator(mode="after")
+    def _objective_keys(self) -> "MatrixConfig":
+        if self.objectives and not self.learner_depths:
+            raise ValueError(
+                "objectives: only passive learners have them, and there are none; name learner_depths, or set "
+                "experiment.algorithm.objective"
+            )
+        for name, keys in self.objectives.items():
+            if "objective" in keys:
+                raise ValueError(f"objectives.{name}.objective: the matrix sets it; leave it out")
+        shared = self.experiment.get("algorithm", {})
+        for key, objective in KEYS_OF_ONE.items():
+            if self.objectives and isinstance(shared, Mapping) and key in shared and objective != self.own_objective:
+                raise ValueError(
+                    f"experiment.algorithm.{key}: is a key of {objective}; set objectives.{objective}.{key}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _keys(self) -> "MatrixConfig":
@@ -60,12 +98,25 @@ class MatrixConfig(Frozen):
         if len({_folder_name(env) for env in self.envs}) < len(self.envs):
             raise ValueError("envs: two of them differ in ':' and '.' alone, and would share their folders; name one")
         runs = len(self.envs) * len(self.collector_depths) * len(self.seeds)
-        if runs * (1 + len(self.learner_depths)) > MOST_LEARNERS:
+        learners = 1 + len(self.learner_depths) * max(len(self.objectives), 1)
+        if runs * learners > MOST_LEARNERS:
             raise ValueError(
-                f"seeds: {runs} runs with {1 + len(self.learner_depths)} learners each are more than "
+                f"seeds: {runs} runs with {learners} learners each are more than "
                 f"{MOST_LEARNERS} learners; split the matrix"
             )
         return self
+
+    @property
+    def own_objective(self) -> str:
+        """The experiment's objective: that of the collector learner, and without `objectives` of all learners."""
+        algorithm = self.experiment.get("algorithm", {})
+        default = AlgorithmConfig.model_fields["objective"].default
+        return algorithm.get("objective", default) if isinstance(algorithm, Mapping) else default
+
+    @property
+    def objective_keys(self) -> dict[str, dict[str, Any]]:
+        """Objectives of the passive learners with their keys, also without the axis."""
+        return self.objectives or {self.own_objective: {}}
 
 
 class MatrixRun(NamedTuple):
@@ -96,6 +147,18 @@ def _folder_name(env: str) -> str:
     return env.replace(":", ".")
 
 
+def learner_name(objective: str, depth: int) -> str:
+    """Returns the name of a matrix's learner, such as `survival-d16`.
+
+    An own objective `package.module:Class` becomes `Class` with six digits of its digest, which is the same in every
+    matrix, and another one for a class of this name in another module.
+    """
+    if not _SHORT_NAME.fullmatch(objective):
+        shown = re.sub("[^A-Za-z0-9_]", "_", objective.rpartition(":")[2])[:40]
+        objective = f"{shown}-{hashlib.sha256(objective.encode()).hexdigest()[:6]}"
+    return f"{objective}-d{depth}"
+
+
 def load_matrix(path: Path) -> MatrixConfig:
     """Loads a matrix from a YAML file and checks all its runs. Raises ConfigError, a line for each mistake."""
     try:
@@ -124,16 +187,45 @@ def _make_run(matrix: MatrixConfig, env: str, depth: int, seed: int, prefix: str
         network["resources"] = collector["learner_resources"]
     values |= {"env": env, "seed": seed, "collector": collector}
     # The collector learner has seed 0. With the same seed, a passive learner of its depth would be its copy.
-    values["learners"] = {f"d{each}": {**network, "depth": each, "seed": 1} for each in matrix.learner_depths}
+    copies = {each: {**network, "depth": each, "seed": 1} for each in matrix.learner_depths}
+    if matrix.objectives:
+        values["learners"] = {
+            learner_name(objective, each): {**learner, "algorithm": {"objective": objective, **keys}}
+            for objective, keys in matrix.objectives.items()
+            for each, learner in copies.items()
+        }
+    else:
+        values["learners"] = {f"d{each}": learner for each, learner in copies.items()}
     if env in matrix.evaluation_envs:
         values["evaluation"] = {**values.get("evaluation", {}), "env": matrix.evaluation_envs[env]}
     name = f"{_folder_name(env)}-c{depth}-s{seed}"
-    return MatrixRun(name, depth, parse_experiment(values, prefix))
+    with matrix_keys(matrix, prefix):
+        return MatrixRun(name, depth, parse_experiment(values, prefix))
 
 
-def fed_run(run: MatrixRun, depth: int, stream: Path) -> MatrixRun:
-    """Returns a run of a single learner: that of `depth` which `run` would have, trained on the recorded `stream`."""
-    name = f"d{depth}"
+@contextmanager
+def matrix_keys(matrix: MatrixConfig, prefix: str = "") -> Iterator[None]:
+    """Replaces keys of learners' algorithms by the matrix's in the ConfigErrors of its block, one line for each."""
+    try:
+        yield
+    except ConfigError as error:
+        lines = [_with_matrix_key(line.removeprefix(prefix), matrix) for line in str(error).splitlines()]
+        raise ConfigError("\n".join(prefix + line for line in dict.fromkeys(lines))) from error
+
+
+def _with_matrix_key(line: str, matrix: MatrixConfig) -> str:
+    for objective in matrix.objectives:
+        for depth in matrix.learner_depths:
+            own = f"learners.{learner_name(objective, depth)}.algorithm."
+            if line.startswith(f"{own}objective:"):
+                return line.replace(f"{own}objective", "objectives", 1)
+            if line.startswith(own):
+                return line.replace(own, f"objectives.{objective}.", 1)
+    return line
+
+
+def fed_run(run: MatrixRun, name: str, stream: Path) -> MatrixRun:
+    """Returns a run of the learner called `name` alone, which `run` would have, trained on the recorded `stream`."""
     changes = {"learners": {name: run.experiment.learners[name]}, "record": False, "stream": str(stream)}
     return run._replace(name=f"{run.name}-{name}", experiment=run.experiment.model_copy(update=changes))
 

@@ -2,7 +2,7 @@
 
     OUT/matrix.yaml
     OUT/<env>-c<collector depth>-s<seed>/                     a run with all learners
-    OUT/<env>-c<collector depth>-s<seed>-d<learner depth>/    a learner that was added to that run later
+    OUT/<env>-c<collector depth>-s<seed>-<learner>/           a learner that was added to that run later
 
 The folder can be moved: a run stays done although the path of its stream has changed.
 """
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deploy.layout import STREAM
-from deploy.matrix.expand import MatrixConfig, MatrixRun, expand, fed_run, load_matrix
+from deploy.matrix.expand import MatrixConfig, MatrixRun, expand, fed_run, load_matrix, matrix_keys
 from deploy.recovery.resume import Change, changed_results
 from deploy.run.run_dir import SILENT_S, read_status, silent_seconds
+from deploy.run.setup import check_ends
 from shared.config import Experiment
 from shared.config_file import load_experiment
 from shared.errors import ConfigError
@@ -79,14 +80,33 @@ def runs_in(matrix: MatrixConfig, out: Path) -> list[MatrixRun]:
 def _split_at_held(whole: MatrixRun, out: Path) -> list[MatrixRun]:
     run_dir = out / whole.name
     held = _held(run_dir)
-    if held is None or not (_is_finished(run_dir) or whole.experiment.record):
+    if held is None:
+        return [whole]
+    whole = whole._replace(experiment=_with_held_names(whole, held, out))
+    if not (_is_finished(run_dir) or whole.experiment.record):
         return [whole]
     part = _without_new_learners(whole.experiment, held)
     if changed_results(held, part):
         return [whole]
-    missing = [learner.depth for name, learner in whole.experiment.learners.items() if name not in part.learners]
-    fed = [fed_run(whole, depth, out.absolute() / whole.name / STREAM) for depth in missing]
+    missing = [name for name in whole.experiment.learners if name not in part.learners]
+    fed = [fed_run(whole, name, out.absolute() / whole.name / STREAM) for name in missing]
     return [whole._replace(experiment=part), *fed]
+
+
+def _with_held_names(whole: MatrixRun, held: Experiment, out: Path) -> Experiment:
+    """Returns the experiment of `whole` with learners of its own objective called `d<depth>` if `out` has them so.
+
+    A matrix without objectives gives these names, so objectives can be added to it.
+    """
+    learners = {}
+    for name, learner in whole.experiment.learners.items():
+        plain = f"d{learner.depth}"
+        has_plain = plain in held.learners or (out / f"{whole.name}-{plain}" / CONFIG).exists()
+        if has_plain and learner.algorithm == {"objective": whole.experiment.algorithm.objective}:
+            learners[plain] = learner.model_copy(update={"algorithm": {}})
+        else:
+            learners[name] = learner
+    return whole.experiment.model_copy(update={"learners": learners})
 
 
 def _without_new_learners(experiment: Experiment, held: Experiment) -> Experiment:
@@ -194,9 +214,18 @@ def check_out(out: Path, matrix: MatrixConfig, overwrite: bool) -> None:
             missing = "set experiment.record: true before the first run"
             remedy = f"put {STREAM}/ back" if matrix.experiment.get("record") else missing
             raise ConfigError(
-                f"learner_depths: {run.learner_depths[0]} was added, but {stream.parent} kept no stream; "
-                f"{remedy}, or name another --out"
+                f"{_added(run, matrix)}, but {stream.parent} kept no stream; {remedy}, or name another --out"
             )
+        if run.fed and (stream / MANIFEST).exists() and not is_done(out / run.name, run):
+            with matrix_keys(matrix):
+                check_ends(run.experiment, stream)
+
+
+def _added(run: MatrixRun, matrix: MatrixConfig) -> str:
+    """Returns the learner that a fed run adds, after the matrix's key."""
+    (name,) = run.experiment.learners
+    depth = run.learner_depths[0]
+    return f"objectives: learner {name} was added" if matrix.objectives else f"learner_depths: {depth} was added"
 
 
 def _check_grown(before: MatrixConfig, now: MatrixConfig, out: Path, overwrite: bool) -> None:
@@ -204,6 +233,7 @@ def _check_grown(before: MatrixConfig, now: MatrixConfig, out: Path, overwrite: 
     for axis in ("envs", "collector_depths", "learner_depths", "seeds"):
         if gone := [value for value in getattr(before, axis) if value not in getattr(now, axis)]:
             raise ConfigError(f"--out: {out} holds a matrix that also has {axis} {gone[0]}; name another folder")
+    _check_objectives(before, now, out, overwrite)
     if overwrite:
         return
     for env in before.envs:
@@ -219,3 +249,19 @@ def _check_grown(before: MatrixConfig, now: MatrixConfig, out: Path, overwrite: 
             f"--out: {out} holds a matrix with another experiment ({_text(changed)}); set it back, "
             "name another folder, or add --overwrite"
         )
+
+
+def _check_objectives(before: MatrixConfig, now: MatrixConfig, out: Path, overwrite: bool) -> None:
+    """Raises ConfigError if learners of `before` are gone, or, unless `overwrite`, if their keys have changed."""
+    if not before.learner_depths:
+        return
+    gone = [name for name in before.objective_keys if name not in now.objective_keys]
+    if gone or (before.objectives and not now.objectives):
+        name = [*gone, *before.objectives][0]
+        raise ConfigError(f"--out: {out} holds a matrix that also has objectives {name}; name another folder")
+    for name, keys in before.objective_keys.items():
+        if keys != now.objective_keys[name] and not overwrite:
+            raise ConfigError(
+                f"--out: {out} holds a matrix with other keys of objectives.{name} ({keys}); set them back, "
+                "name another folder, or add --overwrite"
+            )

@@ -15,6 +15,7 @@ from shared.files import replace_file, write_json
 COLUMNS = (
     "env",
     "collector_depth",
+    "objective",
     "learner_depth",
     "seed",
     "time_at_goal",
@@ -45,6 +46,7 @@ def collect_results(out: Path, matrix: MatrixConfig) -> dict[str, Any]:
             row = learner | {
                 "env": run.experiment.env,
                 "collector_depth": run.collector_depth,
+                "objective": run.experiment.algorithm_of(name).objective,
                 "learner_depth": run.experiment.learner(name).depth,
                 "seed": run.experiment.seed,
                 "coverage": summary.get("collector", {}).get("coverage"),
@@ -55,6 +57,7 @@ def collect_results(out: Path, matrix: MatrixConfig) -> dict[str, Any]:
         "env": matrix.envs,
         "collector_depth": matrix.collector_depths,
         "seed": matrix.seeds,
+        "objective": [*matrix.objective_keys],
         "learner_depth": matrix.learner_depths,
     }
     cells.sort(key=lambda row: [axis.index(row[name]) for name, axis in axes.items()])

@@ -42,7 +42,9 @@ class Change(NamedTuple):
         return below or not RESOURCES.isdisjoint(parts)
 
     def __str__(self) -> str:
-        return f"{self.key} was {_text(self.before)} and is {_text(self.now)} now"
+        is_learner = self.key.startswith("learners.") and self.key.count(".") == 1
+        before, now = (_text(value, is_learner) for value in (self.before, self.now))
+        return f"{self.key} was {before} and is {now} now"
 
 
 def changes(before: Experiment, now: Experiment) -> list[Change]:
@@ -64,14 +66,16 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
             yield Change(prefix + key, one, other)
 
 
-def _text(value: Any) -> str:
-    """Returns a value in a few words: a learner without its defaults, as a line of YAML."""
+def _text(value: Any, is_learner: bool) -> str:
+    """Returns a value in a few words: a dict as a line of YAML, a learner without its defaults."""
     if value is None:
         return "absent"
     if not isinstance(value, dict):
         return repr(value)
-    learner = LearnerConfig.model_validate(value)
-    brief = {"depth": learner.depth, **learner.model_dump(mode="json", exclude_defaults=True)}
+    brief = value
+    if is_learner:
+        learner = LearnerConfig.model_validate(value)
+        brief = {"depth": learner.depth, **learner.model_dump(mode="json", exclude_defaults=True)}
     return yaml.safe_dump(brief, default_flow_style=True, sort_keys=False, width=_LONGEST_LINE).strip()
 
 

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from collector.collector import CollectorState
 from deploy.mode import Mode
 from shared import checkpoint
-from shared.config import Frozen
 from shared.errors import ConfigError
 from shared.files import replace_file, to_json
 from shared.position import Position
@@ -27,9 +26,10 @@ from shared.stream.backup import link_shard, restore_shard
 from shared.stream.format import ShardSummary
 from shared.stream.index import read_index
 from shared.stream.part import check_bytes
+from shared.values import Frozen
 
 SNAPSHOTS, INFO, SEAL = "snapshots", "snapshot.json", "part.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 STATE, POSITION, SHARD, GENERATORS = "state", "position.json", "stream", "generators.json"  # in a part
 DRIVER = "driver"
 _REMEDY = "resume from another snapshot"

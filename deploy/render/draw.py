@@ -28,19 +28,20 @@ def render(
     say: Callable[[str], None],
     title: str = "",
     steps: int | None = None,
+    chunk: int = 1,
 ) -> None:
     """Plays one episode, or several of a point in a maze, and draws them to the file `out`.
 
     `picture`: html is a page with the scene to turn around in, whose viewer comes from the internet; mp4 is a film in
-    real time; png shows eight moments, or the paths through the maze. `seed` chooses start and goal, `steps` limits an
-    episode, `title` heads a png.
+    real time; png shows eight moments, or the paths through the maze. `seed` chooses start, goal and samples, `steps`
+    limits an episode, `title` heads a png. `policy` decides `chunk` actions at once.
 
     Raises ConfigError, before anything is played, where `env` cannot be drawn so, and where png or mp4 find no OpenGL.
     Raises OSError where `out` cannot be written.
     """
     write, num_episodes = _writer(env, picture)
     out.parent.mkdir(parents=True, exist_ok=True)
-    record = make_recorder(env, policy, steps)
+    record = make_recorder(env, policy, steps, chunk)
     episodes = []
     for key in jax.random.split(jax.random.key(seed), num_episodes):
         episodes.append(record(params, key))

@@ -25,9 +25,14 @@ class Episode(NamedTuple):
     physics: list[Any]
 
 
-def make_recorder(env: GoalEnv, policy: PolicyFunction, steps: int | None) -> Callable[[Params, Array], Episode]:
-    """Returns `record(params, key)`, which plays an episode to its end, or at most `steps` of it. `key` is consumed."""
-    start = jax.jit(make_start(env, 1))
+def make_recorder(
+    env: GoalEnv, policy: PolicyFunction, steps: int | None, chunk: int = 1
+) -> Callable[[Params, Array], Episode]:
+    """Returns `record(params, key)`, which plays an episode to its end, or at most `steps` of it. `key` is consumed.
+
+    `policy` decides `chunk` actions at once.
+    """
+    start = jax.jit(make_start(env, 1, chunk))
     unroll = jax.jit(make_unroll(env, policy, length=1))
     max_steps = min(steps or env.spec.episode_length, env.spec.episode_length)
 

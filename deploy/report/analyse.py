@@ -1,27 +1,38 @@
 """Analysis: makes the contents of a report (`contents.py`) from what `read.py` returns. Pure functions.
 
 C: collector depths, L: learner depths, S: seeds, all ascending. An array by these axes is NaN where a trial is missing.
+It holds the passive learners of one objective; `objectives.py` compares objectives.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from functools import partial, reduce
-from itertools import groupby
+from functools import reduce
+from itertools import chain, groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deploy.report import contents, statistics
+from deploy.report.objectives import gain_differences, objective_gains
 from deploy.report.read import Exploration, MatrixRecord, Treatment, Trial
-from deploy.report.statistics import Values, estimate
+from deploy.report.statistics import Values, estimate, paired_known
 
 EXPRESSING, EXPLORING, TOGETHER = "expressing", "exploring", "both together"
 SAMPLES_PER_INSERT_TOLERANCE = 0.01  # as a share of the median
 
 Depths = Sequence[int]
 _place = attrgetter("collector_depth", "learner_depth")
+
+
+class _Series(NamedTuple):
+    """Passive learners of one objective; `final` and `area` `[C, L, S]`."""
+
+    objective: str
+    trials: list[Trial]
+    final: Values
+    area: Values
 
 
 def make_report(record: MatrixRecord) -> contents.Report:
@@ -44,29 +55,49 @@ def _environment(record: MatrixRecord, env: str) -> contents.EnvironmentReport:
     passive = [trial for trial in trials if not trial.active]
     active = [trial for trial in trials if trial.active]
     marks = _marks(trials)
-    collector_depths, learner_depths = tuple(sorted(matrix.collector_depths)), tuple(sorted(matrix.learner_depths))
-    axes = {"collector_depth": collector_depths, "learner_depth": learner_depths, "seed": sorted(matrix.seeds)}
-    final, area = (_by_axes(passive, measure, **axes) for measure in ("final", "area"))
-    active_final = _by_axes(active, "final", collector_depth=collector_depths, seed=axes["seed"])
-    compare = partial(_comparisons, final, area, collector_depths, learner_depths)
-    deeper = range(1, len(learner_depths))
+    depths = tuple(sorted(matrix.collector_depths)), tuple(sorted(matrix.learner_depths))
+    seeds = sorted(matrix.seeds)
+    every = [_series(objective, passive, *depths, seeds) for objective in matrix.objective_keys]
+    finals = {series.objective: series.final for series in every}
+    active_final = _by_axes(active, "final", collector_depth=depths[0], seed=seeds)
+    learners = [series.trials for series in every]
+    deeper = range(1, len(depths[1]))
     return contents.EnvironmentReport(
         env=env,
         evaluated_in=matrix.evaluation_envs.get(env, env),
         episode_length=record.episode_lengths.get(env),
-        collector_depths=collector_depths,
-        learner_depths=learner_depths,
-        cells=_cells(passive, marks),
+        objectives=tuple(finals),
+        collector_depths=depths[0],
+        learner_depths=depths[1],
+        cells=_of_all(_cells(trials, marks) for trials in learners),
         active=_cells(active, marks),
-        differences=compare([(index, 0) for index in deeper]),
-        neighbours=compare([(index, index - 1) for index in deeper]),
-        gains=_gains(final, collector_depths, learner_depths),
-        critical=_critical(final, active_final, collector_depths, learner_depths),
-        curves=tuple(_curve(group) for learners in (passive, active) for group in _grouped(learners, _place)),
+        differences=_of_all(_comparisons(series, *depths, [(index, 0) for index in deeper]) for series in every),
+        neighbours=_of_all(_comparisons(series, *depths, [(index, index - 1) for index in deeper]) for series in every),
+        gains=_of_all(_gains(series, *depths) for series in every),
+        objective_gains=objective_gains(finals, *depths),
+        gain_differences=gain_differences(finals, *depths),
+        critical=_of_all(_critical(series, *depths) for series in every)
+        + _steps(matrix.own_objective, "active", None, active_final, depths[0]),
+        curves=tuple(_curve(group) for trials in (*learners, active) for group in _grouped(trials, _place)),
         explored=_explored([each for each in record.explorations if each.env == env]),
-        costs=_costs(trials),
-        fairness=_fairness(trials, marks),
+        costs=_of_all(
+            _costs([trial for trial in trials if trial.objective == objective])
+            for objective in dict.fromkeys([*finals, matrix.own_objective])
+        ),
+        fairness=_fairness(trials, marks, [*finals]),
     )
+
+
+def _series(
+    objective: str, passive: Iterable[Trial], collector_depths: Depths, learner_depths: Depths, seeds: Sequence[int]
+) -> _Series:
+    trials = [trial for trial in passive if trial.objective == objective]
+    axes = {"collector_depth": collector_depths, "learner_depth": learner_depths, "seed": seeds}
+    return _Series(objective, trials, *(_by_axes(trials, measure, **axes) for measure in ("final", "area")))
+
+
+def _of_all(rows: Iterable[Iterable[Any]]) -> tuple:
+    return tuple(chain.from_iterable(rows))
 
 
 def _grouped(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
@@ -85,6 +116,7 @@ def _by_axes(trials: Iterable[Trial], measure: str, **axes: Sequence[int]) -> Va
 def _cells(trials: Sequence[Trial], marks: Mapping[Trial, str]) -> tuple[contents.Cell, ...]:
     return tuple(
         contents.Cell(
+            group[0].objective,
             *_place(group[0]),
             seeds=tuple(each.seed for each in group),
             time_at_goal=estimate([trial.final for trial in group]),
@@ -102,29 +134,31 @@ def _estimate_known(values: Iterable[float]) -> statistics.Estimate:
     return estimate(known) if known else statistics.Estimate(np.nan, None, 0)
 
 
-def _paired(ours: Values, theirs: Values) -> statistics.Difference | None:
-    """Compares `ours` `[S]` with `theirs` `[S]` over the seeds that both have; None without such a seed."""
-    common = ~np.isnan(ours - theirs)
-    return statistics.paired_difference(ours[common], theirs[common]) if common.any() else None
-
-
 def _comparisons(
-    final: Values, area: Values, collector_depths: Depths, learner_depths: Depths, pairs: Sequence[tuple[int, int]]
+    series: _Series, collector_depths: Depths, learner_depths: Depths, pairs: Sequence[tuple[int, int]]
 ) -> tuple[contents.Comparison, ...]:
     """Compares learners of each collector depth. `pairs`: (deeper, shallower), as indices of `learner_depths`."""
     return tuple(
-        contents.Comparison(depth, learner_depths[deeper], learner_depths[shallower], final_difference, area_difference)
-        for depth, finals, areas in zip(collector_depths, final, area, strict=True)
+        contents.Comparison(
+            series.objective,
+            depth,
+            learner_depths[deeper],
+            learner_depths[shallower],
+            final_difference,
+            area_difference,
+        )
+        for depth, finals, areas in zip(collector_depths, series.final, series.area, strict=True)
         for deeper, shallower in pairs
-        if (final_difference := _paired(finals[deeper], finals[shallower]))
-        and (area_difference := _paired(areas[deeper], areas[shallower]))
+        if (final_difference := paired_known(finals[deeper], finals[shallower]))
+        and (area_difference := paired_known(areas[deeper], areas[shallower]))
     )
 
 
-def _gains(final: Values, collector_depths: Depths, learner_depths: Depths) -> tuple[contents.Gain, ...]:
-    """Compares the deepest with the shallowest along each axis of `final` `[C, L, S]`, over seeds with every cell."""
+def _gains(series: _Series, collector_depths: Depths, learner_depths: Depths) -> tuple[contents.Gain, ...]:
+    """Compares the deepest with the shallowest along each axis of `series.final`, over seeds with every cell."""
     if not learner_depths:
         return ()
+    final = series.final
     least_c, most_c, least_l, most_l = collector_depths[0], collector_depths[-1], learner_depths[0], learner_depths[-1]
     wanted = []
     if least_l < most_l:
@@ -136,19 +170,33 @@ def _gains(final: Values, collector_depths: Depths, learner_depths: Depths) -> t
     if len(wanted) == 2:
         meaning = f"gain by {EXPRESSING} at collector depth {most_c}, minus the same gain at collector depth {least_c}"
         wanted.append((TOGETHER, meaning, final[-1, -1] - final[-1, 0], final[0, -1] - final[0, 0]))
-    return tuple(contents.Gain(cause, meaning, gain) for cause, meaning, *pair in wanted if (gain := _paired(*pair)))
+    return tuple(
+        contents.Gain(series.objective, cause, meaning, gain)
+        for cause, meaning, *pair in wanted
+        if (gain := paired_known(*pair))
+    )
 
 
-def _critical(
-    final: Values, active: Values, collector_depths: Depths, learner_depths: Depths
+def _critical(series: _Series, collector_depths: Depths, learner_depths: Depths) -> tuple[contents.CriticalStep, ...]:
+    """Returns the steps along both axes of `series.final`."""
+    objective, final = series.objective, series.final
+    along_learners = zip(collector_depths, final, strict=True)
+    return _of_all(
+        [
+            *(_steps(objective, "learner", held, values, learner_depths) for held, values in along_learners),
+            *(
+                _steps(objective, "collector", held, final[:, index], collector_depths)
+                for index, held in enumerate(learner_depths)
+            ),
+        ]
+    )
+
+
+def _steps(
+    objective: str, axis: str, held: int | None, values: Values, depths: Depths
 ) -> tuple[contents.CriticalStep, ...]:
-    """Returns the steps along both axes of `final` `[C, L, S]`, and of the collector learners `active` `[C, S]`."""
-    axes = [
-        *(("learner", held, values, learner_depths) for held, values in zip(collector_depths, final, strict=True)),
-        *(("collector", held, final[:, index], collector_depths) for index, held in enumerate(learner_depths)),
-        ("active", None, active, collector_depths),
-    ]
-    return tuple(contents.CriticalStep(axis, held, ratio) for axis, held, *series in axes for ratio in _ratios(*series))
+    """Returns the steps of `values` `[depths, S]`."""
+    return tuple(contents.CriticalStep(objective, axis, held, ratio) for ratio in _ratios(values, depths))
 
 
 def _ratios(values: Values, depths: Depths) -> list[statistics.DepthRatio]:
@@ -167,6 +215,7 @@ def _curve(group: Sequence[Trial]) -> contents.Curve:
     grid = np.linspace(0, min((trial.seconds[-1] for trial in collecting), default=0), len(steps))
     timed = [np.interp(grid, trial.seconds, trial.time_at_goal) for trial in collecting]
     return contents.Curve(
+        group[0].objective,
         *_place(group[0]),
         active=group[0].active,
         seeds=tuple(each.seed for each in group),
@@ -210,6 +259,7 @@ def _explored_by(group: Sequence[Exploration]) -> contents.Explored:
 def _costs(trials: Sequence[Trial]) -> tuple[contents.Cost, ...]:
     return tuple(
         contents.Cost(
+            objective=group[0].objective,
             learner_depth=group[0].learner_depth,
             parameters=next((trial.parameters for trial in group if not np.isnan(trial.parameters)), np.nan),
             gradient_steps_per_second=_estimate_known(trial.gradient_steps_per_second for trial in group),
@@ -219,7 +269,10 @@ def _costs(trials: Sequence[Trial]) -> tuple[contents.Cost, ...]:
 
 
 def _marks(trials: Sequence[Trial]) -> dict[Trial, str]:
-    """Returns how each trial differs: in gradient steps from most of `trials`, otherwise from its stream's median."""
+    """Returns how each trial differs: in gradient steps from most of `trials`, in its chunk from its collector.
+
+    In samples per insert and in sample age, from its stream's median.
+    """
     counts = Counter(trial.gradient_steps for trial in trials if not np.isnan(trial.gradient_steps))
     usual_steps = max(counts, key=lambda steps: counts[steps], default=0)
     marks = {}
@@ -240,6 +293,8 @@ def _marks(trials: Sequence[Trial]) -> dict[Trial, str]:
                 found.append(f"{trial.samples_per_insert:.3f} samples per insert, its stream's median is {ratio:.3f}")
             if abs(trial.sample_age - age) > trial.age_spread:
                 found.append(f"sample age {trial.sample_age:.0f}, its stream's median is {age:.0f}")
+            if trial.chunk != trial.collector_chunk:
+                found.append(f"chunk of {trial.chunk}, its collector's is {trial.collector_chunk}")
             marks[trial] = "; ".join(found)
     return marks
 
@@ -250,8 +305,14 @@ def _median(values: Sequence[float]) -> float:
     return float(np.median(known)) if known else np.nan
 
 
-def _fairness(trials: Sequence[Trial], marks: Mapping[Trial, str]) -> tuple[contents.Fairness, ...]:
-    ordered = sorted(trials, key=lambda each: (each.collector_depth, each.seed, not each.active, each.learner_depth))
+def _fairness(
+    trials: Sequence[Trial], marks: Mapping[Trial, str], objectives: Sequence[str]
+) -> tuple[contents.Fairness, ...]:
+    def place(each: Trial) -> tuple:
+        objective = -1 if each.active else objectives.index(each.objective)
+        return each.collector_depth, each.seed, objective, each.learner_depth
+
+    ordered = sorted(trials, key=place)
     names = [field.name for field in fields(Treatment)]
     return tuple(
         contents.Fairness(**{name: getattr(trial, name) for name in names}, mark=marks[trial]) for trial in ordered

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from deploy.report.statistics import Values
 
 ACTIVE_COLOUR = "#8a8f98"
 INK = "#1f2430"
+_OBJECTIVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4c566a")
+"""Colours that remain different to most colour-blind readers (Okabe and Ito, 2008), and a grey."""
 
 
 class HeatCell(NamedTuple):
@@ -52,6 +55,12 @@ def depth_colours(depths: Sequence[int]) -> dict[int, str]:
     """Returns one scale from shallow to deep, dark enough on white at both ends."""
     places = np.linspace(0.12, 0.82, len(depths)) if len(depths) != 1 else [0.45]
     return {depth: to_hex(colormaps["viridis"](place)) for depth, place in zip(depths, places, strict=True)}
+
+
+def objective_colours(report: EnvironmentReport) -> dict[str, str]:
+    """Returns a colour for each objective that any learner has."""
+    names = dict.fromkeys([*report.objectives, *(row.objective for row in report.costs)])
+    return dict(zip(names, cycle(_OBJECTIVE_COLOURS), strict=False))
 
 
 def time_at_goal(report: EnvironmentReport, seeds: int, brief: bool = False) -> Heatmap:
@@ -99,21 +108,44 @@ def _heatmap(report: EnvironmentReport, cells: Mapping[tuple[int, int], HeatCell
     return Heatmap(rows, columns, grid, colours, (lowest, largest))
 
 
+def depth_curves(report: EnvironmentReport) -> dict[str, list[Line]]:
+    """Returns title -> lines: time at goal by learner depth for each objective, a chart for each collector depth."""
+    colours = objective_colours(report)
+    charts = {}
+    for collector_depth in report.collector_depths:
+        lines = []
+        for objective in report.objectives:
+            cells = [
+                cell for cell in report.cells if (cell.collector_depth, cell.objective) == (collector_depth, objective)
+            ]
+            finals = [cell.time_at_goal for cell in cells]
+            intervals = [
+                (each.interval.low, each.interval.high) if each.interval else (math.nan,) * 2 for each in finals
+            ]
+            low, high = np.reshape(intervals, (-1, 2)).T
+            x, y = np.array([cell.learner_depth for cell in cells]), np.array([each.value for each in finals])
+            lines.append(Line(objective, x, y, colours[objective], (low, high)))
+        charts[f"collector depth {collector_depth}"] = [line for line in lines if len(line.x)]
+    return {title: lines for title, lines in charts.items() if lines}
+
+
 def learning_curves(report: EnvironmentReport, by_steps: bool) -> dict[str, list[Line]]:
     """Returns title -> lines: a chart for each collector depth; with several depths also one of all collector learners.
 
-    `by_steps`: environment steps along x, otherwise minutes of wall clock.
+    With several objectives there is a chart for each objective and collector depth. `by_steps`: environment steps along
+    x, otherwise minutes of wall clock.
     """
     curves = [curve for curve in report.curves if by_steps or curve.by_seconds]
     active = [curve for curve in curves if curve.active]
     colours = depth_colours(sorted({curve.learner_depth for curve in report.curves if not curve.active}))
     charts = {}
-    for depth in report.collector_depths if colours else ():
-        charts[f"collector depth {depth}"] = [
-            _line(curve, by_steps, ACTIVE_COLOUR if curve.active else colours[curve.learner_depth])
-            for curve in curves
-            if curve.collector_depth == depth
-        ]
+    for objective in report.objectives if colours else ():
+        for depth in report.collector_depths:
+            charts[f"{objective}, collector depth {depth}" if report.several else f"collector depth {depth}"] = [
+                _line(curve, by_steps, ACTIVE_COLOUR if curve.active else colours[curve.learner_depth])
+                for curve in curves
+                if curve.collector_depth == depth and (curve.active or curve.objective == objective)
+            ]
     if len(active) > 1 or not colours:
         colours = depth_colours([curve.learner_depth for curve in active])
         lines = [_line(curve, by_steps, colours[curve.learner_depth]) for curve in active]
@@ -138,9 +170,17 @@ def coverage(report: EnvironmentReport) -> list[Line]:
     return lines
 
 
-def costs(report: EnvironmentReport) -> dict[str, list[float]]:
-    """Returns two bar charts: title -> value at each depth."""
-    return {
-        "parameters": [cost.parameters for cost in report.costs],
-        "gradient steps per second": [cost.gradient_steps_per_second.value for cost in report.costs],
-    }
+def cost_depths(report: EnvironmentReport) -> list[int]:
+    return sorted({cost.learner_depth for cost in report.costs})
+
+
+def costs(report: EnvironmentReport) -> dict[str, dict[str, list[float]]]:
+    """Returns two bar charts: title -> objective -> value at each of `cost_depths`, NaN where there is no learner."""
+    depths = cost_depths(report)
+    parameters: dict[str, list[float]] = {each.objective: [math.nan] * len(depths) for each in report.costs}
+    rates: dict[str, list[float]] = {each.objective: [math.nan] * len(depths) for each in report.costs}
+    for cost in report.costs:
+        index = depths.index(cost.learner_depth)
+        parameters[cost.objective][index] = cost.parameters
+        rates[cost.objective][index] = cost.gradient_steps_per_second.value
+    return {"parameters": parameters, "gradient steps per second": rates}

@@ -11,6 +11,7 @@ from deploy.report.statistics import Band, DepthRatio, Difference, Estimate, Val
 class Cell:
     """Results of a collector depth and a learner depth over finished seeds; `marks`: why they are not comparable."""
 
+    objective: str
     collector_depth: int
     learner_depth: int
     seeds: tuple[int, ...]
@@ -24,6 +25,7 @@ class Cell:
 class Comparison:
     """Two learners on the same streams, seed by seed: time at goal at the end, and over the whole curve (`area`)."""
 
+    objective: str
     collector_depth: int
     deeper: int
     shallower: int
@@ -35,8 +37,35 @@ class Comparison:
 class Gain:
     """Gain of depth in time at goal, by `cause`; `meaning` says in words what is subtracted from what."""
 
+    objective: str
     cause: str
     meaning: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class ObjectiveGain:
+    """Gain from the shallowest to the deepest learner with one objective, beside the same gain with others.
+
+    `collector_depth`: None for the mean over all collector depths.
+    """
+
+    objective: str
+    collector_depth: int | None
+    shallower: int
+    deeper: int
+    at_shallower: Estimate
+    at_deeper: Estimate
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class GainDifference:
+    """Gain of depth with `objective` minus that with `other` on the same streams, seed by seed; see ObjectiveGain."""
+
+    objective: str
+    other: str
+    collector_depth: int | None
     difference: Difference
 
 
@@ -44,6 +73,7 @@ class Gain:
 class CriticalStep:
     """A step in depth along `axis`. `held`: the depth on the other axis; None for collector learners."""
 
+    objective: str
     axis: str
     held: int | None
     step: DepthRatio
@@ -53,6 +83,7 @@ class CriticalStep:
 class Curve:
     """Learning curve over the seeds, by environment steps and by wall clock. E: evaluations."""
 
+    objective: str
     collector_depth: int
     learner_depth: int
     active: bool
@@ -80,6 +111,7 @@ class Explored:
 class Cost:
     """Size of a learner, and its speed beside the other learners of its runs."""
 
+    objective: str
     learner_depth: int
     parameters: float
     gradient_steps_per_second: Estimate
@@ -97,6 +129,7 @@ class EnvironmentReport:
     env: str
     evaluated_in: str
     episode_length: int | None
+    objectives: tuple[str, ...]  # of the passive learners
     collector_depths: tuple[int, ...]
     learner_depths: tuple[int, ...]
     cells: tuple[Cell, ...]
@@ -104,11 +137,28 @@ class EnvironmentReport:
     differences: tuple[Comparison, ...]  # each learner depth minus the shallowest, on streams of the same collectors
     neighbours: tuple[Comparison, ...]
     gains: tuple[Gain, ...]
+    objective_gains: tuple[ObjectiveGain, ...]  # with one objective alone there are none, as of the differences
+    gain_differences: tuple[GainDifference, ...]
     critical: tuple[CriticalStep, ...]
     curves: tuple[Curve, ...]
     explored: tuple[Explored, ...]
     costs: tuple[Cost, ...]
     fairness: tuple[Fairness, ...]
+
+    @property
+    def several(self) -> bool:
+        """True if passive learners have several objectives, which are compared."""
+        return len(self.objectives) > 1
+
+    @property
+    def mixed(self) -> bool:
+        """True if any two learners, also collector learners, have different objectives."""
+        return len({row.objective for row in self.fairness}) > 1
+
+    @property
+    def varied(self) -> bool:
+        """True if any two learners differ in their objectives, or in constants that the fairness table has of them."""
+        return len({(row.objective, row.chunk, row.discount) for row in self.fairness}) > 1
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Figures of the page, drawn by plotly; `files.py` draws the same charts by matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -9,7 +9,8 @@ from deploy.report import charts, text
 from deploy.report.charts import INK, Heatmap, Line
 from deploy.report.contents import EnvironmentReport
 
-_GRID, _BAR = "#e6e8ec", "#3b6ea8"
+_GRID = "#e6e8ec"
+_BARS = {"marker_color": "#3b6ea8", "width": 0.6}
 _CELLS = {"texttemplate": "%{text}", "hoverinfo": "text", "xgap": 3, "ygap": 3}
 _COLOUR_BAR = {"title": {"text": "steps", "side": "right"}, "thickness": 12, "outlinewidth": 0}
 _BAND = {"mode": "lines", "fill": "toself", "opacity": 0.18, "line_width": 0, "hoverinfo": "skip", "showlegend": False}
@@ -21,9 +22,11 @@ def figures(report: EnvironmentReport, seeds: int) -> dict[str, list[go.Figure]]
     brief_matrix = len(report.learner_depths) > _MAX_COLUMNS_WITH_INTERVALS
     brief_difference = len(report.learner_depths) - 1 > _MAX_COLUMNS_WITH_INTERVALS
     coverage = charts.coverage(report)
+    one = not report.several
     return {
-        "matrix": [_heatmap(charts.time_at_goal(report, seeds, brief_matrix))] if report.cells else [],
-        "difference": [_heatmap(charts.differences(report, brief_difference))] if report.differences else [],
+        "depth": _depth_curves(report) if report.several else [],
+        "matrix": [_heatmap(charts.time_at_goal(report, seeds, brief_matrix))] if one and report.cells else [],
+        "difference": [_heatmap(charts.differences(report, brief_difference))] if one and report.differences else [],
         "by_steps": _curves(report, by_steps=True),
         "by_seconds": _curves(report, by_steps=False),
         "coverage": [_chart(coverage, "environment steps", "cells visited, %", 105, unit=" %")] if coverage else [],
@@ -55,10 +58,26 @@ def _heatmap(chart: Heatmap) -> go.Figure:
 def _curves(report: EnvironmentReport, by_steps: bool) -> list[go.Figure]:
     """Returns one figure for each chart, all with the same range of y."""
     drawn = charts.learning_curves(report, by_steps)
-    tops = [np.nanmax([line.y, line.ends[1]]) for lines in drawn.values() for line in lines if line.ends]
-    top = 1.05 * max([1e-9, *tops])
     x = "environment steps" if by_steps else "wall clock in minutes"
-    return [_chart(lines, x, "time at goal", top, title) for title, lines in drawn.items()]
+    return [_chart(lines, x, "time at goal", _top(drawn), title) for title, lines in drawn.items()]
+
+
+def _depth_curves(report: EnvironmentReport) -> list[go.Figure]:
+    """Returns one figure for each collector depth. A step along x doubles the depth."""
+    drawn = charts.depth_curves(report)
+    made = []
+    for title, lines in drawn.items():
+        figure = _chart(lines, "learner depth", "time at goal", _top(drawn), title)
+        ticks = {"tickvals": report.learner_depths, "ticktext": [str(depth) for depth in report.learner_depths]}
+        figure.update_xaxes(type="log", **ticks, tickmode="array")
+        made.append(figure)
+    return made
+
+
+def _top(drawn: Mapping[str, Sequence[Line]]) -> float:
+    """Returns the upper end of y for charts that are compared."""
+    tops = [np.nanmax([line.y, line.ends[1]]) for lines in drawn.values() for line in lines if line.ends]
+    return 1.05 * max([1e-9, *tops])
 
 
 def _chart(lines: Sequence[Line], x_label: str, y_label: str, top: float, title: str = "", unit: str = "") -> go.Figure:
@@ -83,12 +102,15 @@ def _chart(lines: Sequence[Line], x_label: str, y_label: str, top: float, title:
 
 
 def _costs(report: EnvironmentReport) -> list[go.Figure]:
-    depths = [str(cost.learner_depth) for cost in report.costs]
+    depths = [str(depth) for depth in charts.cost_depths(report)]
+    colours = charts.objective_colours(report)
     made = []
-    for title, values in charts.costs(report).items():
-        labels = [text.number(value) for value in values]
-        figure = go.Figure(go.Bar(x=depths, y=values, text=labels, marker_color=_BAR, hoverinfo="skip", width=0.6))
-        _lay_out(figure, "depth", title, height=300)
+    for title, series in charts.costs(report).items():
+        figure = go.Figure()
+        for objective, values in series.items():
+            bars = {"name": objective, "marker_color": colours[objective]} if report.mixed else _BARS
+            figure.add_bar(x=depths, y=values, text=[text.number(value) for value in values], hoverinfo="skip", **bars)
+        _lay_out(figure, "depth", title, height=340 if report.mixed else 300)
         figure.update_xaxes(type="category")
         figure.update_yaxes(rangemode="tozero")
         made.append(figure)

@@ -21,7 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-_TABLES = ("cells", "active", "neighbours", "differences", "gains", "critical", "explored", "costs", "fairness")
+_MAX_COLUMNS = 4  # of a figure with charts of several objectives
+_BAR_WIDTH = 0.6
+_TABLES = (
+    *("cells", "active", "neighbours", "differences", "gains", "objective_gains", "gain_differences"),
+    *("critical", "explored", "costs", "fairness"),
+)
 _FILE_NAMES = {"neighbours": "comparisons", "critical": "critical_depths", "explored": "coverage"}
 
 
@@ -83,6 +88,7 @@ def _points(env: str, curve: Curve) -> Iterable[dict[str, Any]]:
     for step, centre, low, high in zip(curve.steps, band.centre, band.low, band.high, strict=True):
         yield {
             "env": env,
+            "objective": curve.objective,
             "collector_depth": curve.collector_depth,
             "learner_depth": curve.learner_depth,
             "active": curve.active,
@@ -96,10 +102,12 @@ def _points(env: str, curve: Curve) -> Iterable[dict[str, Any]]:
 
 def _draw(report: EnvironmentReport, seeds: int, folder: Path) -> list[Path]:
     drawn = {"curves": _curves(report), "exploration_and_cost": _coverage_and_costs(report)}
+    if report.several and report.cells:
+        drawn["depth_curves"] = _depth_curves(report)
     for axis in (axis for figure in drawn.values() for axis in figure.axes):
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    if report.cells:
+    if report.cells and not report.several:
         drawn["matrix"] = _matrix(report, seeds)
     written = []
     for name, figure in drawn.items():
@@ -144,12 +152,35 @@ def _heatmap(axis: Axes, chart: Heatmap) -> None:
     axis.spines[:].set_visible(False)
 
 
+def _depth_curves(report: EnvironmentReport) -> Figure:
+    """Draws time at goal by learner depth for each objective, a panel for each collector depth."""
+    drawn = charts.depth_curves(report)
+    figure, axes = pyplot.subplots(
+        1, len(drawn), figsize=(1 + 4 * len(drawn), 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (title, lines) in zip(axes[0], drawn.items(), strict=True):
+        _plot(axis, lines)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(report.learner_depths, map(str, report.learner_depths))
+        axis.minorticks_off()
+        axis.set_title(title, fontsize=10)
+        axis.set(xlabel="learner depth")
+        axis.legend(frameon=False, fontsize=8)
+    axes[0, 0].set(ylabel="time at goal", ylim=(0, None))  # after all panels are drawn, whose y is shared
+    return figure
+
+
 def _curves(report: EnvironmentReport) -> Figure:
-    """Draws a column for each panel: by environment steps above, by wall clock below."""
+    """Draws two panels for each chart: by environment steps above, by wall clock below."""
     by_steps, by_seconds = (charts.learning_curves(report, by_steps) for by_steps in (True, False))
-    size = 1 + 3.4 * len(by_steps), 5.6
-    figure, axes = pyplot.subplots(2, len(by_steps), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    for (above, below), (title, lines) in zip(axes.T, by_steps.items(), strict=True):
+    columns = min(len(by_steps), _MAX_COLUMNS) if report.several else len(by_steps)
+    rows = -(-len(by_steps) // columns)
+    size = 1 + 3.4 * columns, 5.6 * rows
+    figure, axes = pyplot.subplots(2 * rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    pairs = [(axes[2 * row, column], axes[2 * row + 1, column]) for row in range(rows) for column in range(columns)]
+    for axis in (axis for pair in pairs[len(by_steps) :] for axis in pair):
+        axis.remove()
+    for (above, below), (title, lines) in zip(pairs, by_steps.items(), strict=False):
         _plot(above, lines)
         _plot(below, by_seconds.get(title, []))
         above.set_title(title, fontsize=10)
@@ -164,10 +195,16 @@ def _coverage_and_costs(report: EnvironmentReport) -> Figure:
     _plot(axes[0], charts.coverage(report))
     axes[0].set(ylabel="cells visited, %", ylim=(0, 105))
     _label_steps(axes[0])
-    depths = [str(cost.learner_depth) for cost in report.costs]
-    for axis, (title, values) in zip(axes[1:], charts.costs(report).items(), strict=True):
-        axis.bar(depths, values, width=0.6)
+    depths, colours = charts.cost_depths(report), charts.objective_colours(report)
+    for axis, (title, series) in zip(axes[1:], charts.costs(report).items(), strict=True):
+        width = _BAR_WIDTH / len(series)
+        for index, (objective, values) in enumerate(series.items()):
+            places = np.arange(len(depths)) + (index + 0.5) * width - _BAR_WIDTH / 2
+            axis.bar(places, values, width, label=objective, color=colours[objective] if report.mixed else None)
+        axis.set_xticks(range(len(depths)), map(str, depths))
         axis.set(xlabel="depth", ylabel=title)
+        if report.mixed:
+            axis.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -38,6 +38,8 @@ def write_page(report: Report, path: Path) -> Path:
         plotly=Markup(get_plotlyjs()),
         matrix_yaml=yaml.safe_dump(report.matrix, sort_keys=False),
         marked=[row for each in report.envs for row in each.fairness if row.mark],
+        several=any(each.several for each in report.envs),
+        varied=any(each.varied for each in report.envs),
         measures=_measures(),
     )
     replace_file(path, page, sync=False)

@@ -35,9 +35,14 @@ class Treatment:
     """Conditions under which one learner of one run trained."""
 
     run: str
+    objective: str
     learner_depth: int
     active: bool  # the collector learner, which is never a cell
     fed: bool  # trained on the recorded stream of another run, without collectors
+    chunk: int  # actions that the learner's policy decides at once
+    collector_chunk: int
+    discount: float  # of later rows as goals, and of returns
+    critic_layers: float  # hidden Dense layers between the critic's inputs and its heads; unknown in older versions
     gradient_steps: float
     samples_per_insert: float
     sample_age: float
@@ -176,6 +181,7 @@ class _RunReader:
         unknown = [key for key, value in learner.items() if math.isnan(value)]
         if unknown and self._summary:
             self._miss(part, f"summary.json has no {', '.join(unknown)}")
+        algorithm = run.experiment.algorithm_of(name)
         env_steps, updates, time_at_goal = (
             np.array([row[column] for row in curve], np.float64) for column in ("env_steps", "updates", "time_at_goal")
         )
@@ -183,6 +189,11 @@ class _RunReader:
             run=run.name,
             env=run.experiment.env,
             collector_depth=run.collector_depth,
+            objective=algorithm.objective,
+            chunk=algorithm.chunk,
+            collector_chunk=run.experiment.algorithm.chunk,
+            discount=algorithm.discount,
+            critic_layers=number(self._summary, "learners", name, "critic_layers"),
             learner_depth=run.experiment.learner(name).depth,
             seed=run.experiment.seed,
             active=name == ACTIVE,

@@ -141,6 +141,12 @@ def paired_difference(ours: ArrayLike, theirs: ArrayLike) -> Difference:
     )
 
 
+def paired_known(ours: Values, theirs: Values) -> Difference | None:
+    """Compares `ours` `[S]` with `theirs` `[S]` over the seeds that both have; None without such a seed."""
+    common = ~np.isnan(ours - theirs)
+    return paired_difference(ours[common], theirs[common]) if common.any() else None
+
+
 def depth_ratios(values: Mapping[int, ArrayLike]) -> list[DepthRatio]:
     """Returns one ratio for each step in depth, ascending. A resample draws the same seeds at every depth.
 

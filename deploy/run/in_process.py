@@ -27,6 +27,7 @@ from deploy.run.record import RunRecord
 from deploy.run.rounds import JointUpdate, Rounds
 from deploy.run.snapshot_taker import SnapshotTaker
 from deploy.run.sources import Source
+from learner.acting import evaluation_policies
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE
@@ -76,11 +77,12 @@ class InProcessRun:
         self._rounds = Rounds(len(self._roles), names)
         self._updates = _joint_updates(list(self.learners.values()), mode, self._permits, self._rounds)
         spec = envs.training.spec
-        self._ring = WindowRing(self._plan, self._experiment.collector.actors, spec.state_size + spec.action_size)
+        self._ring = WindowRing(self._plan, self._experiment.collector.actors, spec.row_floats)
         self._ring_lock = threading.Lock()
         self._sources = [self._make_source(role) for role in self._roles]
         self._store = ParamStore()
-        self._evaluator = Evaluator(self._experiment, self._plan, envs.evaluation)
+        policies = evaluation_policies(self._experiment, spec)
+        self._evaluator = Evaluator(self._experiment, self._plan, envs.evaluation, policies)
         self._evaluations: deque[Row] = deque()
         self._rows: list[tuple[int, int, Role, Row]] = []  # not recorded yet; see `_record_rows`
         self._rngs = {name: np.random.default_rng([self._experiment.seed, zlib.crc32(name.encode())]) for name in names}

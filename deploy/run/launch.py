@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 
-from collector.evaluator import max_waiting_bytes, policy_bytes
 from deploy.mode import Mode
 from deploy.replay.server.provision import ProvisionError, reverb_python
 from deploy.replay.service import ReplayService
@@ -22,6 +21,7 @@ from deploy.run.actors.services import ParamStoreActor, ReplayServerActor
 from deploy.run.actors.source import CollectorActor, FeederActor
 from deploy.run.interrupt import Interruption
 from deploy.run.limits import find_short_limits, first_call_s
+from deploy.run.policy_sizes import max_waiting_bytes, object_store_bytes
 from deploy.run.record import RunRecord
 from deploy.run.snapshot_taker import SnapshotTaker
 from deploy.run.supervisor import Supervisor
@@ -31,7 +31,6 @@ from deploy.scheduling.ray_cluster import cluster
 from deploy.scheduling.reaper import guarded
 from deploy.scheduling.reservation import Reserved, reserved
 from deploy.telemetry.gauges import Gauges
-from shared.config import Experiment
 from shared.envs.base import EnvSpec
 from shared.errors import RunFailed
 from shared.roles import EVALUATOR, SERVICES, Kind, Role, learner_role, learner_roles, source_roles
@@ -41,7 +40,6 @@ from shared.stream.write import write_manifest
 
 STOP_GRACE_S = 10.0
 REQUEST_S = 2.0  # longest way of a request to a learner, with the age of the learner's last report
-_MEGABYTE = 2**20
 
 
 class Launch:
@@ -258,16 +256,6 @@ def _check_port(port: int | None) -> None:
             probe.bind(("", port or 0))
         except OSError as error:
             raise RunFailed(f"replay.port: port {port} is taken; choose another, or none for a free one") from error
-
-
-def object_store_bytes(experiment: Experiment, spec: EnvSpec) -> int:
-    """Returns the size of Ray's object store, at least 256 MB.
-
-    It holds the policies that wait for the evaluator; of each learner, one on its way there and the last one, which is
-    never dropped; and the published policies of the collector learner, old and new.
-    """
-    sizes = [policy_bytes(config, spec) for config in experiment.all_learners.values()]
-    return max(256 * _MEGABYTE, max_waiting_bytes(experiment, spec) + 4 * max(sizes) + 2 * sum(sizes))
 
 
 def as_actor(kind: type, place: Reserved, restarts: int = 0) -> Any:

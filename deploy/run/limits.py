@@ -6,13 +6,11 @@ more than an hour at depth 1024 on a CPU.
 
 import os
 import shutil
-from functools import lru_cache
 
-from learner.flops import model_flops
-from shared.config import Experiment, LearnerConfig
+from learner.objectives.registry import make_objectives
+from shared.config import Experiment
 from shared.envs.base import EnvSpec
 from shared.metrics import Report
-from shared.networks import make_networks, param_shapes
 from shared.plan import Plan
 
 COMPILE_S = 1800.0
@@ -60,17 +58,13 @@ def _update_seconds(
 ) -> dict[str, float]:
     """Returns the seconds of every learner's update at the given FLOP/s of a GPU and of a core."""
     found = {}
-    for name, config in experiment.all_learners.items():
-        flops = plan.minibatches_per_update * _step_flops(config, plan.batch_size, spec)
+    for name, objective in make_objectives(experiment, spec).items():
+        config = experiment.learner(name)
+        flops = plan.minibatches_per_update * objective.step_flops(plan.batch_size)
         cores = config.resources.threads or os.cpu_count() or 1
         on_gpu = config.resources.gpus != 0 and _may_have_gpu()
         found[name] = flops / (gpu_flops * max(config.resources.gpus or 1, 1) if on_gpu else core_flops * cores)
     return found
-
-
-@lru_cache  # a matrix has the same networks in many runs
-def _step_flops(config: LearnerConfig, batch_size: int, spec: EnvSpec) -> float:
-    return model_flops(param_shapes(make_networks(config, spec), spec), batch_size, config.representation_size)
 
 
 def _may_have_gpu() -> bool:

@@ -11,12 +11,12 @@ from typing import Any
 import filelock
 
 from deploy.recovery.restart_states import KEPT
+from learner.objectives.registry import make_objectives
 from shared.config import Experiment
 from shared.disk import GB
 from shared.envs.base import EnvSpec
 from shared.errors import ConfigError
 from shared.files import OWNER_ONLY, make_folder
-from shared.networks import make_networks, network_size
 from shared.plan import Plan
 from shared.stream.format import bytes_of_stream
 from shared.stream.write import PARTS_OF_A_TAIL
@@ -116,16 +116,17 @@ def check_space(run_dir: Path, experiment: Experiment, plan: Plan, spec: EnvSpec
 
 def _state_bytes(experiment: Experiment, spec: EnvSpec) -> float:
     """Size of all learners' checkpoints, newest states and snapshots; one snapshot more than kept is being written."""
-    parameters = sum(network_size(make_networks(config, spec), spec) for config in experiment.all_learners.values())
+    objectives = make_objectives(experiment, spec).values()
+    numbers = sum(COPIES_IN_CHECKPOINT * objective.size + objective.targets_size for objective in objectives)
     snapshots = experiment.snapshots.keep + 1 if experiment.snapshots.count else 0
-    return 4 * COPIES_IN_CHECKPOINT * parameters * (1 + KEPT + snapshots)
+    return 4 * numbers * (1 + KEPT + snapshots)
 
 
 def _stream_bytes(experiment: Experiment, plan: Plan, spec: EnvSpec) -> float:
     """Uncompressed size of the stream: all of it when recorded, else its tail and a copy of the tail per snapshot."""
     if experiment.stream:
         return 0
-    whole = bytes_of_stream(plan.env_steps, spec.state_size, spec.action_size)
+    whole = bytes_of_stream(plan.env_steps, spec.row_floats)
     if experiment.record:
         return whole
     unrolls = plan.stored_unrolls * (1 + 2 / PARTS_OF_A_TAIL)

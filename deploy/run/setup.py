@@ -6,10 +6,11 @@ import traceback
 import warnings
 from pathlib import Path
 
+from learner.objectives.registry import find_objective, make_objectives
 from shared.config import Experiment
 from shared.disk import NO_ROOM, find_write_fault
 from shared.envs.registry import Envs, make_envs
-from shared.errors import RunFailed
+from shared.errors import ConfigError, RunFailed
 from shared.plan import Plan, make_plan
 
 
@@ -35,8 +36,9 @@ def prepare_jax(cpu_only: bool) -> None:
 
 
 def make_envs_and_plan(experiment: Experiment) -> tuple[Envs, Plan]:
-    """Raises ConfigError if the experiment's environments do not exist or its numbers do not fit together."""
+    """Raises ConfigError if environments or objectives do not exist, or if numbers do not fit together."""
     envs = make_envs(experiment)
+    make_objectives(experiment, envs.training.spec)  # which checks them
     return envs, make_plan(experiment, envs.training.spec)
 
 
@@ -47,7 +49,27 @@ def check_stream(experiment: Experiment, plan: Plan, envs: Envs) -> str:
 
     stream = open_stream(Path(str(experiment.stream)).absolute())
     stream.check_fits(describe(experiment, plan, envs.training.spec))
+    check_ends(experiment, stream.directory)
     return str(stream.directory)
+
+
+def check_ends(experiment: Experiment, directory: Path) -> None:
+    """Raises ConfigError if a learner needs to know how episodes end, and the stream in `directory` does not say it."""
+    from shared.stream.read import open_stream
+
+    for name, learner in experiment.all_learners.items():
+        algorithm = experiment.algorithm_of(name)
+        needs = {
+            "objective": find_objective(algorithm.objective, "algorithm.objective").NEEDS_ENDS,
+            "final_goals": algorithm.final_goals,
+        }
+        for key in (key for key, needed in needs.items() if needed):
+            if not open_stream(directory, verify=False).description.has_ends:
+                field = f"learners.{name}.algorithm" if key in learner.algorithm else "algorithm"
+                raise ConfigError(
+                    f"{field}.{key}: {getattr(algorithm, key)} needs to know how episodes end, and the stream "
+                    f"{directory} of an older version does not say it; record it again, or leave out learner {name}"
+                )
 
 
 def explain_failure(error: Exception, run_dir: Path) -> str:

@@ -18,13 +18,14 @@ from collector.feeder import Feeder
 from deploy.layout import STREAM
 from deploy.recovery import snapshots
 from deploy.recovery.background import on_host
+from learner.acting import collecting_policy
 from shared.config import Experiment
 from shared.envs.base import GoalEnv
 from shared.metrics import Reporter
 from shared.params import Policy
 from shared.plan import Plan
 from shared.position import Position, start_position
-from shared.replay.codec import Columns
+from shared.replay.codec import Columns, add_ends
 from shared.replay.windows import WindowCount
 from shared.roles import Kind, Role
 from shared.stream.format import ShardSummary, describe, shard_folder
@@ -72,7 +73,13 @@ class Source:
         if self._writer is not None:
             return read_shard(self._shard, self._description, first)
         fed = self.position.windows.number
-        return takewhile(lambda unroll: unroll[0] <= fed, self._recorded.shard(self.index, first))
+        return takewhile(lambda unroll: unroll[0] <= fed, self._recorded_unrolls(first))
+
+    def _recorded_unrolls(self, first: int) -> Iterator[tuple[int, Columns]]:
+        recorded = self._recorded
+        for number, columns in recorded.shard(self.index, first):
+            has_ends = recorded.description.has_ends
+            yield number, columns if has_ends else add_ends(columns, self._env.spec.goal_size)
 
     def recover(self, register: Callable[[WindowCount], None]) -> Position | None:
         """Returns the position at which the predecessor ended: as reported, and advanced by the rest of its stream.
@@ -111,10 +118,11 @@ class Source:
         """
         if self._writer is None:
             first = position.windows.number + 1 if position else 0
-            unrolls = self._recorded.shard(self.index, first)
+            unrolls = self._recorded_unrolls(first)
             self._loop: Collector | Feeder = Feeder(self._experiment, self._plan, self._env, unrolls, position)
         else:
-            self._loop = collector = Collector(self._experiment, self._plan, self._env, self.index, position)
+            policy = collecting_policy(self._experiment, self._env.spec)
+            self._loop = collector = Collector(self._experiment, self._plan, self._env, self.index, policy, position)
             if snapshot is not None:
                 state = snapshots.read_state(snapshot, jax.eval_shape(lambda: collector.state))
                 collector.resume(state, snapshots.read_position(snapshot))

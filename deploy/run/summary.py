@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from itertools import chain, cycle, pairwise
+from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
@@ -15,14 +15,15 @@ from rich.table import Table
 from collector.collector import coverage
 from deploy.run.record import RunRecord
 from deploy.run.run_dir import read_status
+from learner.objectives.registry import make_objective
 from shared.config import ACTIVE
 from shared.envs.base import EnvSpec
 from shared.files import replace_file
 from shared.metrics import Row, read_metrics
-from shared.networks import make_networks, network_size
 from shared.roles import learner_role, source_roles
 
 COLOURS = ("#4c566a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = "osv^"  # the next one after each round of colours
 PROCESS_GAP_S = 1.0  # rows of one process follow each other without a gap; a new process takes longer to start
 
 
@@ -51,14 +52,19 @@ def summarise(record: RunRecord, spec: EnvSpec) -> dict[str, Any]:
 
 def _learner_summary(record: RunRecord, spec: EnvSpec, name: str) -> dict[str, Any]:
     plan, config = record.plan, record.experiment.learner(name)
+    objective = make_objective(record.experiment, name, spec)
     rows = read_metrics(record.run_dir, learner_role(name))
     newest = [{}, *record.evaluations(name)][-1]
     updates = record.updates(name)
     gradient_steps = updates * plan.minibatches_per_update
     return {
         "role": "active" if name == ACTIVE else "passive",
+        "objective": objective.algorithm.objective,
+        "chunk": objective.algorithm.chunk,
+        "discount": objective.algorithm.discount,
         "depth": config.depth,
-        "parameters": network_size(make_networks(config, spec), spec),
+        "critic_layers": objective.critic_layers,
+        "parameters": objective.size,
         "gradient_steps": gradient_steps,
         "time_at_goal": newest.get("time_at_goal", math.nan),
         "success_rate": newest.get("success_rate", math.nan),
@@ -129,11 +135,15 @@ def _mean(rows: list[Row], name: str) -> float:
 
 
 def table(summary: dict[str, Any]) -> Table:
-    """Returns the summary as a table on the console, 80 columns wide; an unknown figure is left out."""
+    """Returns the summary as a table on the console, 80 columns wide; an unknown figure is left out.
+
+    Learners with different objectives have these in place of their roles, since `active` is a name, too.
+    """
+    several = len({learner.get("objective") for learner in summary["learners"].values()}) > 1
     title = f"{summary['env']}, {summary['env_steps']:,} environment steps"
     result = Table(title=title, title_justify="left", box=None, pad_edge=False)
     result.add_column("learner", overflow="fold")  # names that are cut short may look alike
-    result.add_column("role", no_wrap=True)
+    result.add_column("objective" if several else "role", overflow="fold", no_wrap=not several)
     for heading in ("depth", "gradient\nsteps", "time at\ngoal", "success", "samples\n/insert", "UTD", "sample\nage"):
         result.add_column(heading, justify="right", no_wrap=True)
     untrained = _figure(summary["untrained_time_at_goal"], ".1f")
@@ -141,7 +151,7 @@ def table(summary: dict[str, Any]) -> Table:
     for name, learner in summary["learners"].items():
         result.add_row(
             name,
-            learner["role"],
+            learner["objective"] if several else learner["role"],
             str(learner["depth"]),
             f"{learner['gradient_steps']:,}",
             _figure(learner["time_at_goal"], ".1f"),
@@ -165,12 +175,13 @@ def plot(record: RunRecord, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for colour, (name, config) in zip(cycle(COLOURS), record.experiment.all_learners.items(), strict=False):
+    for index, (name, config) in enumerate(record.experiment.all_learners.items()):
         evaluations = record.evaluations(name)
         steps = [row["env_steps"] for row in evaluations]
         role = "active" if name == ACTIVE else "passive"
         label = f"{name}, depth {config.depth}" + ("" if name == role else f" ({role})")
-        style = {"color": colour, "label": label, "marker": "o", "markersize": 4}
+        marker = MARKERS[index // len(COLOURS) % len(MARKERS)]
+        style = {"color": COLOURS[index % len(COLOURS)], "label": label, "marker": marker, "markersize": 4}
         style |= {"linestyle": "--"} if name == ACTIVE else {}
         axes[0].plot(steps, [row["time_at_goal"] for row in evaluations], **style)
         axes[1].plot(steps, [row["success_rate"] for row in evaluations], **style)

@@ -12,17 +12,23 @@ from shared.config_file import load_experiment
 from shared.envs.registry import Envs
 from shared.errors import ConfigError
 from shared.plan import Plan
+from shared.policy import PolicyFunction
 from shared.types import Params
 
 
 class Trained(NamedTuple):
-    """A learner of a run that has ended, read from its checkpoint, with the run's experiment."""
+    """A learner of a run that has ended, read from its checkpoint, with the run's experiment.
+
+    `policy`: the policy of the run's evaluations, which decides `chunk` actions at once; `params`: its parameters.
+    """
 
     experiment: Experiment
     plan: Plan
     envs: Envs
     updates: int
-    actor: Params
+    policy: PolicyFunction
+    chunk: int
+    params: Params
 
 
 def load_trained(run_dir: Path, learner: str) -> Trained:
@@ -35,13 +41,16 @@ def load_trained(run_dir: Path, learner: str) -> Trained:
     if not path.exists():
         raise ConfigError(_explain_missing(path, run_dir, learner))
     prepare_jax(cpu_only=False)
+    from learner.acting import evaluation_policy, policy_params
     from learner.learner import Learner
     from shared import checkpoint
 
     envs, plan = make_envs_and_plan(experiment)
-    shapes = jax.eval_shape(lambda: Learner.initial_state(experiment, envs.training.spec, learner))
-    state = checkpoint.load(path, shapes)
-    return Trained(experiment, plan, envs, int(state.updates), jax.device_put(state.actor))
+    spec = envs.training.spec
+    state = checkpoint.load(path, jax.eval_shape(lambda: Learner.initial_state(experiment, spec, learner)))
+    policy, chunk = evaluation_policy(experiment, learner, spec), experiment.algorithm_of(learner).chunk
+    params = policy_params(state.actor, state.critic, experiment.evaluation.best_of)
+    return Trained(experiment, plan, envs, int(state.updates), policy, chunk, jax.device_put(params))
 
 
 def _explain_missing(path: Path, run_dir: Path, learner: str) -> str:

@@ -27,6 +27,11 @@ class EnvSpec:
     hard_radius: Radius | None = None  # narrower radius, likewise
     backend: str = "jax"  # the physics: plain JAX, or one of brax's pipelines
 
+    @property
+    def row_floats(self) -> int:
+        """Floats of a row in replay: state, action and final point."""
+        return self.state_size + self.action_size + self.goal_size
+
 
 class EnvState(NamedTuple):
     """State of one environment between two steps. Batches carry a leading `[N]`.

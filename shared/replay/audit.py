@@ -55,7 +55,7 @@ def account(
     confirmed: Confirmed,
     counted: Mapping[int, int],
 ) -> Account:
-    """Compares the windows of `unrolls`, `(number, ints [N, T, 3])` of every source in order, with the servers' items.
+    """Compares the windows of `unrolls`, `(number, ints [N, T, 4])` of every source in order, with the servers' items.
 
     `counted`: items that each incarnation of the server counted as inserted, over all tables. A server holds a key
     once; so one that counted more items than confirmed keys holds some twice.

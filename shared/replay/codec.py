@@ -7,13 +7,13 @@ import numpy as np
 
 from shared.types import Array, Rows
 
-INT_COLUMNS = 3  # episode, step, policy version
+INT_COLUMNS = 4  # episode, step, policy version, end
 
 
 class Columns(NamedTuple):
-    """`floats` `[..., S + A]` float32 (state and action side by side), `ints` `[..., 3]` int32.
+    """`floats` `[..., S + A + G]` float32 (state, action and final point side by side), `ints` `[..., 4]` int32.
 
-    Two columns instead of five: a replay item costs one slice per chunk and column.
+    Two columns instead of seven: a replay item costs one slice per chunk and column.
     """
 
     floats: Array
@@ -23,16 +23,27 @@ class Columns(NamedTuple):
 def pack(rows: Rows) -> Columns:
     """Returns `rows` of leading shape `[...]` as columns of the same leading shape."""
     return Columns(
-        floats=jnp.concatenate([rows.state, rows.action], axis=-1, dtype=jnp.float32),
-        ints=jnp.stack([rows.episode, rows.step, rows.version], axis=-1).astype(jnp.int32),
+        floats=jnp.concatenate([rows.state, rows.action, rows.final], axis=-1, dtype=jnp.float32),
+        ints=jnp.stack([rows.episode, rows.step, rows.version, rows.end], axis=-1).astype(jnp.int32),
     )
 
 
-def unpack(columns: Columns, state_size: int) -> Rows:
+def unpack(columns: Columns, state_size: int, action_size: int) -> Rows:
     """Inverse of `pack`, equal to the bit for float32 states and actions."""
-    episode, step, version = jnp.moveaxis(columns.ints, -1, 0)
-    state, action = jnp.split(columns.floats, [state_size], axis=-1)
-    return Rows(state, action, episode, step, version)
+    episode, step, version, end = jnp.moveaxis(columns.ints, -1, 0)
+    state, action, final = jnp.split(columns.floats, [state_size, state_size + action_size], axis=-1)
+    return Rows(state, action, episode, step, version, end, final)
+
+
+def add_ends(columns: Columns, goal_size: int) -> Columns:
+    """Returns the columns of a recording without ends, `[..., S + A]` and `[..., 3]`, as of episodes without ends."""
+    floats, ints = columns
+    return Columns(
+        *(
+            np.concatenate([column, np.zeros((*column.shape[:-1], more), column.dtype)], axis=-1)
+            for column, more in ((floats, goal_size), (ints, 1))
+        )
+    )
 
 
 def on_host(

@@ -127,7 +127,7 @@ class Inserter(BackgroundClient):
         self._streams = [self._open_stream() for _ in self._shares]
 
     def insert(self, columns: Columns, number: int | None = None, *, windows: bool = True) -> None:
-        """Inserts unroll `number`, or the one after the last: `floats` `[N, T, F]`, `ints` `[N, T, 3]`.
+        """Inserts unroll `number`, or the one after the last: `floats` `[N, T, F]`, `ints` `[N, T, 4]`.
 
         The arrays may be reused at once. No window spans a gap in the numbers, or a void chunk. Without `windows` the
         unroll completes no window, but is part of later ones. Raises `ValueError` for other types or shapes than the

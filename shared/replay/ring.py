@@ -20,7 +20,7 @@ class WindowRing:
     """
 
     def __init__(self, plan: Plan, sources: int, row_size: int) -> None:
-        """`sources`: number of collectors or shards, with equally many environments each; `row_size`: S + A."""
+        """`sources`: number of collectors or shards of equally many environments; `row_size`: floats of a row."""
         environments, unrolls = plan.environments // sources, plan.stored_unrolls
         held = (sources, unrolls, environments, plan.unroll_length)
         self._columns = Columns(jnp.zeros((*held, row_size)), jnp.zeros((*held, INT_COLUMNS), jnp.int32))

@@ -41,7 +41,7 @@ class Sampler(BackgroundClient, Generic[X]):
 
     `start`, or the first `sample`, starts a thread; nothing is requested before. The thread decodes every batch into
     the same host buffers and calls `transfer(columns)` there, with `floats` `[B, K*T, F]` float32 and `ints`
-    `[B, K*T, 3]` int32. `transfer` must have copied all of it when it returns: wait for a device put, and mind that JAX
+    `[B, K*T, 4]` int32. `transfer` must have copied all of it when it returns: wait for a device put, and mind that JAX
     on a CPU may alias numpy arrays instead of copying.
 
     At most two batches are requested and not yet returned by `sample`; no more than `max_windows` windows

@@ -10,7 +10,7 @@ VOID_EPISODE = -1
 
 
 def is_void(ints: Array) -> np.ndarray:
-    """Returns `[N]` bool for `ints` `[N, T, 3]`: True for chunks without data, whose episode is -1.
+    """Returns `[N]` bool for `ints` `[N, T, 4]`: True for chunks without data, whose episode is -1.
 
     Such a chunk stands for an environment that broke (see `make_collect`), so that an unroll keeps its shape.
     """
@@ -29,7 +29,7 @@ class WindowCount(NamedTuple):
     made: int
 
     def after(self, number: int, ints: Array, chunks_per_window: int) -> "WindowCount":
-        """Returns the count after unroll `number`, `ints` `[N, T, 3]`. Raises ValueError unless numbers grow."""
+        """Returns the count after unroll `number`, `ints` `[N, T, 4]`. Raises ValueError unless numbers grow."""
         if number <= self.number:
             raise ValueError(f"unroll {number} comes after unroll {self.number}; numbers count upwards")
         before = self.run if number == self.number + 1 else np.zeros_like(self.run)

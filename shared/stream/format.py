@@ -14,19 +14,21 @@ part that is being written ends in `.partial`; such a file has no end yet.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 import pyarrow as pa
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from shared.config import EnvOptions, Experiment, Frozen, PositiveInt
+from shared.config import EnvOptions, Experiment
 from shared.envs.base import EnvSpec
 from shared.errors import ConfigError
 from shared.plan import Plan
 from shared.replay.codec import INT_COLUMNS
 from shared.stream.files import reading
+from shared.values import Frozen, PositiveInt
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+WITHOUT_ENDS = 2  # version of older recordings, whose rows do not say how an episode ended
 MANIFEST = "manifest.json"
 INDEX = "shard.json"
 PARTIAL = ".partial"
@@ -42,6 +44,7 @@ class StreamDescription(Frozen):
     env_options: EnvOptions = EnvOptions()  # without the episode's length, which is a field here
     state_size: PositiveInt  # S
     action_size: PositiveInt  # A
+    goal_size: Count = 0  # G; 0 in a recording without ends
     episode_length: PositiveInt
     unroll_length: PositiveInt  # T
     environments: PositiveInt  # N, of each collector
@@ -51,12 +54,22 @@ class StreamDescription(Frozen):
     @property
     def unroll_bytes(self) -> int:
         """Uncompressed bytes of one collector's unroll."""
-        return bytes_of_stream(self.environments * self.unroll_length, self.state_size, self.action_size)
+        return bytes_of_stream(self.environments * self.unroll_length, self.row_floats)
+
+    @property
+    def row_floats(self) -> int:
+        return self.state_size + self.action_size + self.goal_size
+
+    @property
+    def has_ends(self) -> bool:
+        """True if rows say how an episode ended, and where."""
+        return self.goal_size > 0
 
     @property
     def schema(self) -> pa.Schema:
-        """Schema of every part: `floats` `[T * (S + A)]` and `ints` `[T * 3]` a row."""
-        floats, ints = (self.unroll_length * size for size in (self.state_size + self.action_size, INT_COLUMNS))
+        """Schema of every part: `floats` `[T * (S + A + G)]` and `ints` `[T * 4]` a row; `[T * 3]` without ends."""
+        num_ints = INT_COLUMNS if self.has_ends else INT_COLUMNS - 1
+        floats, ints = (self.unroll_length * size for size in (self.row_floats, num_ints))
         return pa.schema([("floats", pa.list_(pa.float32(), floats)), ("ints", pa.list_(pa.int32(), ints))])
 
 
@@ -98,6 +111,7 @@ class ShardSummary(Frozen):
 class ShardIndex(Frozen):
     """A shard's own file; `sha256` is the digest of `shard` as JSON and reveals damage."""
 
+    READABLE: ClassVar = (FORMAT_VERSION,)
     format_version: int
     sha256: Sha256
     shard: ShardSummary
@@ -106,10 +120,19 @@ class ShardIndex(Frozen):
 class Manifest(Frozen):
     """The file that completes a recording; `versions` are those of the packages that wrote it."""
 
+    READABLE: ClassVar = (FORMAT_VERSION, WITHOUT_ENDS)
     format_version: int
     description: StreamDescription
     versions: dict[str, str | None]
     shards: tuple[ShardSummary, ...]
+
+    @field_validator("description")
+    @classmethod
+    def _agrees_with_version(cls, description: StreamDescription, info: ValidationInfo) -> StreamDescription:
+        version = info.data["format_version"]
+        if description.has_ends != (version != WITHOUT_ENDS):
+            raise ValueError(f"goal_size {description.goal_size} in format version {version}")
+        return description
 
 
 File = TypeVar("File", ShardIndex, Manifest)
@@ -127,8 +150,9 @@ def read_file(path: Path, kind: type[File], damaged: str, remedy: str, upgrade: 
         version = values["format_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: {damaged}; {remedy}") from error
-    if version != FORMAT_VERSION:
-        raise ConfigError(f"{path}: format version {version!r}, this Fathom reads {FORMAT_VERSION}; {upgrade}")
+    if version not in kind.READABLE:
+        readable = " and ".join(map(str, sorted(kind.READABLE)))
+        raise ConfigError(f"{path}: format version {version!r}, this Fathom reads {readable}; {upgrade}")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -145,6 +169,7 @@ def describe(experiment: Experiment, plan: Plan, spec: EnvSpec) -> StreamDescrip
         env_options=experiment.env_options.model_copy(update={"episode_length": None}),
         state_size=spec.state_size,
         action_size=spec.action_size,
+        goal_size=spec.goal_size,
         episode_length=spec.episode_length,
         unroll_length=plan.unroll_length,
         environments=experiment.collector.environments,
@@ -153,9 +178,9 @@ def describe(experiment: Experiment, plan: Plan, spec: EnvSpec) -> StreamDescrip
     )
 
 
-def bytes_of_stream(env_steps: int, state_size: int, action_size: int) -> int:
+def bytes_of_stream(env_steps: int, row_floats: int) -> int:
     """Returns the uncompressed bytes of a stream of `env_steps` environment steps, over all collectors."""
-    return env_steps * 4 * (state_size + action_size + INT_COLUMNS)
+    return env_steps * 4 * (row_floats + INT_COLUMNS)
 
 
 def miscount(description: StreamDescription, shards: Sequence[ShardSummary]) -> str:

@@ -8,6 +8,8 @@ from shared.errors import ConfigError
 from shared.files import replace_file
 from shared.stream.format import FORMAT_VERSION, INDEX, ShardIndex, ShardSummary, read_file
 
+_UPGRADE = "resume with the Fathom that began the run, or begin it again in another folder"
+
 
 def write_index(folder: Path, shard: ShardSummary, sync: bool = True) -> None:
     """Replaces the index in one step; see `replace_file`. Raises OSError."""
@@ -16,11 +18,14 @@ def write_index(folder: Path, shard: ShardSummary, sync: bool = True) -> None:
 
 
 def read_index(folder: Path, remedy: str) -> ShardSummary:
-    """Reads the index. Raises ConfigError, one line that ends with `remedy`, if it is missing or damaged."""
+    """Reads the index. Raises ConfigError, one line, if it is missing, damaged or of another format version.
+
+    The line ends with `remedy`, unless the version is another: then only another Fathom can go on.
+    """
     path = folder / INDEX
     if not path.exists():
         raise ConfigError(f"{path}: missing; {remedy}")
-    index = read_file(path, ShardIndex, "damaged", remedy, upgrade=remedy)
+    index = read_file(path, ShardIndex, "damaged", remedy, _UPGRADE)
     if index.sha256 != _digest(index.shard):
         raise ConfigError(f"{path}: damaged; {remedy}")
     return index.shard

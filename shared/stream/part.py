@@ -117,7 +117,7 @@ def check_schema(path: Path, schema: pa.Schema, description: StreamDescription) 
 
 
 def columns_of(path: Path, batch: pa.RecordBatch, description: StreamDescription) -> Columns:
-    """Returns `floats` `[N, T, S + A]`, `ints` `[N, T, 3]`, read-only. Raises ConfigError for another run's batch."""
+    """Returns Columns `[N, T, ...]`, read-only. Raises ConfigError for another run's batch."""
     check_schema(path, batch.schema, description)
     if batch.num_rows != description.environments:
         raise ConfigError(f"{path}: unrolls of {batch.num_rows} environments, not of this run's; {OTHER_RUN}")

@@ -21,6 +21,7 @@ _KEYS = {
     "env_options": ("env_options", True),
     "state_size": ("state_size", False),
     "action_size": ("action_size", False),
+    "goal_size": ("goal_size", False),
     "episode_length": ("env_options.episode_length", True),
     "unroll_length": ("collector.unroll_length", True),
     "environments": ("collector.environments", True),
@@ -37,7 +38,8 @@ class Stream:
     def shard(self, index: int, first: int = 0) -> Iterator[tuple[int, Columns]]:
         """Yields the unrolls of collector `index` from number `first` on, with their numbers; see `columns_of`.
 
-        Holds one part in memory, compressed. Raises ConfigError if a part changed since the stream was opened.
+        A recording without ends is read as it is; see `add_ends`. Holds one part in memory, compressed. Raises
+        ConfigError if a part changed since the stream was opened.
         """
         for part in self._shards[index].parts:
             if part.numbers.stop <= first:
@@ -57,6 +59,8 @@ class Stream:
         `wanted` may have fewer unrolls than the stream.
         """
         held = self.description
+        if not held.has_ends:
+            wanted = wanted.model_copy(update={"goal_size": 0})
         mistakes = [
             f"{key}: {_text(asked)} is asked for, the stream {self.directory} was recorded with {_text(recorded)}; "
             + (f"use {_text(recorded)}" if settable else "use the environment and the env_options of the recording")

@@ -28,10 +28,10 @@ def recover(folder: Path, index: int, description: StreamDescription, recorded: 
     A part that the index lacks was finished right before its writer's end. Raises ConfigError, one line, if index and
     files contradict each other or belong to another run; OSError.
     """
-    for first in parts_in(folder):
-        _salvage(folder, first, description, recorded)
     there = (folder / INDEX).exists()
     listed = read_index(folder, "remove it: it is made again from the parts") if there else None
+    for first in parts_in(folder):
+        _salvage(folder, first, description, recorded)
     known = {part.first: part for part in listed.parts} if listed else {}
     if listed is not None and listed.index != index:
         raise ConfigError(f"{folder / INDEX}: of collector {listed.index}, not of {index}; {AGAIN}")

@@ -80,7 +80,7 @@ class StreamWriter:
         return part.first + part.unrolls if part else self._shard.next_number
 
     def write(self, columns: Columns, number: int) -> None:
-        """Writes unroll `number`: `floats` `[N, T, S + A]` float32, `ints` `[N, T, 3]` int32, numpy.
+        """Writes unroll `number`: Columns `[N, T, ...]`, numpy.
 
         When it returns, the unroll survives this process, and the arrays may be reused. Raises ValueError for other
         shapes and types, and for a number before `next_number`; OSError if the disk is full.
@@ -111,7 +111,7 @@ class StreamWriter:
 
     def _batch(self, columns: Columns) -> pa.RecordBatch:
         sizes = self._description
-        host = on_host(columns, sizes.environments, sizes.unroll_length, sizes.state_size + sizes.action_size)
+        host = on_host(columns, sizes.environments, sizes.unroll_length, sizes.row_floats)
         arrays = [
             pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), type=field.type)
             for array, field in zip(host, sizes.schema, strict=True)

@@ -11,6 +11,7 @@ from shared.envs.base import EnvSpec
 from shared.errors import EnvironmentBroken
 from shared.plan import Plan, make_plan
 from shared.position import start_position
+from shared.replay.codec import INT_COLUMNS
 from shared.replay.windows import VOID_EPISODE
 from shared.types import Rows
 
@@ -25,7 +26,8 @@ def unroll_of(shape: tuple[int, ...], **values: np.ndarray) -> Unroll:
     columns: dict[str, Any] = {name: np.ones((*shape, *size), np.float32) for name, size in sizes.items()}
     counts = np.zeros(shape, np.int32)
     columns |= {"episode_step": counts, "broken": counts > 0, "entry": counts + 6} | values
-    rows = Rows(columns.pop("state"), columns.pop("action"), counts, counts, counts)
+    final = np.zeros((*shape, 2), np.float32)
+    rows = Rows(columns.pop("state"), columns.pop("action"), counts, counts, counts, end=counts, final=final)
     return Unroll(rows, done=counts > 0, **columns)
 
 
@@ -90,7 +92,7 @@ class Loop:
 
     def make(self, void: list[int], ended: int = 0) -> None:
         """Makes an unroll in which the environments `void` broke, at the first step of an episode."""
-        ints = np.zeros((N, T, 3), np.int32)
+        ints = np.zeros((N, T, INT_COLUMNS), np.int32)
         ints[void, :, 0] = VOID_EPISODE
         self.position = self.position.after(self.next_number, ints, np.zeros(5), K)
         self.next_number += 1

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -7,14 +8,16 @@ import pytest
 
 from collector.collector import Collector, coverage, make_collect, make_count
 from collector.feeder import Feeder
-from collector.rollout import RolloutState, make_start, make_unroll
+from collector.rollout import ActionChunk, RolloutState, make_start, make_unroll
+from shared.checkpoint import load, save
 from shared.config import Experiment
 from shared.errors import EnvironmentBroken, RunFailed
 from shared.metrics import Reporter, Row
-from shared.networks import init_params, make_networks
+from shared.networks import make_actor
 from shared.params import ParamStore, Policy
 from shared.plan import Plan, make_plan
-from shared.replay.codec import Columns, pack
+from shared.policy import stochastic_policy
+from shared.replay.codec import INT_COLUMNS, Columns, pack
 from shared.replay.windows import VOID_EPISODE, is_void
 from shared.types import Array, Params
 
@@ -42,12 +45,22 @@ EXPERIMENT = Experiment.model_validate(
 )
 
 
+def make_collector(env: Any, index: int, experiment: Experiment = EXPERIMENT) -> Collector:
+    actor = make_actor(experiment.collector, env.spec, experiment.algorithm.chunk)
+    return Collector(experiment, make_plan(experiment, env.spec), env, index, stochastic_policy(actor))
+
+
+def actor_params(env: Any, experiment: Experiment = EXPERIMENT) -> Params:
+    actor = make_actor(experiment.collector, env.spec, experiment.algorithm.chunk)
+    return jax.jit(actor.init)(jax.random.key(0), np.zeros(env.spec.state_size), np.zeros(env.spec.goal_size))
+
+
 def run_collector(counting: Any, room: bool) -> CollectorRun:
     """Runs a collector until its budget is spent. After every second insert, a new policy is published."""
     experiment = EXPERIMENT
     env, store, reporter, inserted = counting(), ParamStore(), Reporter(), []
     plan = make_plan(experiment, env.spec)
-    params = init_params(make_networks(experiment.collector, env.spec), env.spec, jax.random.key(0)).actor
+    params = actor_params(env)
     store.publish(Policy(0, params))
 
     def insert(number: int, columns: Columns) -> None:
@@ -56,9 +69,9 @@ def run_collector(counting: Any, room: bool) -> CollectorRun:
         if len(inserted) % 2 == 0:
             store.publish(Policy(len(inserted), params))
 
-    collector = Collector(experiment, plan, env, index=0)
+    collector = make_collector(env, index=0)
     collector.run(store.newest, insert, lambda: room, reporter, should_stop=lambda: False)
-    other = Collector(experiment, plan, env, index=1).collect(Policy(0, params)).columns
+    other = make_collector(env, index=1).collect(Policy(0, params)).columns
     return CollectorRun(plan, inserted, reporter.drain().rows, collector.position.visits, other)
 
 
@@ -70,8 +83,8 @@ def run(counting: Any) -> CollectorRun:
 def test_a_collector_inserts_every_unroll_of_its_budget(run: CollectorRun) -> None:
     assert len(run.inserted) == run.plan.unrolls == 10
     for columns in run.inserted:
-        assert columns.floats.shape == (N, T, 3 + 2)
-        assert columns.ints.shape == (N, T, 3)
+        assert columns.floats.shape == (N, T, 3 + 2 + 2)
+        assert columns.ints.shape == (N, T, INT_COLUMNS)
         assert isinstance(columns.floats, np.ndarray)
     steps = np.concatenate([columns.ints[..., 1] for columns in run.inserted], axis=1)
     np.testing.assert_array_equal(steps, np.tile(np.arange(10 * T), (N, 1)))  # axis 1 is time
@@ -116,13 +129,12 @@ def test_rows_report_progress_and_distances(run: CollectorRun) -> None:
 
 def test_collectors_draw_different_starts_and_goals(run: CollectorRun) -> None:
     assert (run.other_columns.ints[..., 1] == run.inserted[0].ints[..., 1]).all()
-    assert (run.other_columns.floats[:, 0, 1:] != run.inserted[0].floats[:, 0, 1:]).all()
+    assert (run.other_columns.floats[:, 0, 1:5] != run.inserted[0].floats[:, 0, 1:5]).all()  # tags and actions
 
 
 def test_a_collector_of_a_broken_environment_ends_within_its_budget(breaking: Any) -> None:
     env, reporter, inserted = breaking(breaks_at=1, share=2.0, coordinates=(False, False, True)), Reporter(), []
-    collector = Collector(EXPERIMENT, make_plan(EXPERIMENT, env.spec), env, index=1)
-    params = init_params(make_networks(EXPERIMENT.collector, env.spec), env.spec, jax.random.key(0)).actor
+    collector, params = make_collector(env, index=1), actor_params(env)
     with pytest.raises(EnvironmentBroken) as error:
         collector.run(
             lambda version: Policy(0, params) if version < 0 else None,
@@ -146,9 +158,9 @@ def test_a_feeder_whose_stream_ends_too_early_says_so(counting: Any) -> None:
     """Nearly all chunks are void, so that the stream's unrolls make too few windows."""
     env = counting()
     experiment = EXPERIMENT.model_copy(update={"stream": "/data/stream"})
-    ints = np.zeros((N, T, 3), np.int32)
+    ints = np.zeros((N, T, INT_COLUMNS), np.int32)
     ints[1:, :, 0] = VOID_EPISODE
-    unrolls = iter([(number, Columns(np.zeros((N, T, 5), np.float32), ints)) for number in range(12)])
+    unrolls = iter([(number, Columns(np.zeros((N, T, 7), np.float32), ints)) for number in range(12)])
     feeder, fed = Feeder(experiment, make_plan(experiment, env.spec), env, unrolls), []
     with pytest.raises(RunFailed) as error:
         feeder.run(lambda number, columns: fed.append(number), Reporter(), should_stop=lambda: False)
@@ -169,6 +181,27 @@ def test_coverage_by_hand() -> None:
         {"coverage": 0.75, "coverage_entropy": half_and_quarters / np.log(4)}
     )
     assert coverage(np.array([3]))["coverage"] == 1
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_resumed_collector_continues_to_the_bit(chunk: int, counting: Any, tmp_path: Path) -> None:
+    """With three actions at once, a snapshot after an unroll of five steps is taken in the middle of chunks."""
+    algorithm = EXPERIMENT.algorithm.model_copy(update={"chunk": chunk})
+    experiment = EXPERIMENT.model_copy(update={"algorithm": algorithm})
+    env = counting() if chunk == 1 else counting(limits=(2, 100))
+    collector, policy = make_collector(env, 0, experiment), Policy(4, actor_params(env, experiment))
+    collector.collect(policy)
+    state, position = collector.state, collector.position
+    save(tmp_path / "state", state)
+    if chunk > 1:
+        assert isinstance(state.rollout.chunk, ActionChunk)
+        assert len(np.unique(state.rollout.chunk.next)) > 1
+    expected = [collector.collect(policy).columns for _ in range(2)]
+    resumed = make_collector(env, 0, experiment)
+    resumed.resume(load(tmp_path / "state", jax.eval_shape(lambda: resumed.state)), position)
+    for columns in expected:
+        jax.tree.map(np.testing.assert_array_equal, resumed.collect(policy).columns, columns)
+    assert resumed._collect._cache_size() == 1  # restored arrays are like computed ones
 
 
 def constant_policy(params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
@@ -217,7 +250,7 @@ def test_only_chunks_with_a_broken_step_are_void(unrolls: BrokenUnrolls) -> None
     np.testing.assert_array_equal([is_void(ints) for ints in unrolls.columns.ints], void)
     assert (unrolls.columns.floats[void] == 0).all()
     assert (unrolls.columns.ints[..., 0][void] == VOID_EPISODE).all()
-    np.testing.assert_array_equal(unrolls.columns.ints[..., 1:], unrolls.plain.ints[..., 1:])  # steps and versions
+    np.testing.assert_array_equal(unrolls.columns.ints[..., 1:], unrolls.plain.ints[..., 1:])  # all but the episode
     for column, plain in zip(unrolls.columns, unrolls.plain, strict=True):
         np.testing.assert_array_equal(column[~void], plain[~void])
         assert np.isfinite(column).all()
@@ -238,8 +271,7 @@ def test_a_cell_that_does_not_exist_ends_the_run(shift: int, counting: Any) -> N
             return super().cell(goal) + shift
 
     env = Shifted()
-    collector = Collector(EXPERIMENT, make_plan(EXPERIMENT, env.spec), env, index=0)
-    params = init_params(make_networks(EXPERIMENT.collector, env.spec), env.spec, jax.random.key(0)).actor
+    collector, params = make_collector(env, index=0), actor_params(env)
     message = r"^env: counting: its cell returned a number outside of 0 to 4 for \d+ of 30 steps of an unroll of collec"
     with pytest.raises(EnvironmentBroken, match=message):
         _collect(collector, params, unrolls=3)

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from collector.evaluator import EvaluationQueue, EvaluationRequest, Evaluator, make_evaluate
+from collector.rollout import make_start, make_unroll
 from shared.config import ACTIVE, Experiment
 from shared.envs.base import EnvSpec, EnvState, GoalEnv
 from shared.errors import EnvironmentBroken
 from shared.metrics import Reporter
-from shared.networks import Actor, make_networks
+from shared.networks import Actor, make_actor
 from shared.params import Policy
 from shared.plan import make_plan
+from shared.policy import deterministic_policy
 from shared.types import Array, Metrics
 
 LINEAR = Actor(nn.Dense(4), 2)
@@ -55,7 +57,7 @@ def evaluated(breaking: Any) -> dict[str, dict[str, float]]:
         params = jax.tree.map(
             lambda x: jnp.zeros(x.shape), jax.eval_shape(LINEAR.init, key, jnp.zeros(3), jnp.zeros(2))
         )
-        return make_evaluate(env, LINEAR, EPISODES)(params, key)[0]
+        return make_evaluate(env, deterministic_policy(LINEAR), EPISODES)(params, key)[0]
 
     key = jax.random.key(0)
     cases = [DEFAULTS | case for case in CASES.values()]
@@ -96,7 +98,9 @@ def test_easy_and_hard_radii_are_counted_if_the_environment_has_them(evaluated: 
     for radii, more in (({}, set()), ({"easy_radius": 3.5}, {"time_at_goal_easy", "success_rate_easy"})):
         env = counting(goal_radius=1.5, **radii)
         params = jax.eval_shape(LINEAR.init, jax.random.key(0), jnp.zeros(3), jnp.zeros(2))
-        metrics, _ = jax.eval_shape(make_evaluate(env, LINEAR, EPISODES), params, jax.random.key(0))
+        metrics, _ = jax.eval_shape(
+            make_evaluate(env, deterministic_policy(LINEAR), EPISODES), params, jax.random.key(0)
+        )
         assert metrics.keys() == always | more
 
 
@@ -155,13 +159,14 @@ EXPERIMENT = Experiment.model_validate(
     }
 )
 PLAN = make_plan(EXPERIMENT, Drift.spec)
-ACTOR = make_networks(EXPERIMENT.collector, Drift.spec).actor
+ACTOR = make_actor(EXPERIMENT.collector, Drift.spec)
+POLICIES = dict.fromkeys(EXPERIMENT.all_learners, deterministic_policy(ACTOR))
 init = jax.jit(lambda key: ACTOR.init(key, jnp.zeros(2), jnp.zeros(2)))
 
 
 @functools.cache
 def evaluator(env: Drift, seed: int = 0) -> Evaluator:
-    return Evaluator(EXPERIMENT.model_copy(update={"seed": seed}), PLAN, env)
+    return Evaluator(EXPERIMENT.model_copy(update={"seed": seed}), PLAN, env, POLICIES)
 
 
 @functools.cache
@@ -176,6 +181,36 @@ def test_the_policy_is_deterministic() -> None:
         state = state + np.asarray(act(state))
     metrics = evaluator(Drift()).evaluate(ACTIVE, untrained)
     assert metrics["final_distance"] == pytest.approx(float(np.linalg.norm(state - 1)), rel=1e-4)
+
+
+def test_a_learner_is_evaluated_with_its_own_action_chunks() -> None:
+    """A learner decides four actions at once, the other one single actions, in episodes of nine steps."""
+    learners = {"twin": {"algorithm": {"chunk": 4}}}
+    experiment = Experiment.model_validate(EXPERIMENT.model_dump() | {"learners": learners})
+    policies = POLICIES | {"twin": lambda factor, state, goal, key: factor * jnp.tile(state + 1, 4)}
+    metrics = Evaluator(experiment, PLAN, Drift(), policies).evaluate("twin", Policy(0, 0.1))
+    state = np.zeros(2)
+    for step in range(9):
+        if step % 4 == 0:
+            action = 0.1 * (state + 1)
+        state = state + action
+    assert metrics["final_distance"] == pytest.approx(float(np.linalg.norm(state - 1)), rel=1e-4)
+
+
+def test_no_two_steps_or_evaluations_share_a_key() -> None:
+    """Each action holds its step's key; distances after one step and after two differ by evaluation."""
+    experiment = EXPERIMENT.model_copy(update={"evaluation": EXPERIMENT.evaluation.model_copy(update={"episodes": 1})})
+
+    def drawn(params: Any, state: Array, goal: Array, key: Array) -> jax.Array:
+        return jnp.where(jnp.arange(2) == params, jax.random.uniform(key, (1, 2)), 0)
+
+    evaluator = Evaluator(experiment, PLAN, Drift(), dict.fromkeys(experiment.all_learners, drawn))
+    first, again, other = (evaluator.evaluate(ACTIVE, Policy(version, 0)) for version in (3, 3, 4))
+    assert first == again
+    assert first["final_distance"] != other["final_distance"]
+    unroll = make_unroll(Drift(), drawn, 9)
+    _, made = jax.jit(unroll)(0, 0, make_start(Drift(), 1)(jax.random.key(0)), jax.random.key(1))
+    assert len(np.unique(made.rows.action[..., 0])) == 9
 
 
 def test_all_learners_are_evaluated_on_the_same_episodes() -> None:
@@ -225,7 +260,7 @@ def test_an_evaluation_counts_the_episodes_that_break() -> None:
 def test_the_error_names_the_environment_of_the_evaluation() -> None:
     config = {"evaluation": EXPERIMENT.evaluation.model_copy(update={"env": "fragile"})}
     with pytest.raises(EnvironmentBroken, match=r"^evaluation\.env: fragile: state\[1\] is not finite"):
-        Evaluator(EXPERIMENT.model_copy(update=config), PLAN, Fragile()).evaluate(ACTIVE, policy(0))
+        Evaluator(EXPERIMENT.model_copy(update=config), PLAN, Fragile(), POLICIES).evaluate(ACTIVE, policy(0))
 
 
 def test_a_full_queue_drops_the_oldest_request_but_no_last_request() -> None:

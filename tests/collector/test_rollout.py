@@ -9,7 +9,7 @@ import pytest
 from collector.breaks import explain, find_first
 from collector.rollout import RolloutState, Unroll, make_start, make_unroll
 from shared.envs.base import goal_distance
-from shared.types import Array
+from shared.types import CONTINUES, TERMINATED, TRUNCATED, Array
 
 N, T = 16, 20
 
@@ -73,6 +73,31 @@ def test_episodes_end_by_termination_and_by_truncation(three_unrolls: tuple[Roll
     assert set(unroll.rows.state[..., 0][unroll.done]) == {2, 6}  # last states of 3 steps (limit) and 7 steps (length)
     assert unroll.rows.state[..., 0].max() == 6
     assert (unroll.done.sum(axis=0) >= 60 // 7).all()
+
+
+def test_the_last_row_of_an_episode_says_how_and_where_it_ended(three_unrolls: tuple[RolloutState, Unroll]) -> None:
+    _, unroll = three_unrolls
+    count, goal_tag = unroll.rows.state[..., 0], unroll.rows.state[..., 2]
+    ends = np.select([unroll.done & (count == 2), unroll.done & (count == 6)], [TERMINATED, TRUNCATED], CONTINUES)
+    np.testing.assert_array_equal(unroll.rows.end, ends)
+    assert {*np.unique(ends)} == {CONTINUES, TERMINATED, TRUNCATED}
+    last = np.stack([count + 1, goal_tag], axis=-1)  # of the state after the step, before the reset
+    np.testing.assert_array_equal(unroll.rows.final, np.where(unroll.done[..., None], last, 0))
+    assert unroll.done[[T - 1, 2 * T - 1]].any(axis=1).all()  # also where an unroll ends
+    assert {x.dtype for x in (unroll.rows.end, unroll.rows.final)} == {np.dtype(np.int32), np.dtype(np.float32)}
+
+
+def test_termination_with_the_last_step_that_an_episode_may_have_is_no_truncation(counting: Any) -> None:
+    """Episodes of 4 steps, cut into unrolls of 3; those with limit 4 terminate by themselves."""
+    env = counting(goals=(2.0, 5.0), limits=(4, 5), episode_length=4)
+    _, unrolls = roll_out(env, num_unrolls=4, length=3)
+    rows = jax.tree.map(lambda *parts: np.concatenate(parts), *(unroll.rows for unroll in unrolls))
+    last = rows.state[..., 0] == 3
+    distance = np.concatenate([unroll.distance for unroll in unrolls])[last]
+    assert set(distance) == {1, 2}  # from state 4 to goal 5, or to goal 2
+    np.testing.assert_array_equal(rows.end[last], np.where(distance == 2, TERMINATED, TRUNCATED))
+    assert (rows.end[~last] == CONTINUES).all()
+    np.testing.assert_array_equal(rows.final[..., 0], np.where(last, 4, 0))
 
 
 def test_episodes_are_counted_over_unrolls(three_unrolls: tuple[RolloutState, Unroll]) -> None:
@@ -149,7 +174,7 @@ def test_two_short_unrolls_equal_one_long_unroll(counting: Any) -> None:
     end, (long,) = roll_out(env, num_unrolls=1, length=12, environments=3)
     short_end, parts = roll_out(env, num_unrolls=2, length=6, environments=3)
     joined = jax.tree.map(lambda *x: np.concatenate(x), *parts)
-    for name in ("state", "action", "episode", "step"):
+    for name in ("state", "action", "episode", "step", "end", "final"):
         np.testing.assert_array_equal(getattr(long.rows, name), getattr(joined.rows, name))
     np.testing.assert_array_equal(long.distance, joined.distance)
     without_keys = [state._replace(start_keys=()) for state in (end, short_end)]
@@ -214,6 +239,8 @@ def test_a_broken_step_ends_its_episode_and_leaves_all_values_finite(broken: Any
     np.testing.assert_array_equal(unroll.done, expected | (count == 6))
     np.testing.assert_array_equal(count[1:], np.where(unroll.done[:-1], 0, count[:-1] + 1))
     np.testing.assert_array_equal(unroll.rows.episode, np.cumsum(unroll.done, axis=0) - unroll.done)
+    np.testing.assert_array_equal(unroll.rows.end, np.where(unroll.done, TRUNCATED, CONTINUES))
+    np.testing.assert_array_equal(unroll.rows.final[..., 0], np.where(count == 6, 7, 0))  # none after a broken step
     assert (tag[1:][unroll.done[:-1]] != tag[:-1][unroll.done[:-1]]).all()
     assert all(np.isfinite(x).all() for x in (*jax.tree.leaves(unroll), *jax.tree.leaves(state.env)))
     goal = np.where(expected, unroll.distance + count, 0)[expected]  # distance before the step

@@ -55,9 +55,10 @@ class Line:
         start = rng.normal(size=(windows, num_points, 2))
         action = np.broadcast_to(rng.uniform(-1, 1, (windows, num_points, 2)), (windows, rows, 2))
         position = start + 0.5 * np.arange(rows)[:, None] * action
-        floats = np.concatenate([np.zeros((windows, rows, 1)), position, action], axis=-1).astype(np.float32)
+        floats = np.concatenate([np.zeros((windows, rows, 1)), position, action, 0 * position], axis=-1)
         step = np.broadcast_to(np.arange(rows), (windows, rows))
-        return Columns(floats, np.stack([0 * step, step, 0 * step + seed], axis=-1).astype(np.int32))
+        ints = np.stack([0 * step, step, 0 * step + seed, 0 * step], axis=-1)  # one episode without an end
+        return Columns(floats.astype(np.float32), ints.astype(np.int32))
 
 
 @pytest.fixture(scope="session")

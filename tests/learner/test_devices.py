@@ -21,9 +21,9 @@ import numpy as np
 from conftest import Line
 from learner.devices import make_layout, share_out
 from learner.learner import Learner
-from learner.state import init_state, make_optimisers
+from learner.objectives.registry import make_objective
+from learner.state import init_state
 from learner.update import make_gradients, make_steps
-from shared.networks import make_networks
 from shared.plan import make_plan
 
 assert len(jax.local_devices()) == {devices}
@@ -35,11 +35,11 @@ def close(one, other):
     for x, y in zip(jax.tree.leaves(jax.device_get(one)), jax.tree.leaves(jax.device_get(other)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * np.abs(y).max())
 
-networks = make_networks(experiment.collector, Line.spec)
-state = init_state(networks, make_optimisers(experiment.algorithm), Line.spec, jax.random.key(0))
-steps = make_steps(windows, plan, Line.spec, experiment.algorithm.discount, jax.random.key(1))
+objective = make_objective(experiment, "active", Line.spec)
+state = jax.jit(init_state, static_argnums=0)(objective, jax.random.key(0))
+steps = make_steps(objective, windows, plan, jax.random.key(1))
 minibatch, key = steps.minibatch(steps.order[0]), steps.keys[0]
-gradients = make_gradients(networks, experiment.algorithm, Line.spec)
+gradients = make_gradients(objective)
 layout = make_layout()
 shared_out = jax.device_put(minibatch, layout.split)
 assert len(shared_out.state.sharding.device_set) == {devices}
@@ -83,7 +83,7 @@ def test_four_devices_make_the_same_update_as_one() -> None:
 
 def test_share_out_copies_windows() -> None:
     """The sampler decodes the next batch into the same arrays."""
-    columns = Columns(np.zeros((4, 64, 16), np.float32), np.zeros((4, 64, 3), np.int32))
+    columns = Columns(np.zeros((4, 64, 16), np.float32), np.zeros((4, 64, 4), np.int32))
     shared_out = share_out(columns)
     for column in columns:
         column += 1

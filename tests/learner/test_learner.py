@@ -8,7 +8,7 @@ from learner.learner import Learner
 from learner.state import LearnerState
 from shared.config import ACTIVE
 from shared.metrics import Reporter, Row
-from shared.networks import make_networks
+from shared.networks import make_actor
 from shared.params import Policy
 from shared.plan import Plan, make_plan
 from shared.policy import deterministic_policy
@@ -140,7 +140,7 @@ def test_the_actor_learns_to_move_towards_the_goal(line: Any, run: LearnerRun) -
     rng = np.random.default_rng(0)
     position, direction = rng.normal(size=(2, 256, 2))
     state = np.concatenate([np.zeros((256, 1)), position], axis=1)
-    policy = jax.jit(deterministic_policy(make_networks(line.experiment().collector, line.spec).actor))
+    policy = jax.jit(deterministic_policy(make_actor(line.experiment().collector, line.spec)))
 
     def alignment(state_of_learner: LearnerState) -> float:
         action = np.asarray(policy(state_of_learner.actor, state, position + direction, jax.random.key(0)))

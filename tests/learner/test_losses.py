@@ -14,7 +14,7 @@ from learner.losses import (
     critic_loss,
     forward_infonce,
 )
-from shared.config import AlgorithmConfig
+from shared.algorithm_config import AlgorithmConfig
 
 
 class Energies(NamedTuple):
@@ -49,7 +49,16 @@ def compute_energies(phi: Any, psi: Any) -> dict[str, Energies]:
 compute_losses = jax.jit(lambda energy: {name: jax.value_and_grad(f)(energy) for name, f in CONTRASTIVE_LOSSES.items()})
 compute_critic = jax.jit(lambda energy, penalty: critic_loss(energy, forward_infonce, penalty))
 compute_actor = jax.jit(jax.value_and_grad(actor_loss, argnums=1, has_aux=True))
-compute_alpha = jax.jit(jax.value_and_grad(alpha_loss, argnums=(0, 1)))
+compute_alpha = jax.jit(jax.value_and_grad(alpha_loss, argnums=(0, 1), has_aux=True))
+
+
+@jax.jit
+def compute_masked(energy: Any, valid: Any) -> dict[str, Any]:
+    """Returns `((loss, metrics), gradient)` of the critic's loss with each contrastive loss, compiled at once."""
+    each = {
+        name: lambda energy, valid, f=f: critic_loss(energy, f, 0.1, valid) for name, f in CONTRASTIVE_LOSSES.items()
+    }
+    return {name: jax.value_and_grad(loss, has_aux=True)(energy, valid) for name, loss in each.items()}
 
 
 def padded(rows: Any) -> np.ndarray:
@@ -206,8 +215,67 @@ def test_actor_loss_by_hand() -> None:
 def test_alpha_loss_by_hand() -> None:
     log_prob, log_alpha = np.array([1.0, 2.0], np.float32), np.log(2.0, dtype=np.float32)
     # Entropy -1.5 is below the target -1: the coefficient must grow.
-    loss, (d_log_alpha, d_log_prob) = compute_alpha(log_alpha, log_prob, -1.0)
+    (loss, metrics), (d_log_alpha, d_log_prob) = compute_alpha(log_alpha, log_prob, -1.0)
     assert loss == pytest.approx(2 * (-1.5 + 1))
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        {"alpha/loss": -1.0, "alpha/log_alpha": np.log(2)}
+    )
     assert d_log_alpha == pytest.approx(-1.0)
     assert (np.asarray(d_log_prob) == 0).all()
     assert compute_alpha(log_alpha, -log_prob, -1.0)[1][0] == pytest.approx(5.0)
+
+
+WIDE = np.random.default_rng(4).normal(size=(5, 5)).astype(np.float32)
+VALID = np.array([True, False, True, True, False])
+
+
+def masked_by_hand(energy: np.ndarray, valid: np.ndarray) -> dict[str, float]:
+    """Returns every contrastive loss, with a loop over the valid rows; goals of all rows are negatives of a row."""
+    rows = np.flatnonzero(valid)
+    forward = np.mean([logsumexp(energy[i]) - energy[i, i] for i in rows])
+    backward = np.mean([logsumexp(energy[rows, j]) - energy[j, j] for j in rows])
+    positives = [-np.log(expit(energy[i, i])) for i in rows]
+    negatives = [-np.log(1 - expit(energy[i, j])) for i in rows for j in range(len(energy)) if i != j]
+    return {
+        "forward_infonce": forward,
+        "backward_infonce": backward,
+        "symmetric_infonce": (forward + backward) / 2,
+        "binary_nce": np.mean(positives) + np.mean(negatives),
+    }
+
+
+@pytest.mark.parametrize("name", LOSSES_BY_HAND)
+def test_rows_that_are_not_valid_count_nowhere_but_as_negatives(name: str) -> None:
+    (loss, metrics), gradient = compute_masked(WIDE, VALID)[name]
+    partitions = logsumexp(WIDE[VALID], axis=1)
+    expected = masked_by_hand(WIDE, VALID)[name] + 0.1 * np.mean(partitions**2)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    pairs = [WIDE[i, j] for i in np.flatnonzero(VALID) for j in range(5) if i != j]
+    by_hand = {
+        "critic/loss": expected,
+        "critic/accuracy": np.mean([WIDE[i].argmax() == i for i in np.flatnonzero(VALID)]),
+        "critic/positive": np.mean(np.diagonal(WIDE)[VALID]),
+        "critic/negative": np.mean(pairs),
+        "critic/logsumexp": np.mean(partitions),
+    }
+    assert {key: float(value) for key, value in metrics.items()} == pytest.approx(by_hand, rel=1e-5)
+    gradient = np.asarray(gradient)
+    assert np.isfinite(gradient).all()
+    assert (gradient[~VALID] == 0).all()  # no state and action of a row that is not valid
+    assert (gradient[VALID][:, ~VALID] > 0).all()  # its goal is a negative
+    other = np.where(VALID[:, None], WIDE, 7 * WIDE - 3)
+    assert compute_masked(other, VALID)[name][0][0] == pytest.approx(float(loss), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES_BY_HAND)
+def test_the_mask_changes_nothing_where_all_rows_are_valid_and_leaves_no_gradient_where_none_is(name: str) -> None:
+    (loss, metrics), gradient = compute_masked(WIDE, np.ones(5, bool))[name]
+    (expected, unmasked), d_energy = compute_masked(WIDE, None)[name]
+    assert loss == pytest.approx(float(expected), rel=1e-6)
+    assert {key: float(value) for key, value in metrics.items()} == pytest.approx(
+        {key: float(value) for key, value in unmasked.items()}, rel=1e-5, abs=1e-6
+    )
+    np.testing.assert_allclose(gradient, d_energy, rtol=1e-5, atol=1e-7)
+    (loss, _), gradient = compute_masked(WIDE, np.zeros(5, bool))[name]
+    assert loss == 0
+    assert (np.asarray(gradient) == 0).all()

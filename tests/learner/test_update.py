@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,29 +9,51 @@ import optax
 import pytest
 
 from learner.losses import CONTRASTIVE_LOSSES, critic_loss, energy_matrix
+from learner.objectives.contrastive import Contrastive
+from learner.optimisers import Optimisers
 from learner.relabel import Transitions
-from learner.state import LearnerState, Optimisers, init_state, make_optimisers
+from learner.state import LearnerState, init_state
 from learner.update import (
-    WATCHED,
     GradientStep,
+    label_windows,
     make_gradient_step,
     make_gradients,
     make_steps,
-    make_transitions,
     make_update_step,
 )
-from shared.config import AlgorithmConfig, NetworkConfig
-from shared.networks import Actor, Encoder, Networks, Trunk, make_networks
+from shared.algorithm_config import AlgorithmConfig
+from shared.envs.base import EnvSpec
+from shared.network_config import NetworkConfig
+from shared.networks import Actor, Encoder, Trunk
 from shared.plan import Plan, make_plan
 from shared.policy import sample_action
 from shared.replay.codec import Columns
 from shared.types import Metrics
 
 STEM = Trunk(depth=0, width=4, layer_norm=False, residual=True, activation="swish")  # compiles fast
-SMALL = Networks(Actor(STEM, 2), Encoder(STEM, 3), Encoder(STEM, 3))
 ROWS = 14  # rows of every minibatch, so that a gradient step is compiled once
 # SGD steps are scaled gradients, so gradients can be compared. The optimisers' states hold rates and step counts.
 SGD = Optimisers(*(optax.inject_hyperparams(optax.sgd)(learning_rate=rate) for rate in (0.1, 0.2, 0.3)))
+
+
+class Small(Contrastive):
+    """The contrastive objective with networks of one layer and SGD."""
+
+    @cached_property
+    def optimisers(self) -> Optimisers:
+        return SGD
+
+    @cached_property
+    def actor(self) -> Actor:
+        return Actor(STEM, self.action_size)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder(STEM, 3)
+
+
+def make_small(spec: EnvSpec, **algorithm: Any) -> Small:
+    return Small(NetworkConfig(), AlgorithmConfig.model_validate(algorithm), spec)
 
 
 def assert_equal(one: Any, other: Any) -> None:
@@ -59,17 +82,18 @@ def minibatch() -> Transitions:
 
 @pytest.fixture(scope="module")
 def start(line: Any) -> LearnerState:
-    return init_state(SMALL, SGD, line.spec, jax.random.key(0))
+    return jax.jit(init_state, static_argnums=0)(make_small(line.spec), jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
 def gradient_step(line: Any) -> GradientStep:
-    return jax.jit(make_gradient_step(SMALL, SGD, AlgorithmConfig(), line.spec))
+    return jax.jit(make_gradient_step(make_small(line.spec)))
 
 
 class SmallUpdate(NamedTuple):
-    """Update of the networks `SMALL`, on all rows of windows that have only one possible crop."""
+    """Update of the objective `Small`, on all rows of windows that have only one possible crop."""
 
+    objective: Small
     plan: Plan
     state: LearnerState
     windows: Columns
@@ -84,7 +108,8 @@ def small(line: Any, start: LearnerState) -> SmallUpdate:
         algorithm={"batch_size": ROWS, "windows_per_update": 6, "minibatches_per_update": 3},
     )
     plan = make_plan(experiment, line.spec)
-    update_step = make_update_step(SMALL, SGD, experiment.algorithm, plan, line.spec)
+    objective = Small(experiment.collector.network, experiment.algorithm, line.spec)
+    update_step = make_update_step(objective, plan)
     traces = []
 
     @jax.jit
@@ -92,7 +117,7 @@ def small(line: Any, start: LearnerState) -> SmallUpdate:
         traces.append(windows)
         return update_step(state, windows)
 
-    return SmallUpdate(plan, start, line.windows(3, windows=6, rows=plan.window_rows), update, traces)
+    return SmallUpdate(objective, plan, start, line.windows(3, windows=6, rows=plan.window_rows), update, traces)
 
 
 def test_an_update_is_pure(small: SmallUpdate) -> None:
@@ -127,7 +152,7 @@ def test_an_update_uses_distinct_rows_in_a_new_order(small: SmallUpdate) -> None
     floats = small.windows.floats.copy()
     floats[:, :, :3] = floats[:, :1, :3]
     floats[:, :, 3:] = np.random.default_rng(0).uniform(-1, 1, floats[:, :, 3:].shape)
-    rows = floats[:, :-1].reshape(-1, 5)
+    rows = floats[:, :-1, :5].reshape(-1, 5)
     critic = small.state.critic
     phi, psi = encode(critic.state_action, rows), encode(critic.goal, rows[:, 1:3])
     each_once = -np.linalg.norm(phi - psi, axis=1).mean()
@@ -143,7 +168,7 @@ def test_an_update_uses_distinct_rows_in_a_new_order(small: SmallUpdate) -> None
 
 
 def encode(params: Any, rows: np.ndarray) -> np.ndarray:
-    """Returns the output of an encoder of `SMALL` for `rows`, by hand: Dense layer, swish, Dense layer."""
+    """Returns the output of an encoder of `Small` for `rows`, by hand: Dense layer, swish, Dense layer."""
     stem, head = params["params"]["trunk"]["stem"]["Dense_0"], params["params"]["head"]
     x = rows @ np.asarray(stem["kernel"]) + np.asarray(stem["bias"])
     return x / (1 + np.exp(-x)) @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
@@ -153,15 +178,17 @@ def test_transitions_are_relabelled_rows_of_cropped_windows(line: Any) -> None:
     experiment = line.experiment()
     plan = make_plan(experiment, line.spec)
     windows = line.windows(0)
-    transitions = jax.jit(make_transitions, static_argnums=(1, 2, 3))(windows, plan, line.spec, 0.9, jax.random.key(0))
-    state, action, goal = jax.tree.map(lambda x: np.asarray(x).reshape(32, 7, -1), transitions)
+    label = partial(label_windows, make_small(line.spec, discount=0.9), plan=plan)
+    transitions = jax.jit(label)(windows, key=jax.random.key(0))
+    assert transitions.valid is None
+    state, action, goal, _ = jax.tree.map(lambda x: np.asarray(x).reshape(32, 7, -1), transitions)
     starts = set()
     for window in range(32):
         rows = windows.floats[window]
         start = int(np.flatnonzero((rows[:, :3] == state[window, 0]).all(axis=1))[0])
         starts.add(start)
         np.testing.assert_array_equal(state[window], rows[start : start + 7, :3])
-        np.testing.assert_array_equal(action[window], rows[start : start + 7, 3:])
+        np.testing.assert_array_equal(action[window], rows[start : start + 7, 3:5])
         ahead = (rows[None, :, 1:3] == goal[window, :, None]).all(axis=2).argmax(axis=1) - start - np.arange(7)
         assert (ahead >= 1).all()
         assert (ahead + np.arange(7) <= 7).all()
@@ -171,13 +198,14 @@ def test_transitions_are_relabelled_rows_of_cropped_windows(line: Any) -> None:
 @jax.jit
 def by_hand(state: LearnerState, minibatch: Transitions, key: jax.Array) -> LearnerState:
     """Returns the state after a gradient step, in which all losses use the parameters before the step."""
+    network, encoder = Actor(STEM, 2), Encoder(STEM, 3)
 
     def encode(critic: Any, action: Any) -> tuple[jax.Array, jax.Array]:
         pair = jnp.concatenate([minibatch.state, action], axis=1)
-        return SMALL.state_action.apply(critic.state_action, pair), SMALL.goal.apply(critic.goal, minibatch.goal)
+        return encoder.apply(critic.state_action, pair), encoder.apply(critic.goal, minibatch.goal)
 
     def actor(params: Any) -> jax.Array:
-        action, log_prob = sample_action(SMALL.actor, params, minibatch.state, minibatch.goal, key)
+        action, log_prob = sample_action(network, params, minibatch.state, minibatch.goal, key)
         phi, psi = encode(state.critic, action)
         return jnp.mean(jnp.exp(state.log_alpha) * log_prob + jnp.linalg.norm(phi - psi, axis=1))
 
@@ -187,7 +215,7 @@ def by_hand(state: LearnerState, minibatch: Transitions, key: jax.Array) -> Lear
         log_partition = jnp.log(jnp.sum(jnp.exp(energy), axis=1))
         return jnp.mean(log_partition - jnp.diagonal(energy)) + 0.1 * jnp.mean(log_partition**2)
 
-    _, log_prob = sample_action(SMALL.actor, state.actor, minibatch.state, minibatch.goal, key)
+    _, log_prob = sample_action(network, state.actor, minibatch.state, minibatch.goal, key)
     d_log_alpha = jnp.exp(state.log_alpha) * jnp.mean(-log_prob + 0.5 * 2)  # target entropy -0.5 for each of 2 actions
     return state._replace(
         actor=jax.tree.map(lambda x, g: x - 0.1 * g, state.actor, jax.grad(actor)(state.actor)),
@@ -217,17 +245,18 @@ def by_options(line: Any, start: LearnerState, minibatch: Transitions) -> list[t
     """Metrics of a gradient step with each of `OPTIONS`, and the expected metrics; compiled at once."""
 
     def one(options: dict[str, Any], state: LearnerState, key: jax.Array) -> tuple[Metrics, Metrics]:
-        algorithm = AlgorithmConfig.model_validate(options)
-        _, metrics = make_gradients(SMALL, algorithm, line.spec)(state, minibatch, key)
+        objective = make_small(line.spec, **options)
+        algorithm, encoder = objective.algorithm, objective.encoder
+        _, metrics = make_gradients(objective)(state, minibatch, key)
 
         def energies(action: Any) -> jax.Array:
             rows = jnp.concatenate([minibatch.state, action], axis=1)
-            phi = SMALL.state_action.apply(state.critic.state_action, rows)
-            return energy_matrix(algorithm.energy, phi, SMALL.goal.apply(state.critic.goal, minibatch.goal))
+            phi = encoder.apply(state.critic.state_action, rows)
+            return energy_matrix(algorithm.energy, phi, encoder.apply(state.critic.goal, minibatch.goal))
 
         contrastive = CONTRASTIVE_LOSSES[algorithm.contrastive_loss]
         expected, _ = critic_loss(energies(minibatch.action), contrastive, algorithm.logsumexp_penalty)
-        action, log_prob = sample_action(SMALL.actor, state.actor, minibatch.state, minibatch.goal, key)
+        action, log_prob = sample_action(objective.actor, state.actor, minibatch.state, minibatch.goal, key)
         target = 2 * algorithm.target_entropy_per_action
         return metrics, {
             "critic/loss": expected,
@@ -248,51 +277,6 @@ def test_options_reach_the_losses(by_options: list[tuple[Metrics, Metrics]], cas
             assert expected[name] != pytest.approx(other[name], rel=1e-2)
 
 
-def test_each_optimiser_is_adam_with_its_own_learning_rate() -> None:
-    algorithm = AlgorithmConfig(actor_learning_rate=0.1, critic_learning_rate=0.2, alpha_learning_rate=0.3)
-
-    @jax.jit
-    def two_steps() -> list[jax.Array]:
-        reached = []
-        for optimiser in make_optimisers(algorithm):
-            params, state = jnp.zeros(()), optimiser.init(jnp.zeros(()))
-            for gradient in (4.0, 4.0):  # equal gradients: Adam's steps equal the learning rate
-                update, state = optimiser.update(jnp.float32(gradient), state)
-                params = optax.apply_updates(params, update)
-            reached.append(params)
-        return reached
-
-    assert [float(params) for params in two_steps()] == pytest.approx([-0.2, -0.4, -0.6], rel=1e-4)
-
-
-def test_clipping_by_hand() -> None:
-    algorithm = AlgorithmConfig(actor_learning_rate=0.1, critic_learning_rate=0.2, max_gradient_norm=2.5)
-    # Norm 5 is halved; norm 0.5 stays. Adam's second step shows the ratio of both gradients.
-    gradients = [np.array([3.0, 4.0], np.float32), np.array([0.3, 0.4], np.float32)]
-
-    @jax.jit
-    def second_steps() -> list[jax.Array]:
-        updates = []
-        for optimiser in make_optimisers(algorithm):
-            state = optimiser.init(jnp.zeros(2))
-            for gradient in gradients:
-                update, state = optimiser.update(jnp.asarray(gradient), state)
-            updates.append(update)
-        return updates
-
-    rates = (0.1, 0.2, algorithm.alpha_learning_rate)
-    for update, learning_rate, scale in zip(second_steps(), rates, (0.5, 0.5, 1.0), strict=True):
-        one, two = scale * gradients[0], gradients[1]
-        mean = (0.9 * 0.1 * one + 0.1 * two) / (1 - 0.9**2)
-        square = (0.999 * 0.001 * one**2 + 0.001 * two**2) / (1 - 0.999**2)
-        np.testing.assert_allclose(update, -learning_rate * mean / np.sqrt(square), rtol=1e-4)
-
-
-def test_without_clipping_optimisers_have_the_states_of_adam() -> None:
-    for optimiser in make_optimisers(AlgorithmConfig()):
-        assert_equal(optimiser.init(jnp.zeros(2)), optax.adam(1.0).init(jnp.zeros(2)))
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
 def test_a_gradient_step_that_is_not_finite_changes_nothing(
     start: LearnerState, gradient_step: GradientStep, minibatch: Transitions, value: float
@@ -306,24 +290,39 @@ def test_a_gradient_step_that_is_not_finite_changes_nothing(
         assert_equal(after, state)
     after, metrics = gradient_step(state, minibatch, jax.random.key(2))
     assert np.isfinite(metrics["guard/watched"]).all()
-    assert metrics["guard/watched"].shape == (len(WATCHED),)
     assert differs(after.optimisers, state.optimisers)
 
 
-def test_an_update_skips_only_the_poisoned_minibatch(
-    line: Any, small: SmallUpdate, gradient_step: GradientStep
+def test_the_watched_values_are_the_losses_and_the_norms_of_all_gradients(
+    small: SmallUpdate, start: LearnerState, gradient_step: GradientStep, minibatch: Transitions
 ) -> None:
+    key = jax.random.key(3)
+    _, metrics = gradient_step(start, minibatch, key)
+    watched = dict(zip(small.objective.watched, metrics["guard/watched"].tolist(), strict=True))
+    moved = by_hand(start, minibatch, key)
+    assert watched.pop("alpha/gradient") == pytest.approx(float(start.log_alpha - moved.log_alpha) / 0.3, rel=1e-4)
+    assert watched == {name: metrics[name] for name in watched}
+    assert watched.keys() == {f"{part}/loss" for part in ("actor", "critic", "alpha")} | {
+        f"{part}/gradient_norm" for part in ("actor", "critic")
+    }
+    for part, rate in (("actor", 0.1), ("critic", 0.2)):
+        step = jax.tree.map(lambda before, after: before - after, getattr(start, part), getattr(moved, part))
+        assert watched[f"{part}/gradient_norm"] == pytest.approx(float(optax.tree.norm(step)) / rate, rel=1e-3)
+    _, poisoned = gradient_step(start, minibatch._replace(action=np.full_like(minibatch.action, np.nan)), key)
+    finite = dict(zip(small.objective.watched, np.isfinite(poisoned["guard/watched"]).tolist(), strict=True))
+    assert finite == {name: not name.startswith("critic") for name in finite}  # the actor saw its own actions
+
+
+def test_an_update_skips_only_the_poisoned_minibatch(small: SmallUpdate, gradient_step: GradientStep) -> None:
     floats = small.windows.floats.copy()
     floats[1, 2, 0] = np.nan  # coordinate 0 of one row's state is not in goals
     windows = small.windows._replace(floats=floats)
     after, metrics = small.update(small.state, windows)
 
-    steps = jax.jit(make_steps, static_argnums=(1, 2, 3))(
-        windows, small.plan, line.spec, AlgorithmConfig().discount, small.state.key
-    )
+    steps = jax.jit(partial(make_steps, small.objective, plan=small.plan))(windows, key=small.state.key)
     keys = {tuple(data) for data in np.asarray(jax.random.key_data(steps.keys)).tolist()}
     assert len(keys) == 3  # no two gradient steps draw the same actions
-    transitions = jax.tree.map(np.asarray, steps.transitions)
+    transitions = jax.tree.map(np.asarray, steps.labelled)
     minibatches = [jax.tree.map(lambda x, rows=rows: x[rows], transitions) for rows in np.asarray(steps.order)]
     poisoned = np.array([np.isnan(minibatch.state).any() for minibatch in minibatches])
     assert poisoned.sum() == metrics["guard/skipped"] == 1
@@ -349,25 +348,3 @@ def test_an_update_without_finite_steps_keeps_the_state_and_a_finite_update_skip
     assert (metrics["guard/skipped"], metrics["guard/first"]) == (3, 0)
     assert_equal(after, small.state._replace(key=after.key, updates=after.updates))
     assert np.isnan(metrics["critic/loss"])
-
-
-@pytest.mark.slow
-def test_gradients_reach_every_block_at_depth_64(line: Any, minibatch: Transitions) -> None:
-    networks = make_networks(NetworkConfig(depth=64, width=8), line.spec)
-
-    @jax.jit
-    def compute(key: jax.Array) -> Any:
-        init_key, key = jax.random.split(key)
-        state = init_state(networks, SGD, line.spec, init_key)
-        return make_gradients(networks, AlgorithmConfig(), line.spec)(state, minibatch, key)[0]
-
-    gradients = jax.device_get(compute(jax.random.key(0)))
-    for network in (gradients.actor, gradients.critic.state_action, gradients.critic.goal):
-        flat = jax.tree_util.tree_flatten_with_path(network["params"]["trunk"]["blocks"])[0]
-        kernels = [leaf for path, leaf in flat if path[-1].key == "kernel"]
-        assert [kernel.shape for kernel in kernels] == [(16, 8, 8)] * 4
-        for kernel in kernels:
-            norms = np.linalg.norm(kernel.reshape(16, -1), axis=1)
-            assert np.isfinite(norms).all()
-            assert norms.min() > 1e-3 * norms.max() > 0
-        assert all((abs(leaf).max() > 0) and np.isfinite(leaf).all() for leaf in jax.tree.leaves(network))

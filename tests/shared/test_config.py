@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from shared.config import ACTIVE, Experiment
 from shared.config_file import load_experiment, parse_experiment
 from shared.errors import ConfigError
+from shared.network_config import NetworkConfig
 
 
 def mistake(values: dict) -> str:
@@ -22,7 +23,11 @@ def mistake(values: dict) -> str:
 def test_defaults_equal_the_reference() -> None:
     experiment = Experiment(env="a")
     assert (experiment.collector.environments, experiment.collector.unroll_length) == (512, 62)
-    assert experiment.algorithm.model_dump() == {
+    own = {"survival", "chrono", "sac", "options"}  # objectives' own tests hold these
+    assert experiment.algorithm.model_dump(exclude=own) == {
+        "objective": "contrastive",
+        "chunk": 1,
+        "final_goals": False,
         "discount": 0.99,
         "batch_size": 512,
         "windows_per_update": 512,
@@ -40,11 +45,30 @@ def test_defaults_equal_the_reference() -> None:
 
 
 @pytest.mark.parametrize("field", ["depth", "actor_depth", "critic_depth"])
-@pytest.mark.parametrize(("depth", "use"), [(6, "4 or 8"), (0, "4 or 8"), (-4, "4 or 8"), (1023, "1020 or 1024")])
-def test_depths_are_whole_blocks(field: str, depth: int, use: str) -> None:
+@pytest.mark.parametrize(
+    ("depth", "use"),
+    [
+        *((3, "1, 2 or 4"), (0, "1, 2 or 4"), (-4, "1, 2 or 4")),
+        *((5, "4 or 8"), (6, "4 or 8"), (1023, "1020 or 1024")),
+    ],
+)
+def test_depths_are_whole_blocks_or_plain(field: str, depth: int, use: str) -> None:
     assert mistake({"env": "a", "learners": {"deep": {field: depth}}}) == (
         f"x.yaml: learners.deep.{field}: depth {depth} is not a positive multiple of 4 (residual blocks hold 4 "
-        f"layers); use {use}"
+        f"layers), nor 1 or 2 (plain networks); use {use}"
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 1024])
+def test_depths_that_networks_may_have(depth: int) -> None:
+    parse_experiment({"env": "a", "collector": {"depth": depth, "actor_depth": 2, "critic_depth": depth}})
+
+
+def test_one_normalisation_takes_the_others_place() -> None:
+    assert not NetworkConfig().hyperspherical
+    parse_experiment({"env": "a", "collector": {"layer_norm": True, "hyperspherical": True}})
+    assert mistake({"env": "a", "collector": {"layer_norm": False, "hyperspherical": True}}) == (
+        "x.yaml: collector.hyperspherical: it stands in the place of layer norm; leave layer_norm out"
     )
 
 

@@ -7,23 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shared.config import NetworkConfig
 from shared.envs.base import EnvSpec
+from shared.network_config import NetworkConfig
 from shared.networks import (
     ACTIVATIONS,
     LOG_STD_MAX,
     LOG_STD_MIN,
     Actor,
     Encoder,
-    NetworkParams,
-    Networks,
     Pass,
     Trunk,
-    init_params,
-    make_networks,
-    network_size,
+    actor_size,
+    make_actor,
+    make_trunk,
     norm_activation,
-    param_shapes,
     parameter_count,
     side_by_side,
 )
@@ -35,10 +32,20 @@ STATE, GOAL = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
 GOAL = GOAL[:, :2]
 
 
-def build(**config: Any) -> tuple[Networks, NetworkParams]:
-    """Returns small networks, and the shapes of their parameters without computing the parameters."""
-    networks = make_networks(NetworkConfig.model_validate({"width": 8, "representation_size": 4} | config), SPEC)
-    return networks, param_shapes(networks, SPEC)
+class Built(NamedTuple):
+    """An actor and an encoder of goals, and the shapes of their parameters, which are not computed."""
+
+    actor: Actor
+    encoder: Encoder
+    actor_params: Any
+    encoder_params: Any
+
+
+def build(chunk: int = 1, **config: Any) -> Built:
+    network = NetworkConfig.model_validate({"width": 8} | config)
+    actor, encoder = make_actor(network, SPEC, chunk), Encoder(make_trunk(network, network.critic_trunk), 4)
+    key = jax.random.key(0)
+    return Built(actor, encoder, jax.eval_shape(actor.init, key, STATE, GOAL), jax.eval_shape(encoder.init, key, GOAL))
 
 
 def filled(shapes: Any, seed: int = 0) -> Any:
@@ -47,9 +54,10 @@ def filled(shapes: Any, seed: int = 0) -> Any:
     return jax.tree.map(lambda x: rng.normal(scale=0.5, size=x.shape).astype(x.dtype), shapes)
 
 
-def stacked(params: Any) -> set[int]:
+def num_blocks(params: Any) -> int:
     """Returns the number of blocks that each array of the trunk's blocks holds."""
-    return {leaf.shape[0] for leaf in jax.tree.leaves(params["params"]["trunk"]["blocks"])}
+    (number,) = {leaf.shape[0] for leaf in jax.tree.leaves(params["params"]["trunk"]["blocks"])}
+    return number
 
 
 def kernels(params: Any) -> list[jax.Array]:
@@ -58,36 +66,55 @@ def kernels(params: Any) -> list[jax.Array]:
 
 
 def expected_count(inputs: int, depth: int, width: int, outputs: int) -> int:
+    if depth < 4:
+        depth -= 1  # the stem counts
     layer_norms = 2 * width * (depth + 1)
     return (inputs + 1) * width + depth * (width + 1) * width + layer_norms + (width + 1) * outputs
 
 
 @pytest.mark.parametrize("depth", [4, 8, 64, 1024])
 def test_depth_sets_the_number_of_layers(depth: int) -> None:
-    networks, params = build(depth=depth)
-    assert network_size(networks, SPEC) == parameter_count(params)
-    for network, inputs, outputs in (
-        (params.actor, 5, 2 * 2),
-        (params.critic.state_action, 5, 4),
-        (params.critic.goal, 2, 4),
-    ):
-        assert stacked(network) == {depth // 4}
-        assert parameter_count(network) == expected_count(inputs, depth, 8, outputs)
+    built = build(depth=depth)
+    for params, inputs in ((built.actor_params, 5), (built.encoder_params, 2)):
+        assert num_blocks(params) == depth // 4
+        assert parameter_count(params) == expected_count(inputs, depth, 8, 4)
+    assert actor_size(NetworkConfig(depth=depth, width=8), SPEC, 1) == parameter_count(built.actor_params)
+
+
+@pytest.mark.parametrize("hyperspherical", [False, True])
+@pytest.mark.parametrize(("depth", "layers"), [(1, {"stem"}), (2, {"stem", "layer_1"})])
+def test_plain_trunks_have_depth_layers_in_all_and_no_array_without_entries(
+    depth: int, layers: set[str], hyperspherical: bool
+) -> None:
+    built = build(depth=depth, hyperspherical=hyperspherical)
+    for params, inputs in ((built.actor_params, 5), (built.encoder_params, 2)):
+        assert params["params"]["trunk"].keys() == layers
+        assert all(leaf.size for leaf in jax.tree.leaves(params))
+        if not hyperspherical:
+            assert parameter_count(params) == expected_count(inputs, depth, 8, 4)
 
 
 def test_actor_and_critic_may_differ_in_size() -> None:
-    _, params = build(depth=8, actor_depth=16, critic_width=6)
-    assert stacked(params.actor) == {4}
-    assert stacked(params.critic.state_action) == stacked(params.critic.goal) == {2}
-    assert parameter_count(params.actor) == expected_count(5, 16, 8, 4)
-    assert parameter_count(params.critic.goal) == expected_count(2, 8, 6, 4)
-    _, params = build(depth=8, critic_depth=12, actor_width=6)
-    assert parameter_count(params.actor) == expected_count(5, 8, 6, 4)
-    assert parameter_count(params.critic.state_action) == expected_count(5, 12, 8, 4)
+    built = build(depth=8, actor_depth=16, critic_width=6)
+    assert (num_blocks(built.actor_params), num_blocks(built.encoder_params)) == (4, 2)
+    assert parameter_count(built.actor_params) == expected_count(5, 16, 8, 4)
+    assert parameter_count(built.encoder_params) == expected_count(2, 8, 6, 4)
+    built = build(depth=8, critic_depth=2, actor_width=6)
+    assert parameter_count(built.actor_params) == expected_count(5, 8, 6, 4)
+    assert parameter_count(built.encoder_params) == expected_count(2, 2, 8, 4)
 
 
-def test_trunk_by_hand() -> None:
-    trunk = Trunk(depth=8, width=6, layer_norm=True, residual=True, activation="swish")
+def test_an_actor_decides_the_actions_of_a_chunk_at_once() -> None:
+    built = build(chunk=3)
+    mean, log_std = jax.eval_shape(built.actor.apply, built.actor_params, STATE, GOAL)
+    assert mean.shape == log_std.shape == (5, 3 * 2)
+    assert actor_size(NetworkConfig(width=8), SPEC, 3) == parameter_count(built.actor_params)
+    assert parameter_count(built.actor_params) == expected_count(5, 4, 8, 2 * 3 * 2)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 8])
+def test_trunk_by_hand(depth: int) -> None:
+    trunk = Trunk(depth, width=6, layer_norm=True, residual=True, activation="swish")
     params = filled(jax.eval_shape(trunk.init, jax.random.key(1), STATE))
 
     def layer(x: np.ndarray, values: Any, block: Any = ()) -> np.ndarray:
@@ -99,7 +126,9 @@ def test_trunk_by_hand() -> None:
 
     values = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"])
     x = layer(STATE.astype(np.float64), values["stem"])
-    for block in range(2):
+    if depth == 2:
+        x = layer(x, values["layer_1"])
+    for block in range(depth // 4):
         y = x
         for index in range(4):
             y = layer(y, values["blocks"][f"_Layer_{index}"], block)
@@ -126,24 +155,30 @@ def test_every_switch_changes_the_output() -> None:
     assert parameter_count(params) - parameter_count(without) == 2 * 8 * 5  # scales and biases of 5 layer norms
 
 
-@pytest.mark.parametrize("change", [{"layer_norm": False}, {"residual": False}, {"activation": "relu"}])
-def test_switches_reach_all_three_networks(change: dict[str, Any]) -> None:
-    networks, _ = build(**change)
-    name, value = next(iter(change.items()))
-    assert all(getattr(network.trunk, name) == value for network in networks)
-    assert all(getattr(network.trunk, name) != value for network in build()[0])
+@pytest.mark.parametrize(
+    ("switch", "value"), [("layer_norm", False), ("residual", False), ("activation", "relu"), ("hyperspherical", True)]
+)
+def test_switches_reach_every_network(switch: str, value: Any) -> None:
+    for network, default in zip(build(**{switch: value})[:2], build()[:2], strict=True):
+        assert getattr(network.trunk, switch) == value != getattr(default.trunk, switch)
+        assert network.trunk.clone(**{switch: getattr(default.trunk, switch)}) == default.trunk
 
 
 def test_initial_parameters() -> None:
-    networks, _ = build(depth=8, width=64)
-    params, again, other = (jax.device_get(init_params(networks, SPEC, jax.random.key(seed))) for seed in (0, 0, 1))
+    built = build(depth=8, width=64)
+
+    @jax.jit
+    def init(key: jax.Array) -> list[Any]:
+        return [built.actor.init(key, STATE, GOAL), built.encoder.init(key, GOAL)]
+
+    params, again, other = (jax.device_get(init(jax.random.key(seed))) for seed in (0, 0, 1))
     assert jax.tree.all(jax.tree.map(np.array_equal, params, again))
     assert all((x != y).any() for x, y in zip(kernels(params), kernels(other), strict=True))
     for kernel in kernels(params):
         bound = 1 / np.sqrt(kernel.shape[-2])  # uniform of variance 1 / (3 fan in)
         assert abs(kernel).max() <= bound
         assert kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.35 if kernel.size < 300 else 0.05)
-    blocks = params.actor["params"]["trunk"]["blocks"]["_Layer_0"]["Dense_0"]
+    blocks = params[0]["params"]["trunk"]["blocks"]["_Layer_0"]["Dense_0"]
     assert (blocks["kernel"][0] != blocks["kernel"][1]).any()  # blocks differ from each other
     assert (blocks["bias"] == 0).all()
 
@@ -157,8 +192,8 @@ class CompiledActor(NamedTuple):
 
 @pytest.fixture(scope="module")
 def actor() -> CompiledActor:
-    networks, shapes = build()
-    return CompiledActor(jax.jit(networks.actor.apply), filled(shapes.actor))
+    built = build()
+    return CompiledActor(jax.jit(built.actor.apply), filled(built.actor_params))
 
 
 def test_log_std_is_bounded(actor: CompiledActor) -> None:
@@ -220,31 +255,34 @@ def test_norm_activation_and_its_gradient_equal_those_of_flax(
 
 
 @pytest.mark.parametrize(
-    ("blocks", "widths", "batch", "switches"),
+    ("depths", "widths", "batch", "switches"),
     [
-        ((2, 2), (5, 5), 3, (True, True, "swish")),
-        ((1, 3), (8, 3), 1, (True, False, "relu")),
-        pytest.param((3, 1), (2, 9), 5, (False, True, "relu"), marks=pytest.mark.slow),
-        pytest.param((2, 3), (6, 4), 2, (False, False, "swish"), marks=pytest.mark.slow),
+        ((8, 8), (5, 5), 3, (True, True, "swish")),
+        ((4, 12), (8, 3), 1, (True, False, "relu")),
+        ((8, 2), (5, 3), 3, (True, True, "swish")),
+        ((1, 2), (5, 4), 3, (True, True, "swish")),
+        ((2, 8), (4, 6), 2, (True, True, "swish", "float32", True)),
+        pytest.param((12, 4), (2, 9), 5, (False, True, "relu"), marks=pytest.mark.slow),
+        pytest.param((8, 12), (6, 4), 2, (False, False, "swish"), marks=pytest.mark.slow),
     ],
     ids=lambda value: str(value).replace(" ", ""),
 )
 def test_passes_side_by_side_equal_separate_passes(
-    blocks: tuple[int, int], widths: tuple[int, int], batch: int, switches: tuple[bool, bool, str]
+    depths: tuple[int, int], widths: tuple[int, int], batch: int, switches: tuple[Any, ...]
 ) -> None:
     """Compares outputs and gradients with those of a plain loop over the blocks."""
-    actor = Actor(Trunk(4 * blocks[0], widths[0], *switches), 2)
-    encoder = Encoder(Trunk(4 * blocks[1], widths[1], *switches), 3)
+    actor = Actor(Trunk(depths[0], widths[0], *switches), 2)
+    encoder = Encoder(Trunk(depths[1], widths[1], *switches), 3)
     inputs = STATE[:batch], GOAL[:batch]
     key = jax.random.key(0)
     params = filled((jax.eval_shape(actor.init, key, *inputs), jax.eval_shape(encoder.init, key, STATE)))
 
     def plain(network: Actor | Encoder, params: Any, inputs: tuple) -> Any:
         x = network.apply(params, *inputs, method="before_blocks")
-        stacked = params["params"]["trunk"]["blocks"]
+        stacked = params["params"]["trunk"].get("blocks")
         for i in range(network.trunk.depth // 4):
             x = network.trunk.block.apply({"params": jax.tree.map(lambda leaf: leaf[i], stacked)}, x)  # noqa: B023
-        return network.apply(params, x, method="after_blocks")
+        return network.apply(params, network.trunk.after_blocks(x), method="after_blocks")
 
     def loss(params: Any, together: bool) -> tuple[jax.Array, Any]:
         if together:
@@ -264,23 +302,20 @@ def test_passes_side_by_side_equal_separate_passes(
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), together[0][1], whole)
 
 
-def test_bfloat16_is_used_in_hidden_layers_alone() -> None:
-    networks, shapes = build(width=32, precision="bfloat16")
-    plain, _ = build(width=32)
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
-    params = init_params(networks, SPEC, jax.random.key(0))
-    inputs = {"actor": (STATE, GOAL), "goal": (GOAL,)}
+@pytest.mark.parametrize("hyperspherical", [False, True])
+def test_bfloat16_is_used_in_hidden_layers_alone(hyperspherical: bool) -> None:
+    half, full = (build(width=32, precision=name, hyperspherical=hyperspherical) for name in ("bfloat16", "float32"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(half[2:])} == {jnp.dtype("float32")}
+
+    params = filled(half[2:])
 
     @jax.jit
-    def compute(params: NetworkParams) -> list[Any]:
-        params_of = {"actor": params.actor, "goal": params.critic.goal}
-        return [
-            [getattr(each, name).apply(params_of[name], *inputs[name]) for name in inputs] for each in (networks, plain)
-        ]
+    def compute(actor: Any, encoder: Any) -> list[Any]:
+        return [[built.actor.apply(actor, STATE, GOAL), built.encoder.apply(encoder, GOAL)] for built in (half, full)]
 
-    half, full = map(jax.tree.leaves, jax.device_get(compute(params)))
-    assert len(half) == 3
-    for x, y in zip(half, full, strict=True):
+    results, expected = map(jax.tree.leaves, jax.device_get(compute(*params)))
+    assert len(results) == 3
+    for x, y in zip(results, expected, strict=True):
         assert x.dtype == np.float32
         assert (x != y).any()
         np.testing.assert_allclose(x, y, atol=0.05 * abs(y).max())

@@ -8,7 +8,14 @@ import pytest
 from scipy.stats import kstest, norm
 
 from shared.networks import Actor
-from shared.policy import deterministic_policy, random_policy, sample_action, stochastic_policy
+from shared.policy import (
+    ActorCritic,
+    best_policy,
+    deterministic_policy,
+    random_policy,
+    sample_action,
+    stochastic_policy,
+)
 
 N = 4000
 ACTOR = Actor(nn.Dense(4), 2)
@@ -77,6 +84,31 @@ def test_the_deterministic_policy_is_tanh_of_the_mean(params: Any) -> None:
     action = np.asarray(policy(params, STATE, GOAL, jax.random.key(0)))
     np.testing.assert_allclose(action, np.broadcast_to(np.tanh(MEAN), (N, 2)), rtol=1e-6)
     np.testing.assert_array_equal(action, policy(params, STATE, GOAL, jax.random.key(1)))
+
+
+def test_the_best_policy_takes_the_sample_of_the_largest_score(params: Any) -> None:
+    """Scores depend on critic, state, action and goal, and differ between environments."""
+    rng, samples, few = np.random.default_rng(0), 5, 50
+    critic, state, goal = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 3), (few, 3), (few, 2)))
+
+    def score(critic: Any, state: Any, action: Any, goal: Any) -> Any:
+        return ((state @ critic.T + goal) * action).sum(axis=-1)
+
+    key = jax.random.key(3)
+    policy = best_policy(ACTOR, score, samples)
+    action = np.asarray(jax.jit(policy)(ActorCritic(params, critic), state, goal, key))
+    drawn = np.stack([draw(params, state, goal, each)[0] for each in jax.random.split(key, samples)])
+    scores = np.stack([score(critic, state, each, goal) for each in drawn])
+    np.testing.assert_allclose(action, drawn[scores.argmax(axis=0), np.arange(few)], rtol=1e-5)
+    assert len(np.unique(scores.argmax(axis=0))) == samples
+    assert len(np.unique(drawn)) == drawn.size  # samples and environments have keys of their own
+
+
+def test_equal_actors_have_one_policy() -> None:
+    """So that rollouts of learners with equal networks are compiled once."""
+    for make in (stochastic_policy, deterministic_policy):
+        assert make(ACTOR) is make(Actor(nn.Dense(4), 2))
+        assert make(ACTOR) is not make(Actor(nn.Dense(4), 3))
 
 
 def test_the_random_policy_is_uniform_for_any_parameters() -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from shared.errors import ConfigError
-from shared.replay.codec import Columns
+from shared.replay.codec import INT_COLUMNS, Columns
 from shared.stream.backup import link_shard, restore_shard
 from shared.stream.format import ShardSummary, StreamDescription
 from shared.stream.index import read_index
@@ -30,11 +30,12 @@ from shared.stream.shard import read_shard
 from shared.stream.write import StreamWriter
 
 ROOT = Path(__file__).parents[2]
-N, T, F = 3, 4, 6
+N, T, F = 3, 4, 8
 DESCRIPTION = StreamDescription(
     env="point_u_maze",
     state_size=4,
     action_size=2,
+    goal_size=2,
     episode_length=20,
     unroll_length=T,
     environments=N,
@@ -47,7 +48,7 @@ PART = 4 * DESCRIPTION.unroll_bytes
 def unroll(number: int) -> Columns:
     rng = np.random.default_rng(number)
     floats = rng.integers(2**32, size=(N, T, F), dtype=np.uint32).view(np.float32)
-    return Columns(floats, np.full((N, T, 3), number, np.int32))
+    return Columns(floats, np.full((N, T, INT_COLUMNS), number, np.int32))
 
 
 def writer_of(directory: Path, **options: Any) -> StreamWriter:
@@ -472,12 +473,22 @@ def test_a_damaged_index_is_refused(shard: Path, where: float) -> None:
     assert f"{path}: damaged; remove it" in refused(lambda: writer_of(shard.parent))
 
 
-def test_an_index_of_another_version_or_collector_is_refused(shard: Path) -> None:
-    path = closed(shard) / "shard.json"
-    whole = path.read_text()
-    path.write_text(whole.replace('"format_version": 2', '"format_version": 3'))
-    assert f"{path}: format version 3, this Fathom reads 2" in refused(lambda: writer_of(shard.parent))
-    path.write_text(whole)
+@pytest.mark.parametrize("version", [2, 4])  # rows of version 2 do not say how an episode ended
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_tail_or_a_snapshot_of_another_version_is_refused(shard: Path, version: int, finished: bool) -> None:
+    path = (closed(shard) if finished else shard) / "shard.json"
+    path.write_text(path.read_text().replace('"format_version": 3', f'"format_version": {version}'))
+    before = {name: (shard / name).read_bytes() for name in names(shard)}
+    to = shard.parent / "restored"
+    for use in (lambda: writer_of(shard.parent), lambda: restore_shard(shard, to)):
+        line = refused(use)
+        assert f"{path}: format version {version}, this Fathom reads 3; resume with the Fathom that began" in line
+    assert not to.exists()
+    assert {name: (shard / name).read_bytes() for name in names(shard)} == before
+
+
+def test_an_index_of_another_collector_is_refused(shard: Path) -> None:
+    closed(shard)
     shard.rename(shard.with_name("collector-1"))
     other = refused(lambda: StreamWriter(shard.parent, 1, DESCRIPTION))
     assert "collector-1/shard.json: of collector 0, not of 1" in other

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,19 +15,20 @@ from shared.config_file import parse_experiment
 from shared.envs.registry import make_envs
 from shared.errors import ConfigError
 from shared.plan import make_plan
-from shared.replay.codec import Columns
+from shared.replay.codec import INT_COLUMNS, Columns
 from shared.stream.format import ShardSummary, StreamDescription, bytes_of_stream, describe
 from shared.stream.read import open_stream
 from shared.stream.shard import read_shard
 from shared.stream.write import PART_BYTES, StreamWriter, write_manifest
 
 ROOT = Path(__file__).parents[2]
-N, T, F = 3, 4, 6
-UNROLL_BYTES = N * T * (F + 3) * 4
+N, T, F = 3, 4, 8
+UNROLL_BYTES = N * T * (F + INT_COLUMNS) * 4
 DESCRIPTION = StreamDescription(
     env="point_u_maze",
     state_size=4,
     action_size=2,
+    goal_size=2,
     episode_length=20,
     unroll_length=T,
     environments=N,
@@ -40,7 +42,8 @@ def unroll(collector: int, number: int) -> Columns:
     rng = np.random.default_rng([collector, number])
     floats = rng.integers(2**32, size=(N, T, F), dtype=np.uint32).view(np.float32)
     environments, steps = np.meshgrid(np.arange(N), np.arange(T), indexing="ij")
-    ints = np.stack([collector * N + environments, number * T + steps, np.full((N, T), number)], axis=-1)
+    ends = (number + environments + steps) % 3
+    ints = np.stack([collector * N + environments, number * T + steps, np.full((N, T), number), ends], axis=-1)
     return Columns(floats, ints.astype(np.int32))
 
 
@@ -141,7 +144,7 @@ def test_a_part_is_readable_without_the_others(stream: Path) -> None:
 def test_smooth_trajectories_are_compressed(tmp_path: Path) -> None:
     description = DESCRIPTION.model_copy(update={"environments": 64, "unroll_length": 62, "collectors": 1})
     positions = np.linspace(0, 1, 64 * 62 * F, dtype=np.float32).reshape(64, 62, F).round(2)
-    columns = Columns(positions, np.ones((64, 62, 3), np.int32))
+    columns = Columns(positions, np.ones((64, 62, INT_COLUMNS), np.int32))
     writer = StreamWriter(tmp_path, 0, description)
     for number in range(5):
         writer.write(columns, number)
@@ -210,8 +213,8 @@ def test_an_unfinished_part_does_not_count_as_finished(stream: Path) -> None:
 
 
 def test_another_version_is_refused(stream: Path) -> None:
-    edit(stream, lambda manifest: manifest.update(format_version=3, of_the_future=True))
-    assert "manifest.json: format version 3, this Fathom reads 2" in refused(stream)
+    edit(stream, lambda manifest: manifest.update(format_version=4, of_the_future=True))
+    assert "manifest.json: format version 4, this Fathom reads 2 and 3" in refused(stream)
 
 
 def test_version_1_is_refused(stream: Path) -> None:
@@ -222,7 +225,44 @@ def test_version_1_is_refused(stream: Path) -> None:
             del part["first"]
 
     edit(stream, downgrade)
-    assert "manifest.json: format version 1, this Fathom reads 2; use the Fathom that recorded" in refused(stream)
+    assert "manifest.json: format version 1, this Fathom reads 2 and 3; use the Fathom that recorded" in refused(stream)
+
+
+def record_version_2(directory: Path) -> StreamDescription:
+    """Records one unroll of each collector as the format was before rows had ends: 6 floats and 3 ints a row."""
+    sizes = {"state_size": 4, "action_size": 2, "episode_length": 20, "unroll_length": T, "environments": N}
+    described = {"env": "point_u_maze", "env_options": {}, **sizes, "collectors": 2, "unrolls": 1}
+    schema = pa.schema([("floats", pa.list_(pa.float32(), T * 6)), ("ints", pa.list_(pa.int32(), T * 3))])
+    shards = []
+    for index in range(2):
+        path = directory / f"collector-{index}" / "part-000000000.arrow"
+        path.parent.mkdir(parents=True)
+        columns = (column[..., :size].reshape(N, -1) for column, size in zip(unroll(index, 0), (6, 3), strict=True))
+        arrays = [pa.FixedSizeListArray.from_arrays(column.ravel(), column.shape[1]) for column in columns]
+        with pa.ipc.new_file(str(path), schema) as file:
+            file.write_batch(pa.record_batch(arrays, schema=schema))
+        data = path.read_bytes()
+        part = {"name": path.name, "first": 0, "unrolls": 1, "rows": N}
+        part |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        shards.append({"index": index, "parts": [part]})
+    manifest = {"format_version": 2, "description": described, "versions": {"fathom-rl": "0.1.0"}, "shards": shards}
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return DESCRIPTION.model_copy(update={"goal_size": 0, "unrolls": 1})
+
+
+def test_a_recording_of_version_2_is_read_without_ends(tmp_path: Path) -> None:
+    described = record_version_2(tmp_path)
+    opened = open_stream(tmp_path)
+    assert opened.description == described
+    assert (opened.description.has_ends, DESCRIPTION.has_ends) == (False, True)
+    for index in range(2):
+        floats, ints = unroll(index, 0)
+        assert [number for number, _ in opened.shard(index)] == [0]
+        assert same(next(opened.shard(index))[1], Columns(floats[..., :6], ints[..., :3]))
+    opened.check_fits(DESCRIPTION.model_copy(update={"unrolls": 1}))  # of this version, in whose goals nothing differs
+    with pytest.raises(ConfigError) as caught:
+        opened.check_fits(DESCRIPTION.model_copy(update={"state_size": 5}))
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["state_size", "budget.env_steps"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', "\x00\xff"])
@@ -251,6 +291,9 @@ def test_files_that_are_no_manifest_are_refused(stream: Path, text: str) -> None
             "collector-1/part-000000000.arrow has 5 rows, 6 were expected",
         ),
         (lambda m: m["description"].update(state_size=5), "part-000000000.arrow: other rows or unrolls"),
+        (lambda m: m["description"].update(goal_size=0), "goal_size 0 in format version 3"),
+        (lambda m: m["description"].pop("goal_size"), "goal_size 0 in format version 3"),
+        (lambda m: m.update(format_version=2), "description: Value error, goal_size 2 in format version 2"),
         (lambda m: m["description"].pop("env"), "description.env: Field required"),
         (lambda m: m["description"].update(extra=1), "description.extra"),
     ],
@@ -290,6 +333,7 @@ def test_damage_after_opening_is_found_before_it_is_used(stream: Path) -> None:
         ("env", "point_big_maze", "env"),
         ("state_size", 5, "state_size"),
         ("action_size", 3, "action_size"),
+        ("goal_size", 3, "goal_size"),
         ("episode_length", 21, "env_options.episode_length"),
         ("unroll_length", 8, "collector.unroll_length"),
         ("environments", 4, "collector.environments"),
@@ -347,10 +391,10 @@ def test_an_experiment_describes_its_stream() -> None:
 @pytest.mark.parametrize(
     ("columns", "named"),
     [
-        (Columns(np.zeros((N, T, F)), np.zeros((N, T, 3), np.int32)), "floats: float32 .* not float64"),
-        (Columns(np.zeros((N, T, F), np.float32), np.zeros((N, T, 3))), "ints: int32 .* not float64"),
-        (Columns(np.zeros((N, T, F + 1), np.float32), np.zeros((N, T, 3), np.int32)), r"floats: .* \[3, 4, 7\]"),
-        (Columns(np.zeros((T, N, F), np.float32), np.zeros((T, N, 3), np.int32)), r"floats: .* \[4, 3, 6\]"),
+        (Columns(np.zeros((N, T, F)), np.zeros((N, T, 4), np.int32)), "floats: float32 .* not float64"),
+        (Columns(np.zeros((N, T, F), np.float32), np.zeros((N, T, 4))), "ints: int32 .* not float64"),
+        (Columns(np.zeros((N, T, F + 1), np.float32), np.zeros((N, T, 4), np.int32)), r"floats: .* \[3, 4, 9\]"),
+        (Columns(np.zeros((T, N, F), np.float32), np.zeros((T, N, 4), np.int32)), r"floats: .* \[4, 3, 8\]"),
     ],
 )
 def test_other_shapes_and_types_are_refused(tmp_path: Path, columns: Columns, named: str) -> None:
@@ -404,10 +448,18 @@ from shared.stream.format import StreamDescription
 from shared.stream.write import StreamWriter, write_manifest
 
 description = StreamDescription(
-    env="e", state_size=4, action_size=2, episode_length=20, unroll_length=62, environments=16, collectors=1, unrolls=3
+    env="e",
+    state_size=4,
+    action_size=2,
+    goal_size=2,
+    episode_length=20,
+    unroll_length=62,
+    environments=16,
+    collectors=1,
+    unrolls=3,
 )
-floats = np.random.default_rng(0).integers(2**32, size=(16, 62, 6), dtype=np.uint32).view(np.float32)
-columns = Columns(floats, np.zeros((16, 62, 3), np.int32))
+floats = np.random.default_rng(0).integers(2**32, size=(16, 62, 8), dtype=np.uint32).view(np.float32)
+columns = Columns(floats, np.zeros((16, 62, 4), np.int32))
 
 def fill(limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -484,7 +536,7 @@ def test_a_full_disk_raises_and_loses_no_whole_unroll(
 
 
 def test_bytes_of_a_stream_are_calculated() -> None:
-    assert 105e9 <= bytes_of_stream(10**8, state_size=268, action_size=17) <= 125e9
+    assert 105e9 <= bytes_of_stream(10**8, row_floats=268 + 17 + 3) <= 125e9
     steps = 2 * 5 * N * T
-    assert bytes_of_stream(steps, state_size=4, action_size=2) == 2 * 5 * UNROLL_BYTES
+    assert bytes_of_stream(steps, row_floats=F) == 2 * 5 * UNROLL_BYTES
     assert PART_BYTES == 64 * 2**20

@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from collector.evaluator import EvaluationQueue, EvaluationRequest, Evaluator
 from deploy.run.actors.role import RoleActor
+from learner.acting import evaluation_policies
 from shared.config import Experiment
 from shared.envs.registry import make_envs
 from shared.plan import Plan
@@ -28,5 +29,7 @@ class EvaluatorActor(RoleActor):
         self._queue.put(request)
 
     def work(self) -> None:
-        evaluator = Evaluator(self._experiment, self._plan, make_envs(self._experiment).evaluation)
+        envs = make_envs(self._experiment)
+        policies = evaluation_policies(self._experiment, envs.training.spec)
+        evaluator = Evaluator(self._experiment, self._plan, envs.evaluation, policies)
         evaluator.run(self._queue, self._reporter, self._stop.is_set, self._finished)

@@ -85,7 +85,7 @@ class LearnerActor(WritingActor):
         if held is not None:
             learner.resume(held)
         sampler = self._sampler
-        sampler.open(spec.state_size + spec.action_size, learner.updates * plan.windows_per_update)
+        sampler.open(spec.row_floats, learner.updates * plan.windows_per_update)
         try:
             learner.run(
                 sample=sampler.sample,

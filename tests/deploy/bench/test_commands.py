@@ -13,7 +13,8 @@ from deploy.cli.bench import QUICK, Update, Weights, _Options
 from deploy.cli.main import run_command
 
 UPDATE = {
-    *("depth", "batch", "width", "precision", "init_seconds", "trace_seconds", "compile_seconds"),
+    *("depth", "batch", "width", "precision", "objective", "episode_length"),
+    *("init_seconds", "trace_seconds", "compile_seconds"),
     *("first_step_seconds", "step_seconds", "gradient_steps_per_second", "flops_per_second", "peak_share"),
     "memory_bytes",
 }

@@ -66,6 +66,14 @@ def test_results_without_a_common_size_are_refused(tmp_path: Path) -> None:
         saved.compare(path, THEN, NOW | {"env": "humanoid"})
 
 
+def test_figures_from_before_objectives_are_those_of_the_contrastive_one(tmp_path: Path) -> None:
+    path, sizes = write(tmp_path / "then.json"), {"depth": 4, "step_seconds": 1.0}
+    then = {"rows": [sizes]}
+    now = {"rows": [sizes | {"objective": name, "episode_length": 100} for name in ("contrastive", "sac")]}
+    assert [row["size"] for row in saved.compare(path, then, now)] == ["depth=4"]
+    assert [row["size"] for row in saved.compare(path, now, now)] == ["depth=4", "depth=4 objective=sac"]
+
+
 def test_another_kind_of_device_is_refused_and_another_machine_is_described(tmp_path: Path) -> None:
     assert saved.differences(tmp_path, MACHINE, MACHINE | {"git_revision": "2"}) == []
     found = saved.differences(tmp_path, MACHINE, MACHINE | {"cpu": "b", "cores": 4})

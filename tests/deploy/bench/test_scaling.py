@@ -75,6 +75,7 @@ def simulated(reverb_python: Path) -> Simulated:
         **SMALL,
         state_size=5,
         action_size=2,
+        goal_size=3,
         samples_per_insert=SAMPLES_PER_INSERT,
         say=kill,
     )
@@ -85,9 +86,9 @@ def simulated(reverb_python: Path) -> Simulated:
 def test_figures_of_a_small_simulation(simulated: Simulated) -> None:
     result, messages, _ = simulated
     json.dumps(result)
-    assert result["row_bytes"] == 4 * (5 + 2) + 12
+    assert result["row_bytes"] == 4 * (5 + 2 + 3) + 16
     assert result["window_rows"] == 125  # ceil((100 + 24) / 25) = 5 chunks
-    assert result["window_bytes"] == 125 * 40
+    assert result["window_bytes"] == 125 * 56
     rows, details = result["rows"][-2:], result["details"][-2:]
     assert [row["roles"] for row in rows] == ["1 x 2", "2 x 2"]
     assert [(row["collectors"], row["learners"]) for row in rows] == [(1, 2), (2, 2)]
@@ -98,16 +99,16 @@ def test_figures_of_a_small_simulation(simulated: Simulated) -> None:
         assert row["error"] == ""
         for name in ("env_steps_per_second", "windows_per_second", "server_megabytes"):
             assert row[name] > 0, name
-        assert row["megabytes_in"] == pytest.approx(row["env_steps_per_second"] * 40 / 1e6)
-        assert row["megabytes_out"] == pytest.approx(row["windows_per_second"] * 5000 / 1e6)
+        assert row["megabytes_in"] == pytest.approx(row["env_steps_per_second"] * 56 / 1e6)
+        assert row["megabytes_out"] == pytest.approx(row["windows_per_second"] * 7000 / 1e6)
         assert row["saturated"] in ("server CPU", "client CPU", "limiter", "nothing")
         assert detail["environments"] == 8 * row["collectors"]
         assert detail["seconds"] >= 0.5
         assert detail["clients_megabytes"] > 0
         assert detail["received_windows"] >= 2 * 64  # every learner's first batch
         # Bytes are read after the windows; each learner may have decoded a batch in between.
-        assert detail["received_bytes"] % (64 * 5000) == 0
-        later = detail["received_bytes"] // 5000 - detail["received_windows"]
+        assert detail["received_bytes"] % (64 * 7000) == 0
+        later = detail["received_bytes"] // 7000 - detail["received_windows"]
         assert 0 <= later <= 64 * row["learners"]
         assert detail["error_buffer"] == 2 * detail["environments"] * SAMPLES_PER_INSERT + 2 * 64
         least, most = detail["samples_ahead"]
@@ -217,7 +218,7 @@ def test_the_saturated_part_by_hand(figures: tuple[float, ...], expected: str) -
 def test_bytes_of_an_environments_rows() -> None:
     (row,) = bench_row_bytes({"point_u_maze": make_env("point_u_maze")}, unrolls=6)["rows"]
     assert (row["state"], row["action"], row["chunks_per_window"]) == (4, 2, 5)
-    assert row["raw"] == 4 * 6 + 12
+    assert row["raw"] == 4 * (4 + 2 + 2) + 16
     assert row["item"] == item_bytes(5) / 62
     assert row["sampled"] == pytest.approx(5 * row["wire"] + row["item"])
     assert 12 < row["recorded"] < row["raw"]  # zstd: integers compress well, positions and actions hardly

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 from deploy.bench import update
-from deploy.bench.update import _experiment, bench_update, differences, model_flops, uncached
+from deploy.bench.update import _experiment, bench_update, differences, uncached
+from learner.objectives.contrastive import Contrastive, ContrastiveCritic
+from shared.algorithm_config import AlgorithmConfig
 from shared.errors import ConfigError
-from shared.networks import CriticParams, NetworkParams
+from shared.network_config import NetworkConfig
 
 TIMED = {
     *("init_seconds", "trace_seconds", "compile_seconds", "first_step_seconds", "step_seconds"),
     *("gradient_steps_per_second", "memory_bytes"),
 }
-UPDATE = TIMED | {"depth", "batch", "width", "precision", "flops_per_second", "peak_share"}
+UPDATE = TIMED | {"depth", "batch", "width", "precision", "objective", "episode_length"}
+UPDATE |= {"flops_per_second", "peak_share"}
 
 
 SIZES: dict[str, Any] = {"batch": 30, "width": 11}  # several windows; no two sizes are equal
@@ -100,11 +103,25 @@ def test_depths_that_compile_for_hours_are_refused() -> None:
         bench_update([4, 1024], batch=8, width=8, against="unrolled")
 
 
-def test_model_flops_by_hand() -> None:
-    def network(entries: int) -> dict:
-        return {"params": {"kernel": jnp.zeros(entries), "bias": jnp.zeros(7)}}
+def test_flops_of_a_contrastive_step_by_hand() -> None:
+    class Sized(Contrastive):
+        def init(self, key: jax.Array) -> tuple[dict, ContrastiveCritic]:
+            networks = ({"params": {"kernel": jnp.zeros(entries), "bias": jnp.zeros(7)}} for entries in (2, 3, 5))
+            return next(networks), ContrastiveCritic(*networks)
 
-    params = NetworkParams(network(2), CriticParams(network(3), network(5)))
+    objective = Sized(NetworkConfig(representation_size=4), AlgorithmConfig(), update._spec(100))
     # A kernel entry costs 2 B in each pass. Actor and goal encoder have 3 passes, the state-action encoder has 5.
     # The energies of B x B pairs take 3 products of 2 B * B * representation_size each.
-    assert model_flops(params, batch=10, representation_size=4) == 20 * (3 * 2 + 5 * 3 + 3 * 5) + 3 * 2 * 10 * 10 * 4
+    assert objective.step_flops(batch=10) == 20 * (3 * 2 + 5 * 3 + 3 * 5) + 3 * 2 * 10 * 10 * 4
+
+
+def test_another_objective_is_measured_with_its_own_labels_and_has_no_textbook() -> None:
+    (row,) = bench_update([4], 8, 8, repeats=1, seconds=0.0, objective="cloning", episode_length=20)["rows"]
+    assert set(row) == UPDATE
+    assert (row["objective"], row["episode_length"]) == ("cloning", 20)
+    with pytest.raises(ConfigError, match=r"^--against: the textbook's update is contrastive, not cloning; leave one"):
+        bench_update([4], 8, 8, against="unrolled", objective="cloning")
+    with pytest.raises(ConfigError, match=r"^--objective: unknown objective 'clonin'; did you mean 'cloning'"):
+        bench_update([4], 8, 8, objective="clonin")
+    with pytest.raises(ConfigError, match="--episode-length: 1 is too short; an episode has 2 steps or more"):
+        bench_update([4], 8, 8, episode_length=1)

@@ -10,8 +10,10 @@ from deploy.cli.main import run_command
 from deploy.cli.output import make_console
 from shared.errors import ConfigError
 
-EXPERIMENTS = ["ant_u_maze", "humanoid_u_maze_1024", "plain", "point_u_maze"]
-MATRICES = ["ant_big_maze_matrix", "depth_sweep", "point_matrix"]
+EXPERIMENTS = [
+    *("ant_u_maze", "chrono", "cloning", "humanoid_u_maze_1024", "plain", "point_u_maze", "sac", "survival"),
+]
+MATRICES = ["ant_big_maze_matrix", "depth_sweep", "objectives_matrix", "point_matrix"]
 
 
 @pytest.fixture(autouse=True)

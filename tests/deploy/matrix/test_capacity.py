@@ -40,7 +40,7 @@ def test_a_run_demands_the_resources_of_all_its_roles(make_matrix: Callable[...,
     nodes = [Node("a", cpus=8, gpus=2)]
     evaluation = {"episodes": 8, "count": 2, "resources": {"gpus": 0.5}}
     run = expand(make_matrix(**RESOURCES, evaluation=evaluation))[0]
-    asked = demands([run, fed_run(run, 8, tmp_path)], nodes)
+    asked = demands([run, fed_run(run, "d8", tmp_path)], nodes)
     for name, cpus, gpus in ((run.name, 3 * 0.1 + 2 * 0.5, 3 * 0.2 + 0.5), (f"{run.name}-d8", 0.1, 0.2 + 0.5)):
         assert sum(role.cpus for role in asked[name].values()) == pytest.approx(cpus)
         assert sum(role.gpus or 0 for role in asked[name].values()) == pytest.approx(gpus)

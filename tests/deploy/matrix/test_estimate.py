@@ -28,18 +28,32 @@ def test_the_estimate_adds_up(recorded: bool, make_matrix: Callable[..., MatrixC
     # 20 unrolls make (20 - 5 + 1) x 4 windows, the first 24 (the error buffer) are not trained on, 8 make an update.
     assert {row["gradient_steps"] for row in rows} == {(16 * 4 - 24) // 8 * 4}
     assert totals["gradient_steps"] == 6 * 20
-    assert {row["stream_bytes"] for row in rows} == {400 * 4 * (4 + 2 + 3)}
-    assert totals["stream_bytes"] == 800 * 4 * (4 + 2 + 3)
+    assert {row["stream_bytes"] for row in rows} == {400 * 4 * (4 + 2 + 2 + 4)}
+    assert totals["stream_bytes"] == 800 * 4 * (4 + 2 + 2 + 4)
     assert estimate["recorded"] == recorded
     assert rows[0]["parameters"] == rows[1]["parameters"] < rows[2]["parameters"]
     assert rows[0]["memory_bytes"] == 16 * rows[0]["parameters"]
 
 
-def test_the_references_humanoid_records_115_gigabytes() -> None:
+def test_learners_are_estimated_with_their_objectives(make_matrix: Callable[..., MatrixConfig]) -> None:
+    rows = estimate_matrix(make_matrix(objectives=["contrastive", "cloning"], seeds=[0]))["rows"]
+    assert [row["learner"] for row in rows] == [
+        "active",
+        "contrastive-d4",
+        "contrastive-d8",
+        "cloning-d4",
+        "cloning-d8",
+    ]
+    parameters = {row["learner"]: row["parameters"] for row in rows}
+    assert parameters["cloning-d4"] < parameters["contrastive-d4"] == parameters["active"]  # cloning has no critic
+    assert {row["objective"] for row in rows[3:]} == {"cloning"}
+
+
+def test_the_references_humanoid_records_117_gigabytes() -> None:
     experiment = {"env_options": {"reference_state": True}, "budget": {"env_steps": 10**8}}
     axes = {"envs": ("humanoid",), "collector_depths": (4,), "learner_depths": (4,)}
     estimate = estimate_matrix(MatrixConfig.model_validate({**axes, "experiment": experiment}))
-    assert readable_bytes(estimate["totals"]["stream_bytes"]) == "115 GB"
+    assert readable_bytes(estimate["totals"]["stream_bytes"]) == "117 GB"
 
 
 def test_a_dry_run_starts_nothing(
@@ -51,7 +65,7 @@ def test_a_dry_run_starts_nothing(
     assert run_command(command) == 0
     printed = capsys.readouterr().out
     assert printed.count("point_u_maze-c4-s0") == 1  # a group of rows for each run
-    assert "2 runs, 4 cells, 800 environment steps, 120 gradient steps, streams of 28.8 kB (not recorded)" in printed
+    assert "2 runs, 4 cells, 800 environment steps, 120 gradient steps, streams of 38.4 kB (not recorded)" in printed
     assert not (tmp_path / "out").exists()
 
 
@@ -91,14 +105,24 @@ HUGE = {"seeds": [*range(100)], "budget": {"env_steps": "1e12"}, "record": True}
         (["--parallel", "0"], {}, "--parallel: 0 is not positive"),
         (["--json"], {}, "--json: prints the dry run; add --dry-run"),
         (["--dry-run"], {"replay": {"port": 4444}}, "experiment.replay.port: 4444 is one port, and 2 runs may need it"),
-        (["--dry-run"], HUGE, "free, all runs together keep about 3,600 TB more and leave 1 GB free (supervision."),
+        (["--dry-run"], HUGE, "free, all runs together keep about 4,800 TB more and leave 1 GB free (supervision."),
         (["--dry-run"], {"envs": ["point_u_mase"]}, "envs: unknown environment 'point_u_mase'; did you mean"),
         (["--dry-run"], {"evaluation_envs": {"point_u_maze": "ant"}}, "evaluation_envs.point_u_maze: ant has state"),
         (["--dry-run"], {"evaluation": {"env": "maze"}}, "experiment.evaluation.env: unknown environment 'maze'"),
         (["--dry-run"], {"budget": {"env_steps": 10}}, "experiment.budget.env_steps: 10 steps end before the first"),
         (["--dry-run"], {"envs": ["a:B", "a.B"]}, "envs: two of them differ in ':' and '.' alone"),
+        (["--dry-run"], {"objectives": ["sax"]}, "fathom: objectives: unknown objective 'sax'; did you mean 'sac'?"),
+        (["--dry-run"], {"objectives": ["a.b:C"]}, "fathom: objectives: a.b:C: cannot be imported (No module named"),
+        (
+            ["--dry-run"],
+            {"objectives": {"sac": {"chunk": 21}}},
+            "fathom: objectives.sac.chunk: 21 actions are more than an episode's 20; use fewer",
+        ),
     ],
-    ids=["parallel", "json", "port", "disk", "env", "evaluation env", "evaluation key", "budget", "folders"],
+    ids=[
+        *("parallel", "json", "port", "disk", "env", "evaluation env", "evaluation key", "budget", "folders"),
+        *("objective", "own objective", "chunk"),
+    ],
 )
 def test_a_plan_that_cannot_hold_is_refused_in_one_line(
     options: list[str],

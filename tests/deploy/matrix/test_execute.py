@@ -236,6 +236,24 @@ def test_an_added_depth_equals_one_that_was_there_from_the_start(grown: Grown, t
         assert rows["8"][name] == rows["4"][name]
 
 
+def test_an_objective_is_added_on_the_stream_of_a_matrix_without_the_axis(
+    grown: Grown, make_matrix: MakeMatrix, tmp_path: Path
+) -> None:
+    out, name = tmp_path / "out", "point_u_maze-c4-s0"
+    shutil.copytree(grown.out / name, out / name)
+    save_matrix(make_matrix(learner_depths=[4], seeds=[0], record=True), out / "matrix.yaml")
+    more = make_matrix(learner_depths=[4], seeds=[0], objectives=["cloning", "contrastive"], record=True)
+    printed = fathom_matrix(more, out, "--in-process")
+    assert (printed.status, printed.err) == (0, "")
+    assert f"{name}: done before" in printed.out
+    assert f"{name}-cloning-d4: started on a recorded stream" in printed.out
+    found = [(row["objective"], row["learner_depth"], row["gradient_steps"]) for row in cells(out)]
+    assert found == [("cloning", "4", "20"), ("contrastive", "4", "20")]
+    assert run_command(["report", str(out)]) == 0
+    summary = json.loads((out / f"{name}-cloning-d4" / "summary.json").read_text())["learners"]["cloning-d4"]
+    assert (summary["objective"], summary["critic_layers"], summary["chunk"]) == ("cloning", 0, 1)
+
+
 def test_ctrl_c_ends_the_runs(write_matrix: WriteMatrix, tmp_path: Path) -> None:
     path, out = write_matrix(learner_depths=[4]), tmp_path / "out"
     command = [sys.executable, "-m", "deploy.cli", "matrix", str(path), "--out", str(out), "--in-process"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.matrix.expand import MatrixConfig, expand, load_matrix
+from deploy.matrix.expand import MatrixConfig, expand, learner_name, load_matrix
 from shared.errors import ConfigError
 
 
@@ -35,9 +35,62 @@ def test_learners_copy_the_collector_learner(make_matrix: Callable[..., MatrixCo
     assert {(each.width, each.layer_norm, each.resources.gpus) for each in learners.values()} == {(8, False, 0.25)}
 
 
+OWN = "tests.deploy.matrix.own_objective:Reward_free"
+FIVE = ["contrastive", "survival", "cloning", "chrono", "sac"]
+
+
+def test_objectives_are_crossed_with_learner_depths(make_matrix: Callable[..., MatrixConfig]) -> None:
+    objectives = {"contrastive": {}, "survival": {"discount": 0.99, "survival": {"rank": 8}}}
+    algorithm = {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4, "energy": "l2"}
+    (run,) = expand(make_matrix(objectives=objectives, algorithm=algorithm, seeds=[0]))
+    assert list(run.experiment.learners) == ["contrastive-d4", "contrastive-d8", "survival-d4", "survival-d8"]
+    found = {name: run.experiment.algorithm_of(name) for name in run.experiment.all_learners}
+    assert {name: (each.objective, each.discount, each.energy, each.batch_size) for name, each in found.items()} == {
+        "active": ("contrastive", 0.99, "l2", 16),
+        "contrastive-d4": ("contrastive", 0.99, "l2", 16),
+        "contrastive-d8": ("contrastive", 0.99, "l2", 16),
+        "survival-d4": ("survival", 0.99, "l2", 16),
+        "survival-d8": ("survival", 0.99, "l2", 16),
+    }
+    assert found["survival-d8"].survival.rank == 8
+    assert {(each.width, each.seed) for each in run.experiment.learners.values()} == {(8, 1)}
+
+
+def test_a_list_of_objectives_has_no_keys(make_matrix: Callable[..., MatrixConfig]) -> None:
+    matrix = make_matrix(objectives=FIVE)
+    assert matrix == make_matrix(objectives=dict.fromkeys(FIVE))
+    assert matrix.objective_keys == {name: {} for name in FIVE}
+    assert make_matrix().objective_keys == {"contrastive": {}}
+    assert make_matrix(algorithm={"objective": "sac"}).objective_keys == {"sac": {}}
+    assert all(name in {"d4", "d8"} for run in expand(make_matrix()) for name in run.experiment.learners)
+
+
+def test_learners_of_own_objectives_have_unique_names(make_matrix: Callable[..., MatrixConfig]) -> None:
+    twins = [OWN, OWN.replace("own_", "other_"), "contrastive", "lab.a_b:C", "lab.a:C", "x.y:" + 48 * "Long"]
+    names = list(expand(make_matrix(objectives=twins))[0].experiment.learners)
+    assert len({name.replace("-", "_") for name in names}) == 2 * len(twins)
+    assert names[0] == learner_name(OWN, 4) == "Reward_free-3a72dd-d4"
+    alone = expand(make_matrix(objectives=[OWN]))[0].experiment.learners
+    assert [*alone] == names[:2]  # others change no name, so that they can be added
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"objectives": []}, "objectives: is empty; name at least one"),
+        ({"objectives": {}}, "objectives: is empty; name at least one"),
+        ({"objectives": "sac"}, "objectives: use a list of names, or a mapping from names to keys of algorithm"),
+        ({"objectives": ["sac", "sac"]}, "objectives: sac is named twice; name each once"),
+        ({"objectives": [["sac"]]}, "objectives: use a list of names, or a mapping from names to keys of algorithm"),
+        ({"objectives": {"sac": 3}}, "objectives.sac: input should be a valid dictionary, got 3"),
+        ({"objectives": {"sac": {"objective": "sac"}}}, "objectives.sac.objective: the matrix sets it; leave it out"),
+        ({"objectives": {"sac": {"batch_size": 8}}}, "objectives.sac.batch_size: all learners of a run have one pace"),
+        ({"objectives": {"sac": {"discuont": 0.9}}}, "objectives.sac.discuont: unknown key; known here: objective, "),
+        ({"objectives": {"sac": {"discount": 2}}}, "objectives.sac.discount: Input should be less than 1, got 2"),
+        (
+            {"objectives": ["sac"], "algorithm": {"sac": {"target_rate": 0.1}}},
+            "experiment.algorithm.sac: is a key of sac; set objectives.sac.sac",
+        ),
         ({"seeds": []}, "seeds: is empty; name at least one"),
         ({"learner_depths": [4, 8, 4]}, "learner_depths: 4 is named twice; name each once"),
         ({"learner_depths": [6]}, "learners.d6.depth: depth 6 is not a positive multiple of 4"),
@@ -63,4 +116,7 @@ def test_an_unknown_axis_is_named(tmp_path: Path) -> None:
         load_matrix(path)
     path.write_text("{environments: [ant], collector_depths: [4], learner_depths: [4]}")
     with pytest.raises(ConfigError, match="environments: is now called envs; use that name"):
+        load_matrix(path)
+    path.write_text("{envs: [ant], collector_depths: [4], objectives: [sac]}")
+    with pytest.raises(ConfigError, match="objectives: only passive learners have them, and there are none; name lear"):
         load_matrix(path)

@@ -1,6 +1,7 @@
 """Folder of a matrix: runs that are done, depths that are added, and changes that are refused."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 from deploy.matrix.expand import MatrixConfig, expand, write_matrix
 from deploy.matrix.folder import check_out, is_done, make_agenda, progress, runs_in
 from deploy.run.provenance import write_config
+from deploy.run.setup import make_envs_and_plan
 from shared.config import Experiment
 from shared.errors import ConfigError
 from shared.files import write_json
+from shared.stream.format import WITHOUT_ENDS, describe, part_name
 
 MakeMatrix = Callable[..., MatrixConfig]
+FIVE = ["contrastive", "survival", "cloning", "chrono", "sac"]
 
 
 def finish(run_dir: Path, experiment: Experiment, state: str = "done") -> None:
@@ -89,6 +93,100 @@ def test_learners_can_be_added_to_ordinary_training(make_matrix: MakeMatrix, tmp
     fill(tmp_path, grown.model_copy(update={"learner_depths": ()}))
     assert names(grown, tmp_path) == ["c4-s0", "c4-s0-d4", "c4-s0-d8"]
     assert is_done(tmp_path / "point_u_maze-c4-s0", runs_in(grown, tmp_path)[0])
+
+
+def test_objectives_are_added_as_depths_are(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+    few = make_matrix(objectives=["contrastive"], seeds=[0], record=True)
+    fill(tmp_path, few)
+    grown = make_matrix(objectives={"cloning": {"discount": 0.95}, "contrastive": {}}, seeds=[0, 1], record=True)
+    check_out(tmp_path, grown, overwrite=False)
+    assert names(grown, tmp_path) == ["c4-s0", "c4-s0-cloning-d4", "c4-s0-cloning-d8", "c4-s1"]
+    added = runs_in(grown, tmp_path)[1]
+    assert (added.learner_depths, added.fed_by) == ((4,), "point_u_maze-c4-s0")
+    assert added.experiment.algorithm_of("cloning-d4") == expand(grown)[0].experiment.algorithm_of("cloning-d4")
+    fill(tmp_path, grown)
+    again = make_agenda(make_matrix(objectives=[*FIVE], seeds=[0], record=True), tmp_path, overwrite=False)
+    assert again.done == ["point_u_maze-c4-s0"]
+    assert list(again.kept) == ["point_u_maze-c4-s0-cloning-d4", "point_u_maze-c4-s0-cloning-d8"]  # discount was 0.95
+    deeper = make_matrix(objectives=grown.objectives, learner_depths=[4, 8, 12], seeds=[0], record=True)
+    assert names(deeper, tmp_path)[1:] == [
+        "c4-s0-cloning-d4",
+        "c4-s0-cloning-d8",
+        "c4-s0-cloning-d12",
+        "c4-s0-contrastive-d12",
+    ]
+
+
+def test_objectives_are_added_to_a_matrix_without_the_axis(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+    fill(tmp_path, make_matrix(learner_depths=[4], seeds=[0], record=True))
+    fill(tmp_path, make_matrix(learner_depths=[4, 8], seeds=[0], record=True))
+    grown = make_matrix(objectives=["contrastive", "cloning"], seeds=[0], record=True)
+    check_out(tmp_path, grown, overwrite=False)
+    agenda = make_agenda(grown, tmp_path, overwrite=False)
+    assert agenda.done == ["point_u_maze-c4-s0", "point_u_maze-c4-s0-d8"]  # the learners keep their names
+    assert list(agenda.waiting) == ["point_u_maze-c4-s0-cloning-d4", "point_u_maze-c4-s0-cloning-d8"]
+    assert (agenda.kept, agenda.replaced) == ({}, {})
+
+
+def test_objectives_neither_vanish_nor_change(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+    fill(tmp_path, make_matrix(objectives={"contrastive": {}, "sac": {"discount": 0.95}}, record=True))
+    gone = "holds a matrix that also has objectives"
+    for objectives, message in (
+        ({"contrastive": {}}, f"{gone} sac; name another folder"),
+        ({"sac": {"discount": 0.95}}, f"{gone} contrastive; name another folder"),
+        (
+            {"contrastive": {}, "sac": {}},
+            r"holds a matrix with other keys of objectives.sac \({'discount': 0.95}\); set them back, name another",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_out(tmp_path, make_matrix(objectives=objectives, record=True), overwrite=False)
+    with pytest.raises(ConfigError, match=f"{gone} sac; name"):
+        check_out(tmp_path, make_matrix(record=True), overwrite=False)
+    check_out(tmp_path, make_matrix(objectives=["sac", "contrastive"], record=True), overwrite=True)
+
+
+def test_changed_sections_of_an_algorithm_are_named(make_matrix: MakeMatrix, tmp_path: Path) -> None:
+    sizes = {"learner_depths": [4], "seeds": [0], "record": True}
+    fill(tmp_path, make_matrix(objectives={"survival": {"survival": {"goals": {"random": 0.5}}}}, **sizes))
+    (kept,) = make_agenda(make_matrix(objectives=["survival"], **sizes), tmp_path, overwrite=False).kept.values()
+    assert "(learners.survival-d4.algorithm.survival was {goals: {random: 0.5}} and is absent now)" in kept
+
+
+def without_ends(stream: Path, experiment: Experiment) -> None:
+    """Writes the manifest of a complete recording of a version whose rows did not say how an episode ended."""
+    envs, plan = make_envs_and_plan(experiment)
+    description = describe(experiment, plan, envs.training.spec).model_copy(update={"goal_size": 0, "unrolls": 1})
+    part = {"name": part_name(0), "first": 0, "unrolls": 1, "rows": 4, "bytes": 1, "sha256": 64 * "0"}
+    values = {"format_version": WITHOUT_ENDS, "description": description.model_dump(mode="json"), "versions": {}}
+    write_json(stream / "manifest.json", values | {"shards": [{"index": 0, "parts": [part]}]})
+
+
+@pytest.mark.parametrize(
+    ("objectives", "message"),
+    [
+        (["contrastive", "sac"], "objectives: sac needs to know how episodes end, and the stream"),
+        (
+            {"contrastive": {}, "cloning": {"final_goals": True}},
+            "objectives.cloning.final_goals: True needs to know how episodes end, and the stream",
+        ),
+        (["contrastive", "cloning"], ""),
+    ],
+)
+def test_an_old_recording_refuses_objectives_that_need_how_episodes_end(
+    objectives: Any, message: str, make_matrix: MakeMatrix, tmp_path: Path
+) -> None:
+    before = make_matrix(objectives=["contrastive"], seeds=[0], record=True)
+    fill(tmp_path, before)
+    (run,) = expand(before)
+    stream = tmp_path / run.name / "stream"
+    without_ends(stream, run.experiment)
+    with pytest.raises(ConfigError) if message else nullcontext() as raised:
+        check_out(tmp_path, make_matrix(objectives=objectives, seeds=[0], record=True), overwrite=False)
+    if message:
+        line = str(raised.value)
+        assert line.startswith(f"{message} {stream} of an older version does not say it; record it again, or leave out")
+        assert len(line.splitlines()) == 1
 
 
 def test_a_run_of_another_experiment_is_no_part_of_the_matrix(make_matrix: MakeMatrix, tmp_path: Path) -> None:

@@ -333,8 +333,8 @@ def test_a_snapshot_of_an_older_format_is_refused(killed_run: Path, tmp_path: Pa
     shutil.copytree(killed_run, directory)
     for path in (directory / "snapshots").glob("*/snapshot.json"):
         older = json.loads(path.read_text())
-        path.write_text(json.dumps(older | {"format_version": 2}))
-    with pytest.raises(ConfigError, match=r"snapshot\.json: format version 2, this Fathom reads 3"):
+        path.write_text(json.dumps(older | {"format_version": 3}))
+    with pytest.raises(ConfigError, match=r"snapshot\.json: format version 3, this Fathom reads 4"):
         find(directory, Mode.IN_PROCESS, say=lambda line: None)
 
 

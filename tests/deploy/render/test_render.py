@@ -128,6 +128,18 @@ def test_an_episode_ends_when_the_environment_terminates() -> None:
     assert len(episode.physics) == 6
 
 
+def test_an_episode_is_drawn_with_the_policys_action_chunks() -> None:
+    class Summing(Falling):
+        def step(self, env_state: EnvState, action: Array) -> EnvState:
+            return env_state._replace(state=env_state.state + action)
+
+    def policy(params: Any, state: Array, goal: Array, key: Array) -> jax.Array:
+        return jnp.array([[1.0, 1.0, -0.5]])
+
+    episode = make_recorder(Summing(), policy, 7, chunk=3)({}, jax.random.key(0))
+    np.testing.assert_array_equal(episode.states[:, 0], [0, 1, 2, 1.5, 2.5, 3.5, 3])
+
+
 def test_an_episode_is_cut_off_at_its_length(slide: Episode) -> None:
     assert len(make_recorder(Falling(), random_policy(1), 3)({}, jax.random.key(0)).states) == 3
     assert len(slide.states) == LENGTH  # the environment's own length

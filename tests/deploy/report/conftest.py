@@ -35,6 +35,7 @@ MATRIX: dict[str, Any] = {
 }
 # Time at goal at the end, by (collector depth, learner depth), seed 0; each further seed has one step more.
 FINAL = {(4, 4): 4.0, (4, 16): 5.0, (16, 4): 6.0, (16, 16): 12.0}
+OBJECTIVES = {"contrastive": {}, "survival": {"chunk": 2}}
 SECONDS = 60.0
 
 WriteRuns = Callable[..., Path]
@@ -44,6 +45,13 @@ WriteRuns = Callable[..., Path]
 def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A matrix's folder with all runs done; `write_runs` copies it."""
     return _write_matrix(tmp_path_factory.mktemp("runs") / "matrix", MATRIX)
+
+
+@pytest.fixture(scope="session")
+def objectives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A matrix's folder with two objectives and two seeds, all done; see `_final`."""
+    changes = {"objectives": OBJECTIVES, "seeds": [0, 1]}
+    return _write_matrix(tmp_path_factory.mktemp("objectives") / "matrix", MATRIX | changes)
 
 
 @pytest.fixture
@@ -106,7 +114,7 @@ def _write_run(folder: Path, run: MatrixRun) -> None:
     writer = MetricsWriter(folder)
     learners = {}
     for name, config in experiment.all_learners.items():
-        final = 1.0 if name == ACTIVE else FINAL[run.collector_depth, config.depth] + experiment.seed
+        final = 1.0 if name == ACTIVE else _final(run, name)
         for updates in plan.evaluation_updates:
             share = updates / plan.updates
             evaluated = {"learner": name, "updates": updates, "env_steps": plan.env_steps_at(updates)}
@@ -117,6 +125,7 @@ def _write_run(folder: Path, run: MatrixRun) -> None:
             writer.write(learner_role(name), row)
         learners[name] = {
             "depth": config.depth,
+            "critic_layers": config.depth,
             "gradient_steps": plan.gradient_steps,
             "samples_per_insert": 1.0,
             "sample_age": 100.0,
@@ -136,3 +145,10 @@ def _write_run(folder: Path, run: MatrixRun) -> None:
         folder / "summary.json",
         {"env": experiment.env, "plan": plan.model_dump(), "learners": learners, "collector": collector},
     )
+
+
+def _final(run: MatrixRun, name: str) -> float:
+    """Returns the time at goal of a passive learner at the end. Survival's is larger by half with each seed."""
+    held = FINAL[run.collector_depth, run.experiment.learner(name).depth]
+    seed = run.experiment.seed
+    return held + seed if run.experiment.algorithm_of(name).objective == "contrastive" else held * (1 + seed / 2)

@@ -89,6 +89,20 @@ def test_page_fits_a_phone_and_paper(browser: webdriver.Chrome, whole: Path) -> 
     assert browser.get_log("browser") == []
 
 
+def test_a_page_compares_objectives(browser: webdriver.Chrome, objectives: Path, tmp_path: Path) -> None:
+    show(browser, write_page(make_report(read_matrix(objectives)), tmp_path / "report.html"), PHONE)
+    assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE
+    lines = "return document.getElementById('point_u_maze-depth-0').data.filter(d => d.showlegend !== false)"
+    drawn = browser.execute_script(f"{lines}.map(d => [d.name, d.x, d.y])")
+    assert drawn == [["contrastive", [4, 16], [4.5, 5.5]], ["survival", [4, 16], [5, 6.25]]]
+    page = browser.find_element(By.TAG_NAME, "body").text
+    assert "survival − contrastive" in page
+    assert "+0.88 [0.00, 1.75]" in page  # of the means over collector depths
+    assert "1 of 2, 1 equal" in page
+    assert "chunk of 2, its collector's is 1" in page
+    assert browser.get_log("browser") == []
+
+
 def test_missing_runs_and_marked_learners_are_shown(browser: webdriver.Chrome, write_runs: WriteRuns) -> None:
     changes = {("point_u_maze-c4-s0", "d16"): {"gradient_steps": 16}}
     missing = tuple(f"point_u_maze-c16-s{seed}" for seed in range(3))

@@ -126,6 +126,17 @@ def test_a_damaged_run_is_used_as_far_as_possible(damage: str, write_runs: Write
     assert len(record.explorations) == ("coverage" not in dict(expected))
 
 
+def test_runs_of_older_versions_have_the_contrastive_objective(write_runs: WriteRuns) -> None:
+    folder = write_runs(skip=OTHERS)
+    change_json(folder / RUN / "summary.json", lambda values: values["learners"]["d16"].pop("critic_layers"))
+    record = read_matrix(folder)
+    assert [each for each in record.missing if each.run == RUN] == []
+    found = [(each.objective, each.chunk, each.discount, each.critic_layers) for each in record.trials]
+    assert found[:2] == [("contrastive", 1, 0.99, 4)] * 2
+    assert found[2][:3] == ("contrastive", 1, 0.99)
+    assert np.isnan(found[2][3])
+
+
 def parts(record: MatrixRecord) -> set[str]:
     return {f"learner {'active' if trial.active else f'd{trial.learner_depth}'}" for trial in record.trials}
 

@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from deploy.cli.main import run_command
-from deploy.report import text
-from deploy.report.analyse import EXPLORING, EXPRESSING, TOGETHER, _paired, make_report
+from deploy.report import charts, text
+from deploy.report.analyse import EXPLORING, EXPRESSING, TOGETHER, make_report
 from deploy.report.contents import EnvironmentReport
+from deploy.report.files import write_files
+from deploy.report.objectives import gain_differences, objective_gains
 from deploy.report.read import read_matrix
-from deploy.report.statistics import Interval, estimate
+from deploy.report.statistics import Interval, estimate, paired_difference, paired_known
 
 WriteRuns = Callable[..., Path]
 
@@ -61,9 +63,9 @@ def test_learners_are_compared_seed_by_seed(write_runs: WriteRuns) -> None:
 
 
 def test_differences_pair_equal_seeds() -> None:
-    found = _paired(np.array([3.0, 5.0, 9.0]), np.array([4.0, 1.0, np.nan]))
+    found = paired_known(np.array([3.0, 5.0, 9.0]), np.array([4.0, 1.0, np.nan]))
     assert (found.seeds, found.wins, found.mean) == (2, 1, 1.5)
-    assert _paired(np.array([3.0, np.nan]), np.array([np.nan, 1.0])) is None
+    assert paired_known(np.array([3.0, np.nan]), np.array([np.nan, 1.0])) is None
 
 
 def test_critical_depths_along_every_axis(whole: EnvironmentReport) -> None:
@@ -72,6 +74,95 @@ def test_critical_depths_along_every_axis(whole: EnvironmentReport) -> None:
     assert steps["learner", 16].ratio == pytest.approx(13 / 7)
     assert steps["collector", 4].ratio == pytest.approx(7 / 5)
     assert steps["active", None].ratio == 1
+
+
+@pytest.fixture(scope="module")
+def compared(objectives: Path) -> EnvironmentReport:
+    """Report on a matrix with two objectives."""
+    return report_on(objectives)
+
+
+def test_one_objective_has_nothing_to_be_compared_with(whole: EnvironmentReport) -> None:
+    assert (whole.objectives, whole.several, whole.mixed, whole.varied) == (("contrastive",), False, False, False)
+    assert (whole.objective_gains, whole.gain_differences) == ((), ())
+    assert {each.objective for each in (*whole.cells, *whole.active, *whole.curves, *whole.costs)} == {"contrastive"}
+
+
+def test_every_objective_has_its_cells_and_gains(compared: EnvironmentReport) -> None:
+    assert compared.objectives == ("contrastive", "survival")
+    cells = {(each.objective, each.collector_depth, each.learner_depth): each for each in compared.cells}
+    assert len(cells) == 2 * 2 * 2
+    assert cells["survival", 16, 16].time_at_goal == estimate([12, 18])
+    assert {each.objective for each in compared.active} == {"contrastive"}
+    gains = {(each.objective, each.collector_depth): each for each in compared.objective_gains}
+    assert len(gains) == 2 * 3  # also the means over collector depths
+    assert (gains["survival", 4].shallower, gains["survival", 4].deeper) == (4, 16)
+    assert gains["survival", 4].difference == paired_difference([5, 7.5], [4, 6])
+    assert gains["contrastive", 16].difference.mean == 6
+    assert gains["survival", None].difference == paired_difference([8.5, 12.75], [5, 7.5])
+    assert gains["survival", None].at_shallower == estimate([5, 7.5])
+
+
+def test_gains_of_objectives_are_compared_seed_by_seed(compared: EnvironmentReport) -> None:
+    found = {each.collector_depth: each for each in compared.gain_differences}
+    assert {(each.objective, each.other) for each in found.values()} == {("survival", "contrastive")}
+    assert found[4].difference == paired_difference([1, 1.5], [1, 1])
+    assert (found[4].difference.mean, found[4].difference.wins, found[4].difference.ties) == (0.25, 1, 1)
+    assert found[4].difference.interval == Interval(0, 0.5)
+    assert found[None].difference == paired_difference([3.5, 5.25], [3.5, 3.5])
+
+
+def test_a_seed_without_all_four_learners_is_left_out_of_a_comparison() -> None:
+    unknown = float("nan")
+    finals = {"a": np.array([[[1.0, 1, 1], [2, 2, 2]]]), "b": np.array([[[1, 1, unknown], [4, 5, 6]]])}
+    (difference,) = gain_differences(finals, [4], [4, 16])
+    assert difference.difference == paired_difference([3, 4], [1, 1])
+    assert [each.difference.seeds for each in objective_gains(finals, [4], [4, 16])] == [3, 2]
+    assert objective_gains({"a": finals["a"]}, [4], [4, 16]) == ()
+    assert gain_differences({name: final[:, :1] for name, final in finals.items()}, [4], [4]) == ()
+
+
+def test_fairness_names_what_objectives_cannot_have_alike(compared: EnvironmentReport) -> None:
+    rows = [row for row in compared.fairness if row.run == "point_u_maze-c4-s0"]
+    assert [(row.objective, row.learner_depth, row.discount, row.chunk, row.critic_layers) for row in rows] == [
+        ("contrastive", 4, 0.99, 1, 4),
+        ("contrastive", 4, 0.99, 1, 4),
+        ("contrastive", 16, 0.99, 1, 16),
+        ("survival", 4, 0.999, 2, 4),
+        ("survival", 16, 0.999, 2, 16),
+    ]
+    marks = {row.objective: row.mark for row in rows}
+    assert marks == {"contrastive": "", "survival": "chunk of 2, its collector's is 1"}
+
+
+def test_depth_curves_have_a_line_for_each_objective(compared: EnvironmentReport) -> None:
+    drawn = charts.depth_curves(compared)
+    assert list(drawn) == ["collector depth 4", "collector depth 16"]
+    contrastive, survival = drawn["collector depth 4"]
+    assert (contrastive.name, survival.name) == ("contrastive", "survival")
+    assert contrastive.colour != survival.colour
+    np.testing.assert_array_equal(survival.x, [4, 16])
+    np.testing.assert_array_equal(survival.y, [5, 6.25])
+    np.testing.assert_array_equal(survival.ends, [[4, 5], [6, 7.5]])
+    titles = [f"{each}, collector depth {depth}" for each in compared.objectives for depth in (4, 16)]
+    assert [*charts.learning_curves(compared, by_steps=True)][:4] == titles
+
+
+def test_files_compare_objectives(objectives: Path, tmp_path: Path) -> None:
+    written = {path.name for path in write_files(make_report(read_matrix(objectives)), tmp_path)}
+    assert {"objective_gains.csv", "gain_differences.csv", "point_u_maze-depth_curves.png"} <= written
+    assert "point_u_maze-matrix.png" not in written
+    with open(tmp_path / "gain_differences.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["objective"], row["other"], row["collector_depth"], row["difference_mean"]) for row in rows] == [
+        ("survival", "contrastive", "4", "0.25"),
+        ("survival", "contrastive", "16", "1.5"),
+        ("survival", "contrastive", "", "0.875"),
+    ]
+    made = json.loads((tmp_path / "report.json").read_text())["envs"][0]
+    assert len(made["objective_gains"]) == 6
+    for path in tmp_path.glob("*.png"):
+        assert len(np.unique(np.asarray(Image.open(path).convert("L")))) > 20
 
 
 def test_curves_by_steps_and_by_wall_clock(whole: EnvironmentReport) -> None:

@@ -206,6 +206,8 @@ def inject(run: Run, fault: Fault) -> float | None:
     began = time.monotonic()
     with memory_pressure() if fault.target == MEMORY else nullcontext():
         if fault.signal is not None:
+            # The memory monitor may end several processes; the fault before counts as survived with the first recovery.
+            assert run.wait(lambda: run.find(fault.target) is not None, RECOVERY_S), run.log.read_text()
             process = run.find(fault.target)
             assert process is not None, fault
             process.send_signal(fault.signal)

@@ -207,7 +207,7 @@ def test_needed_space_includes_the_stream_for_a_refill(tmp_path: Path) -> None:
     """A run that is not recorded keeps an eighth of its stream, and as much again for each of three snapshots."""
     spec = ENVS.training.spec
     plan = PLAN.model_copy(update={"unrolls": 10**6, "max_windows": PLAN.environments * 10**5})
-    whole_mb = plan.env_steps * 4 * (spec.state_size + spec.action_size + 3) / 2**20
+    whole_mb = plan.env_steps * 4 * (spec.row_floats + 4) / 2**20
 
     def needed_mb(**changes: object) -> float:
         changes |= {"supervision": EXPERIMENT.supervision.model_copy(update={"disk_reserve_gb": 1e9})}

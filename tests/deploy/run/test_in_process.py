@@ -1,5 +1,6 @@
 """Runs in one process: determinism, the plan, the run directory, and training on a recorded stream."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from deploy.mode import Mode
@@ -23,6 +25,7 @@ from shared.plan import make_plan
 from shared.roles import learner_role
 from shared.stream.format import describe
 from shared.stream.read import open_stream
+from shared.types import CONTINUES, TRUNCATED
 
 EXPERIMENT = Experiment.model_validate(
     {
@@ -170,19 +173,54 @@ def test_the_run_directory_holds_configuration_status_and_checkpoints(two_runs: 
         jax.tree.map(np.testing.assert_array_equal, restored._replace(key=key), learner.state._replace(key=key))
 
 
+def rewrite_without_ends(stream: Path, to: Path) -> Path:
+    """Writes a stream again as format version 2 was, whose rows do not say how episodes ended, and returns `to`."""
+    manifest = json.loads((stream / "manifest.json").read_text())
+    assert manifest["description"].pop("goal_size") == 2
+    manifest["format_version"] = 2
+    for shard in manifest["shards"]:
+        for part in shard["parts"]:
+            path = to / f"collector-{shard['index']}" / part["name"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with pa.OSFile(str(stream / path.relative_to(to))) as file:
+                read = pa.ipc.open_file(file).read_all().to_batches()
+            batches = []
+            for batch in read:
+                columns = (column.flatten().to_numpy().reshape(4, 5, -1) for column in batch.columns)
+                kept = [column[..., :size].reshape(4, -1) for column, size in zip(columns, (6, 3), strict=True)]
+                arrays = [pa.FixedSizeListArray.from_arrays(column.ravel(), column.shape[1]) for column in kept]
+                batches.append(pa.record_batch(arrays, names=["floats", "ints"]))
+            with pa.ipc.new_file(str(path), batches[0].schema) as file:
+                for batch in batches:
+                    file.write_batch(batch)
+            data = path.read_bytes()
+            part |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (to / "manifest.json").write_text(json.dumps(manifest))
+    return to
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("has_ends", [True, False])
 def test_training_on_a_recorded_stream_makes_an_identical_learner(
-    two_runs: tuple[Result, Result], tmp_path: Path
+    two_runs: tuple[Result, Result], tmp_path: Path, has_ends: bool
 ) -> None:
     recorded = two_runs[0]
-    stream = open_stream(recorded.directory / "stream")
+    directory = recorded.directory / "stream"
+    if not has_ends:
+        directory = rewrite_without_ends(directory, tmp_path / "version-2")
+    stream = open_stream(directory)
     stream.check_fits(describe(EXPERIMENT, PLAN, ENVS.training.spec))
     number, columns = next(stream.shard(1))
-    assert (number, columns.floats.shape) == (0, (4, 5, 6))
+    assert (number, columns.floats.shape) == (0, (4, 5, 8 if has_ends else 6))
+    tmp_path /= "run"
     fed = run_experiment(tmp_path, EXPERIMENT.model_copy(update={"record": False, "stream": str(stream.directory)}))
     assert list(fed.run.learners) == ["passive"]
     states = [ran.run.learners["passive"].state._replace(key=np.zeros(())) for ran in (fed, recorded)]
     jax.tree.map(np.testing.assert_array_equal, *states)
+    windows = fed.run._ring.sample(64, np.random.default_rng(0))
+    ends, final = windows.ints[..., 3], windows.floats[..., 6:]
+    assert {*np.unique(ends)} == ({CONTINUES, TRUNCATED} if has_ends else {CONTINUES})
+    assert (np.any(final != 0, axis=-1) == (ends != CONTINUES)).all()
     ours, theirs = (
         [row for row in read_metrics(ran.directory, "evaluator") if row["learner"] == "passive"]
         for ran in (fed, recorded)

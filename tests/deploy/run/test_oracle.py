@@ -9,6 +9,7 @@ import numpy as np
 
 from collector.collector import Collector
 from deploy.replay.service import table_spec
+from learner.acting import collecting_policy
 from learner.devices import share_out
 from learner.learner import Learner
 from shared.config import ACTIVE
@@ -21,6 +22,7 @@ from shared.replay.codec import Columns
 from shared.replay.info import server_info
 from shared.replay.insert import Inserter
 from shared.replay.sample import Sampler
+from shared.types import CONTINUES
 
 # Sizes that other tests compile, too.
 EXPERIMENT = """
@@ -48,12 +50,12 @@ def test_a_learner_fed_by_the_server_makes_the_same_updates_as_in_process(start_
         "run/active",
         plan.windows_per_update,
         plan.window_rows,
-        env.spec.state_size + env.spec.action_size,
+        env.spec.row_floats,
         share_out,
         timeout_s=20,
         max_windows=plan.updates * plan.windows_per_update,
     )
-    collector = Collector(experiment, plan, env, index=0)
+    collector = Collector(experiment, plan, env, index=0, policy=collecting_policy(experiment, env.spec))
     stored: list[Columns] = []
 
     def insert(number: int, columns: Columns) -> None:
@@ -111,6 +113,9 @@ def _assert_windows_were_stored(sampled: list[Columns], stored: list[Columns]) -
                 for n in range(len(floats))
             ]
             assert sum(matches) == 1
+    ends = ints[..., 3] != CONTINUES
+    assert ends.any()  # so that the windows held ends, and the points in which episodes ended
+    assert (np.any(floats[..., -2:] != 0, axis=-1) == ends).all()
 
 
 def _plain(x: Any) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Figures of a run's summary, from rows with numbers chosen by hand."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -112,6 +113,30 @@ def test_a_summary_is_made_of_whatever_there_is(tmp_path: Path) -> None:
     plot(record, tmp_path / "learning_curve.png")
     assert Image.open(tmp_path / "learning_curve.png").size[0] > 1000
     record.close()
+
+
+def printed(summary: dict[str, Any]) -> list[str]:
+    """Returns the lines of a summary's table in 80 columns."""
+    console = Console(width=80, file=io.StringIO())
+    console.print(table(summary))
+    return console.file.getvalue().splitlines()
+
+
+def test_the_table_names_objectives_where_they_differ(tmp_path: Path) -> None:
+    record = make_record(tmp_path)
+    summary = summarise(record, SPEC)
+    record.close()
+    alone = printed(summary)
+    assert "role" in alone[2]
+    passive = summary["learners"].pop("passive")
+    summary["learners"]["lab-d4"] = passive | {"objective": "lab.objectives:Reward"}
+    several = printed(summary)
+    assert "objective" in several[2]
+    assert "contrastive" in next(line for line in several if line.startswith("active"))
+    assert max(map(len, several)) <= 80
+    for learner in summary["learners"].values():  # as an older version wrote it
+        learner.pop("objective")
+    assert "role" in printed(summary)[2]
 
 
 def test_a_summary_that_cannot_be_read_is_empty(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ N, K, TABLES = 2, 2, 2
 
 def shard(*numbers: int, void: tuple[tuple[int, int], ...] = ()) -> list[tuple[int, np.ndarray]]:
     """Returns unrolls of one source; `void`: unrolls and environments whose chunk has no data."""
-    ints = {number: np.zeros((N, 3, 3), np.int32) for number in numbers}
+    ints = {number: np.zeros((N, 3, 4), np.int32) for number in numbers}
     for number, environment in void:
         ints[number][environment, :, 0] = VOID_EPISODE
     return list(ints.items())

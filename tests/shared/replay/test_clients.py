@@ -10,7 +10,7 @@ import pytest
 
 from shared.replay import insert
 from shared.replay import reverb_pb2 as pb
-from shared.replay.codec import Columns
+from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayExhausted, ReplayMismatch, ReplayStopped, ReplayTimeout
 from shared.replay.info import server_info
 from shared.replay.insert import Inserter, Keys
@@ -18,14 +18,14 @@ from shared.replay.sample import Sampler
 from shared.replay.windows import VOID_EPISODE
 from shared.replay.wire import WireError
 
-T, F, K = 4, 3, 3
+T, F, K = 4, INT_COLUMNS, 3
 
 
 def unroll(number: int, environments: int) -> Columns:
-    """Returns rows of (environment, step of the environment, unroll) as `ints`, and the same numbers as `floats`."""
+    """Returns rows of (environment, step of the environment, unroll, end) as `ints`, and the same as `floats`."""
     step = np.broadcast_to(np.arange(T, dtype=np.int32) + number * T, (environments, T))
     environment = np.broadcast_to(np.arange(environments, dtype=np.int32)[:, None], (environments, T))
-    ints = np.stack([environment, step, np.full_like(step, number)], axis=-1)
+    ints = np.stack([environment, step, np.full_like(step, number), step % 3], axis=-1)
     return Columns(ints.astype(np.float32), ints)
 
 
@@ -69,7 +69,7 @@ def test_windows_are_consecutive_rows_of_one_environment(address: str, monkeypat
         while len(sampled) < windows and time.monotonic() < deadline:
             batch, _ = sampler.sample()
             assert (batch.floats == batch.ints).all()
-            environment, step, number = np.moveaxis(batch.ints, -1, 0)
+            environment, step, number, _ = np.moveaxis(batch.ints, -1, 0)
             assert (environment == environment[:, :1]).all()
             assert (np.diff(step, axis=1) == 1).all()
             assert (step // T == number).all()
@@ -302,7 +302,7 @@ def test_transfer_errors_reach_the_learner(address: str) -> None:
         sampler.sample()
     sampler.close()
     wrong = Sampler(address, "stop", 2, K * T, F + 1, copied)
-    with pytest.raises(WireError, match=r"rows \[3\]"):
+    with pytest.raises(WireError, match=r"rows \[4\]"):
         wrong.sample()
     wrong.close()
 
@@ -312,19 +312,19 @@ def test_bad_unrolls_are_refused_before_sending(address: str) -> None:
     good = unroll(0, 2)
     floats, ints = np.asarray(good.floats), np.asarray(good.ints)
     bad = [
-        ("floats: float32 \\[2, 4, 3\\] is needed, not float64", Columns(floats.astype(np.float64), ints)),
-        ("ints: int32 \\[2, 4, 3\\] is needed, not int64", Columns(floats, ints.astype(np.int64))),
-        ("floats: float32 \\[2, 4, 3\\]", Columns(floats[:1], ints)),
+        ("floats: float32 \\[2, 4, 4\\] is needed, not float64", Columns(floats.astype(np.float64), ints)),
+        ("ints: int32 \\[2, 4, 4\\] is needed, not int64", Columns(floats, ints.astype(np.int64))),
+        ("floats: float32 \\[2, 4, 4\\]", Columns(floats[:1], ints)),
         ("floats: float32 \\[2, T, F\\]", Columns(floats[0], ints)),
         ("floats: float32 \\[2, T, F\\]", Columns(floats[:, :0], ints)),
-        ("ints: int32 \\[2, 4, 3\\]", Columns(floats, ints[:, :3])),
-        ("ints: int32 \\[2, 4, 3\\]", Columns(floats, ints[..., :2])),
+        ("ints: int32 \\[2, 4, 4\\]", Columns(floats, ints[:, :3])),
+        ("ints: int32 \\[2, 4, 4\\] is needed, not int32 \\[2, 4, 3\\]", Columns(floats, ints[..., :3])),
     ]
     for text, columns in bad:
         with pytest.raises(ValueError, match=text):
             inserter.insert(columns)
     inserter.insert(good)
-    with pytest.raises(ValueError, match="floats: float32 \\[2, 4, 3\\] is needed, not float32 \\[2, 3, 3\\]"):
+    with pytest.raises(ValueError, match="floats: float32 \\[2, 4, 4\\] is needed, not float32 \\[2, 3, 4\\]"):
         inserter.insert(Columns(floats[:, :3], ints[:, :3]))
     inserter.close()
     with pytest.raises(ReplayStopped, match="closed"):

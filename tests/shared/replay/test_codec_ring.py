@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from shared.config import Experiment
 from shared.envs.base import EnvSpec
 from shared.plan import Plan, make_plan
-from shared.replay.codec import INT_COLUMNS, Columns, pack, unpack
+from shared.replay.codec import INT_COLUMNS, Columns, add_ends, pack, unpack
 from shared.replay.ring import WindowRing
 from shared.replay.windows import VOID_EPISODE
-from shared.types import Rows
+from shared.types import CONTINUES, TRUNCATED, Rows
 
 N, T, K = 4, 5, 3  # environments, unroll length, chunks of a window
 ROW = 5  # floats of a step
@@ -46,7 +46,8 @@ def unroll(index: int) -> Columns:
     environment, row = np.indices((N, T))
     step = index * T + row
     floats = np.stack([environment, step, 0 * step, step / 7, -step], axis=-1).astype(np.float32)
-    return Columns(floats, np.stack([step // 10, step, 0 * step + index], axis=-1).astype(np.int32))
+    end = np.where(step % 10 == 9, TRUNCATED, CONTINUES)
+    return Columns(floats, np.stack([step // 10, step, 0 * step + index, end], axis=-1).astype(np.int32))
 
 
 def filled(plan: Plan, unrolls: int) -> WindowRing:
@@ -66,21 +67,35 @@ def starts(ring: WindowRing, samples: int = 2000) -> np.ndarray:
     np.testing.assert_array_equal(step, step[:, :1] + np.arange(K * T))
     np.testing.assert_array_equal(windows.floats[..., 1], step)  # `floats` and `ints` are of the same rows
     np.testing.assert_array_equal(windows.ints[..., 2], step // T)
+    np.testing.assert_array_equal(windows.ints[..., 3] == TRUNCATED, step % 10 == 9)
     return np.stack([environment[:, 0], step[:, 0]], axis=1).astype(int)
 
 
 @pytest.mark.parametrize("leading", [(), (4,), (2, 3)])
 def test_rows_come_back_bit_equal(leading: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
-    state, action = (rng.normal(size=(*leading, size)).astype(np.float32) for size in (3, 2))
-    ints = (rng.integers(-(2**31), 2**31, size=leading).astype(np.int32) for _ in range(3))
-    rows = Rows(state, action, *ints)
+    state, action, final = (rng.normal(size=(*leading, size)).astype(np.float32) for size in (3, 2, 4))
+    ints = (rng.integers(-(2**31), 2**31, size=leading).astype(np.int32) for _ in range(4))
+    rows = Rows(state, action, *ints, final)
     columns = pack(rows)
-    assert (columns.floats.shape, columns.ints.shape) == ((*leading, 5), (*leading, 3))
+    assert (columns.floats.shape, columns.ints.shape) == ((*leading, 3 + 2 + 4), (*leading, INT_COLUMNS))
     assert (columns.floats.dtype, columns.ints.dtype) == (np.float32, np.int32)
-    back = unpack(columns, state_size=3)
+    back = unpack(columns, state_size=3, action_size=2)
     assert isinstance(back, Rows)
     jax.tree.map(np.testing.assert_array_equal, back, rows)
+
+
+def test_rows_without_ends_become_rows_whose_ends_are_unknown() -> None:
+    rng = np.random.default_rng(0)
+    floats, ints = rng.normal(size=(2, 6, 5)).astype(np.float32), rng.integers(9, size=(2, 6, 3), dtype=np.int32)
+    columns = add_ends(Columns(floats, ints), goal_size=4)
+    assert (columns.floats.dtype, columns.ints.dtype) == (np.float32, np.int32)
+    rows = unpack(columns, state_size=3, action_size=2)
+    np.testing.assert_array_equal(np.concatenate([rows.state, rows.action], axis=-1), floats)
+    np.testing.assert_array_equal(np.stack([rows.episode, rows.step, rows.version], axis=-1), ints)
+    assert rows.final.shape == (2, 6, 4)
+    assert not np.any(rows.final)
+    assert (np.asarray(rows.end) == CONTINUES).all()
 
 
 def test_sampling_fails_before_the_first_window(plan: Plan) -> None:

@@ -20,7 +20,7 @@ import pytest
 from shared.replay import reverb_pb2 as pb
 from shared.replay import wire
 from shared.replay.channel import INSERT_STREAM, MOST_MESSAGE_BYTES, SAMPLE_STREAM, SERVER_INFO
-from shared.replay.codec import Columns
+from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayError, ReplayMismatch, ReplayTimeout, ReplayUnavailable
 from shared.replay.info import ReplayMonitor, server_info
 from shared.replay.insert import Inserter
@@ -34,7 +34,7 @@ DEADLINE_S = 30.0  # for every test
 MOST_MEGABYTES = 700  # growth of this process, which also runs the server, over all tests of this file
 SERVER_THREADS = "fuzzing-server"
 FLOATS = np.arange(T * F, dtype=np.float32).reshape(T, F)
-INTS = np.arange(T * 3, dtype=np.int32).reshape(T, 3)
+INTS = np.arange(T * INT_COLUMNS, dtype=np.int32).reshape(T, INT_COLUMNS)
 CODES = [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
 
 Answers = Iterable[bytes]
@@ -360,7 +360,7 @@ def test_a_window_with_changed_bytes_keeps_its_shape(seed: int, server: Server) 
     server.sample = lambda requests, context: [answer] * (2 * B)
     with contextlib.suppress(ReplayError):
         for batch in sample_twice(server):
-            assert (batch.floats.shape, batch.ints.shape) == ((B, T, F), (B, T, 3))
+            assert (batch.floats.shape, batch.ints.shape) == ((B, T, F), (B, T, INT_COLUMNS))
 
 
 def test_streams_that_end_at_once_keep_no_core_busy(server: Server) -> None:

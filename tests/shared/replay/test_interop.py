@@ -10,7 +10,7 @@ from deploy.bench.replay import StockClient
 from shared.replay import reverb_pb2 as pb
 from shared.replay import wire
 from shared.replay.channel import SAMPLE_STREAM, open_channel
-from shared.replay.codec import Columns
+from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.info import server_info
 from shared.replay.insert import Inserter
 from shared.replay.sample import Sampler
@@ -56,7 +56,7 @@ def read_items(
 def test_stock_client_reads_our_windows(address: str, stock: StockClient, tmp_path: Path) -> None:
     row, unrolls = 4000, 4  # Snappy writes the length of a literal of 80 kB, the size of a chunk, in three bytes
     floats = odd_floats(unrolls, N, T, row)
-    ints = np.random.default_rng(1).integers(-(2**31), 2**31, (4, N, T, 3), dtype=np.int32)
+    ints = np.random.default_rng(1).integers(-(2**31), 2**31, (4, N, T, INT_COLUMNS), dtype=np.int32)
     inserter = Inserter(address, ["from_ours"], K, N, timeout_s=5)
     for unroll in range(unrolls):
         inserter.insert(Columns(floats[unroll], ints[unroll]))
@@ -70,13 +70,13 @@ def test_stock_client_reads_our_windows(address: str, stock: StockClient, tmp_pa
     stock.ask("read", address=address, table="from_ours", path=str(tmp_path / "read.npz"), windows=100)
     with np.load(tmp_path / "read.npz") as read:
         assert read["0.0"].shape == (K * T, row)
-        assert read["0.1"].shape == (K * T, 3)
+        assert read["0.1"].shape == (K * T, INT_COLUMNS)
         assert {(bits(read[f"{i}.0"]), bits(read[f"{i}.1"])) for i in range(100)} == expected
 
 
 def test_our_sampler_reads_stock_windows_with_offsets(address: str, stock: StockClient, tmp_path: Path) -> None:
     floats = odd_floats(20, F)
-    ints = np.random.default_rng(1).integers(-(2**31), 2**31, (20, 3), dtype=np.int32)
+    ints = np.random.default_rng(1).integers(-(2**31), 2**31, (20, INT_COLUMNS), dtype=np.int32)
     np.savez(tmp_path / "rows.npz", **{"0": floats, "1": ints})
     # The columns have chunks of different lengths, so their slices differ. In the last item their rows differ as well.
     # The stock client gets a slice wrong that ends at the writer's last row, so no slice here ends there.
@@ -125,7 +125,7 @@ def test_many_columns_and_squeezed_columns_are_read(address: str, stock: StockCl
 def test_delta_encoded_ints_are_read(address: str, stock: StockClient, tmp_path: Path, chunk_length: int) -> None:
     """Reads differences that overflow, in windows that start inside a chunk (row 2 of chunks of 3 or 4 rows)."""
     floats = odd_floats(10, F)
-    ints = np.random.default_rng(chunk_length).integers(-(2**31), 2**31, (10, 3), dtype=np.int32)
+    ints = np.random.default_rng(chunk_length).integers(-(2**31), 2**31, (10, INT_COLUMNS), dtype=np.int32)
     np.savez(tmp_path / "rows.npz", **{"0": floats, "1": ints})
     table = "from_steps"
     stock.ask(
@@ -136,6 +136,6 @@ def test_delta_encoded_ints_are_read(address: str, stock: StockClient, tmp_path:
         chunk_length=chunk_length,
         rows=8,
     )
-    outs = [np.empty((8, F), np.float32), np.empty((8, 3), np.int32)]
+    outs = [np.empty((8, F), np.float32), np.empty((8, INT_COLUMNS), np.int32)]
     read = {(bits(f), bits(i)) for f, i in read_items(address, table, 30, outs, delta_encoded=True)}
     assert (bits(floats[2:]), bits(ints[2:])) in read

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from deploy.replay.server.process import TableSpec
-from shared.replay.codec import Columns
+from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayMismatch, ReplayTimeout, ReplayUnavailable
 from shared.replay.info import ReplayMonitor
 from shared.replay.insert import Inserter
 from shared.replay.sample import Sampler
 
-UNROLL = Columns(np.zeros((2, 4, 3), np.float32), np.zeros((2, 4, 3), np.int32))
+UNROLL = Columns(np.zeros((2, 4, 3), np.float32), np.zeros((2, 4, INT_COLUMNS), np.int32))
 TABLE = TableSpec("run/learner", 100, min_size_to_sample=1)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from shared.replay.codec import Columns
+from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayTimeout
 from shared.replay.info import server_info
 from shared.replay.insert import MESSAGES_IN_FLIGHT, MOST_KEPT_CHUNKS, Inserter
@@ -17,7 +17,7 @@ T, F, K = 4, 3, 1
 
 
 def unroll(environments: int) -> Columns:
-    return Columns(np.zeros((environments, T, F), np.float32), np.zeros((environments, T, 3), np.int32))
+    return Columns(np.zeros((environments, T, F), np.float32), np.zeros((environments, T, INT_COLUMNS), np.int32))
 
 
 def copied(columns: Columns) -> Columns:

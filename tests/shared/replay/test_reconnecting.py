@@ -48,9 +48,10 @@ STORED = PLAN.stored_unrolls
 
 
 def unroll(number: int) -> Columns:
-    """Returns rows of (environment, step of the environment, unroll) as `ints`, and the same numbers as `floats`."""
+    """Returns rows of (environment, step of the environment, unroll, end) as `ints`, and the same as `floats`."""
     environment, row = np.indices((N, T))
-    ints = np.stack([environment, number * T + row, 0 * row + number], axis=-1).astype(np.int32)
+    step = number * T + row
+    ints = np.stack([environment, step, 0 * row + number, step % 3], axis=-1).astype(np.int32)
     return Columns(ints.astype(np.float32), ints)
 
 
@@ -90,7 +91,7 @@ class Run:
         self.source = Source(self.audit, [])
         self.reporter, self.stop = Reporter(), threading.Event()
         self.sampler = ReconnectingSampler(PLAN, LEARNER, copied, self.reporter, self.stop, 20.0)
-        self.sampler.open(3, taken=0)
+        self.sampler.open(4, taken=0)
         self.batches: list[Columns] = []
         self.errors: list[Exception] = []
         self.threads: list[threading.Thread] = []
@@ -360,7 +361,7 @@ def test_a_batch_that_is_decoded_during_the_disconnect_is_trained_on(run: Run) -
         return copied(columns)
 
     run.sampler = ReconnectingSampler(PLAN, LEARNER, slow_copy, run.reporter, run.stop, 20.0)
-    run.sampler.open(3, taken=0)
+    run.sampler.open(4, taken=0)
     run.start_server(limited=False)
     run.announce()
     run.collect(unrolls=12)

@@ -34,7 +34,7 @@ def test_chunks_equal_protobufs(data: st.DataObject, n: int, steps: int, row: in
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     columns = [
         rng.standard_normal((n, steps, row), dtype=np.float32),
-        rng.integers(-9, 9, (n, steps, 3), dtype=np.int32),
+        rng.integers(-9, 9, (n, steps, 4), dtype=np.int32),
     ][: data.draw(st.integers(1, 2))]
     request = pb.InsertStreamRequest.FromString(wire.chunks(keys, columns, episodes, start).tobytes())
     assert [chunk.chunk_key for chunk in request.chunks] == keys.tolist()
@@ -92,13 +92,13 @@ def test_steps_beyond_int32_are_refused() -> None:
 
 
 def test_read_window_refuses_unexpected_windows() -> None:
-    floats, ints = np.random.default_rng(0).standard_normal((T, F), np.float32), np.zeros((T, 3), np.int32)
+    floats, ints = np.random.default_rng(0).standard_normal((T, F), np.float32), np.zeros((T, 4), np.int32)
     key = np.array([7], np.uint64)
     message = wire.chunks(key, (floats[None], ints[None]), key, start=0).tobytes()
     message += wire.items("table", key, wire.trajectories(np.array([[7, 7]], np.uint64), T, columns=2))
     request = pb.InsertStreamRequest.FromString(message)
     chunk, window = request.chunks[0], request.items[0].flat_trajectory
-    good = [np.empty((2 * T, F), np.float32), np.empty((2 * T, 3), np.int32)]
+    good = [np.empty((2 * T, F), np.float32), np.empty((2 * T, 4), np.int32)]
     wire.read_window(window, {7: chunk}, good)
     np.testing.assert_array_equal(good[0], np.concatenate([floats, floats]))
     bad_outs = {

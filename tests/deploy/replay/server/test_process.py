@@ -194,7 +194,7 @@ def test_a_refill_may_exceed_the_limiter_s_bound(shared_server: Served) -> None:
     """Samples that were lost on their way are still due, so they must be drawn before the refill is complete."""
     spec, (_, address) = REFILLED, shared_server
     inserter = Inserter(address, [spec.name], 1, 1, timeout_s=20)
-    rows = Columns(np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 3), np.int32))
+    rows = Columns(np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 4), np.int32))
     refill = threading.Thread(target=lambda: [inserter.insert(rows) for _ in range(12)])
     refill.start()
     wait_for(lambda: server_info(address).tables[spec.name].inserted == 8)
