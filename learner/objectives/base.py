@@ -75,7 +75,7 @@ class Objective(ABC):
     @property
     @abstractmethod
     def critic_layers(self) -> int:
-        """Hidden Dense layers between the critic's inputs and its heads, stems not counted; 0 without a critic."""
+        """Sum of the depths of the trunks between the critic's inputs and its heads; 0 without a critic."""
 
     def init_targets(self, critic: Any) -> Any:
         """Returns the target networks of a new learner: any pytree, by default none."""
