@@ -138,7 +138,10 @@ def _connect(address: str, options: dict[str, Any]) -> None:
         ray.init(address="auto", **options)
     except (OSError, ValueError, RuntimeError, RayError) as error:
         reason = _in_one_line(error.__cause__ or error)
-        raise RunFailed(f"RAY_ADDRESS: no connection to a Ray cluster at {address} ({reason})") from error
+        raise RunFailed(
+            f"RAY_ADDRESS: no connection to a Ray cluster at {address} ({reason}); start one there with `ray start "
+            "--head`, or unset RAY_ADDRESS to have one started here"
+        ) from error
 
 
 def _in_one_line(error: BaseException) -> str:
