@@ -119,14 +119,14 @@ class ReplayService:
             actors: the actors that work with replay.
 
         Returns:
-            What is wrong with a server that was up; empty while all is well.
+            What is wrong with a server that was up, or that starts in the place of one; empty while all is well.
         """
         if self._phase == "ending":
             self._end()
         elif self._phase == "asking":
             self._ask(actors)
         elif self._phase == "starting":
-            self._await_start(actors)
+            return self._await_start(actors)
         else:
             return self._watch()
         return ""
@@ -214,27 +214,31 @@ class ReplayService:
         ]
         self._enter("starting", self._actor.start.remote(specs, experiment.replay.port, str(self._log)))
 
-    def _await_start(self, actors: Mapping[Role, Any]) -> None:
+    def _await_start(self, actors: Mapping[Role, Any]) -> str:
+        """Connects all roles once the server has started. Returns why it has not started, if it had one before it.
+
+        Raises RunFailed if the run's first server does not start: then the next would not start either.
+        """
         experiment = self._experiment
         ready, _ = ray.wait([self._pending], timeout=0)
         if not ready and time.monotonic() - self._since < experiment.supervision.start_seconds:
-            return
+            return ""
         try:
             address = get_answer(self._pending, 0)
-        except CallFailed as error:
-            cause = error.__cause__
-            raise RunFailed(f"replay.port: {cause}" if experiment.replay.port else str(cause)) from error
-        except (NoAnswer, ProcessDied):
+        except CallError as error:
+            cause = "the replay server did not start; see logs/replay_server.log"
+            if isinstance(error, CallFailed):
+                cause = f"replay.port: {error.__cause__}" if experiment.replay.port else str(error.__cause__)
             if self._incarnations > 1:
-                self.replace()
-                return
-            raise RunFailed("the replay server did not start; see logs/replay_server.log") from None
+                return cause
+            raise RunFailed(cause) from error
         self.server = ServerIncarnation(self._incarnations, address, self._tables, self._inserted)
         self._monitor = ReplayMonitor(address, self._tables.values())
         for actor in actors.values():
             actor.connect.remote(self.server)
         self._exposure = self._actor.exposure.remote(address)
         self._enter("up", self._actor.exit_reason.remote())
+        return ""
 
     def _watch(self) -> str:
         """Looks at the server and its actor every two seconds; returns what is wrong with them."""
