@@ -65,12 +65,12 @@ class Objective(ABC):
         step. The metrics hold `<part>/loss` for each part. `key` is consumed.
         """
 
-    @abstractmethod
     def score(self, critic: Any, state: Array, action: Array, goal: Array) -> jax.Array:
         """Returns `[...]`, by which actions `[..., H * A]` in a state are ranked: larger is better.
 
-        Raises NotImplementedError if the objective has no critic.
+        An objective with a critic defines it. Raises TypeError for one without; `best_of` is refused before that.
         """
+        raise TypeError(f"{type(self).__name__}.score: nothing ranks actions; define it if there is a critic")
 
     @property
     @abstractmethod

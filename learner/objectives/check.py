@@ -25,8 +25,11 @@ class Misfit(ValueError):
 @lru_cache  # learners, console and summary make an objective many times
 def make_own(kind: type[Objective], network: NetworkConfig, algorithm: AlgorithmConfig, spec: EnvSpec) -> Objective:
     """Returns the objective of the user's class `kind`. Raises Misfit."""
-    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
-        raise Misfit(f"lacks {', '.join(missing)}")
+    missing = set(getattr(kind, "__abstractmethods__", ()))
+    if "critic" in kind.PARTS and kind.score is Objective.score:
+        missing.add("score")
+    if missing:
+        raise Misfit(f"lacks {', '.join(sorted(missing))}")
     try:
         objective = kind(network, algorithm, spec)
         hash(objective)

@@ -37,9 +37,6 @@ class Cloning(Objective):
         alpha_loss, alpha_metrics = losses.alpha_loss(trained.log_alpha, log_prob, self.target_entropy)
         return actor_loss + alpha_loss, actor_metrics | alpha_metrics
 
-    def score(self, critic: tuple[()], state: Array, action: Array, goal: Array) -> jax.Array:
-        raise NotImplementedError("cloning has no critic, so nothing ranks its actions")
-
     @property
     def critic_layers(self) -> int:
         return 0

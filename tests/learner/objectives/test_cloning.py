@@ -174,7 +174,7 @@ def test_there_is_no_critic() -> None:
     assert objective.watched == ("actor/loss", "alpha/loss", "actor/gradient_norm", "alpha/gradient")
     assert objective.shapes()[1] == ()
     assert objective.step_flops(10) == 3 * 2.0 * 10 * 8 * (5 + 4 * 8 + 2 * 2)
-    with pytest.raises(NotImplementedError, match="cloning has no critic"):
+    with pytest.raises(TypeError, match=r"Cloning\.score: nothing ranks actions"):
         objective.score((), np.zeros(3), np.zeros(2), np.zeros(2))
 
 
