@@ -1,6 +1,6 @@
 """Constants of objectives: what learners minimise, and with which hyperparameters."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -125,6 +125,17 @@ KEYS_OF_ONE = {"logsumexp_penalty": "contrastive", "energy": "contrastive", "con
     objective: objective for objective in ("survival", "chrono", "sac")
 }
 """Keys of `algorithm` that one objective alone reads."""
+
+
+def missing_reader(key: str, objectives: Set[str]) -> str:
+    """Returns the one objective that reads `key` of `algorithm` if it is none of `objectives`, else an empty text.
+
+    An objective of the user's own may read every key.
+    """
+    if objectives - OWN_CONSTANTS.keys():
+        return ""
+    reader = "an objective of your own" if key == "options" else KEYS_OF_ONE.get(key, "")
+    return "" if reader in objectives else reader
 
 
 def derive_algorithm(shared: AlgorithmConfig, own: Mapping[str, Any]) -> AlgorithmConfig:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from shared.algorithm_config import KEYS_OF_ONE, OWN_CONSTANTS, PACE_KEYS, AlgorithmConfig, derive_algorithm
+from shared.algorithm_config import PACE_KEYS, AlgorithmConfig, derive_algorithm, missing_reader
 from shared.errors import ConfigError
+from shared.mistakes import describe, describe_unknown_key
 from shared.network_config import NetworkConfig
 from shared.values import (
     CONTROL,
@@ -240,25 +241,27 @@ class Experiment(Frozen):
     def _algorithms(self) -> "Experiment":
         used = {self.algorithm.objective}
         for name, learner in self.learners.items():
-            for key in PACE_KEYS:
-                if key in learner.algorithm:
-                    raise ValueError(
-                        f"learners.{name}.algorithm.{key}: all learners of a run have one pace; set algorithm.{key}"
-                    )
+            where = f"learners.{name}.algorithm"
             try:
-                used.add(derive_algorithm(self.algorithm, learner.algorithm).objective)
+                objective = derive_algorithm(self.algorithm, learner.algorithm).objective
             except ValidationError as error:
-                first = error.errors()[0]
-                field = ".".join(map(str, first["loc"]))
-                message = first["msg"].removeprefix("Value error, ")
-                if first["type"] == "extra_forbidden":
-                    message = f"unknown key; known here: {', '.join(AlgorithmConfig.model_fields)}"
-                raise ValueError(f"learners.{name}.algorithm.{field}: {message}, got {first['input']!r:.80}") from error
-        for key, objective in KEYS_OF_ONE.items():
-            default = AlgorithmConfig.model_fields[key].default
-            own = used - OWN_CONSTANTS.keys()  # may be a subclass that reads it
-            if getattr(self.algorithm, key) != default and objective not in used and not own:
-                raise ValueError(f"algorithm.{key}: no learner has the objective {objective}, which it belongs to")
+                mistake = error.errors()[0]
+                field, message = describe(mistake)
+                if mistake["type"] == "extra_forbidden":
+                    message = describe_unknown_key(AlgorithmConfig, mistake["loc"])
+                raise ValueError(f"{where}.{field}: {message}") from error
+            used.add(objective)
+            for key in learner.algorithm:
+                if key in PACE_KEYS:
+                    raise ValueError(f"{where}.{key}: all learners of a run have one pace; set algorithm.{key}")
+                if reader := missing_reader(key, {objective}):
+                    raise ValueError(
+                        f"{where}.{key}: a key of {reader}, and this learner has {objective}; leave it out"
+                    )
+        default = AlgorithmConfig(objective=self.algorithm.objective)
+        for key in AlgorithmConfig.model_fields:
+            if (reader := missing_reader(key, used)) and getattr(self.algorithm, key) != getattr(default, key):
+                raise ValueError(f"algorithm.{key}: a key of {reader}, which no learner has; leave it out")
         return self
 
     @model_validator(mode="after")

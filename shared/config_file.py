@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from shared import strict_yaml
 from shared.config import Experiment, LearnerConfig
 from shared.errors import ConfigError
+from shared.mistakes import describe, describe_unknown_key
 
 RENAMED = {
     "collector.resources": "collector.learner_resources",
@@ -18,7 +19,6 @@ RENAMED = {
 }
 """New names of keys of older versions."""
 MOST_BYTES = 2**18  # of a file: PyYAML reads some 100 kB a second
-SHOWN_CHARS = 80  # of a wrong value, in its message
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -63,20 +63,11 @@ def explain(error: ValidationError, model: type[BaseModel] = Experiment) -> list
     for mistake in error.errors():
         if mistake["type"] == "default_factory_not_called":  # it needs a key that has a line already
             continue
-        field = ".".join(_short(str(part)) for part in mistake["loc"])
-        message = mistake["msg"].removeprefix("Value error, ")
+        field, message = describe(mistake)
         if mistake["type"] == "extra_forbidden":
             message = _explain_unknown_key(mistake["loc"], model)
-        elif mistake["type"] == "missing":
-            message = "is required"
-        elif mistake["type"] != "value_error":
-            message = f"{message[0].lower()}{message[1:]}, got {_short(repr(mistake['input']))}"
         lines.append(printable(f"{field}: {message}" if field else message))
     return lines
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "..."
 
 
 def printable(text: str) -> str:
@@ -91,6 +82,4 @@ def _explain_unknown_key(location: tuple[int | str, ...], model: type[BaseModel]
         return f"is now called {new_name}; use that name"
     if location[0] == "learners" and len(location) > 1:
         model, location = LearnerConfig, location[2:]
-    for part in location[:-1]:
-        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
-    return "unknown key; known here: " + ", ".join(model.model_fields)
+    return describe_unknown_key(model, location)

@@ -6,7 +6,7 @@ alternative to layer norm.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -260,13 +260,6 @@ def make_trunk(config: NetworkConfig, size: TrunkSize) -> Trunk:
 def make_actor(config: NetworkConfig, spec: EnvSpec, chunk: int = 1) -> Actor:
     """Returns the actor of one learner, which decides `chunk` actions at once."""
     return Actor(make_trunk(config, config.actor_trunk), chunk * spec.action_size)
-
-
-@lru_cache
-def actor_size(config: NetworkConfig, spec: EnvSpec, chunk: int) -> int:
-    """Returns the number of parameters of an actor."""
-    inputs = jnp.zeros(spec.state_size), jnp.zeros(spec.goal_size)
-    return parameter_count(jax.eval_shape(make_actor(config, spec, chunk).init, jax.random.key(0), *inputs))
 
 
 def parameter_count(params: Params) -> int:

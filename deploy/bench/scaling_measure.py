@@ -82,6 +82,7 @@ def measure(
     roles.check()
     passed = _Counts(*map(operator.sub, after, before))
     ahead = _samples_ahead(plan, address)
+    received = np.array(progress)  # once: learners still decode batches
     # Means over all tables: the limiters keep them together in the long run, but serve requests a batch at a time.
     env_steps = passed.inserted / setting.learners * plan.unroll_length / passed.asked_s
     windows = passed.sampled / passed.asked_s
@@ -111,8 +112,8 @@ def measure(
         "settled": settled,
         "samples_ahead": (min(ahead), max(ahead)),
         "error_buffer": plan.error_buffer,
-        "received_windows": int(progress["windows"].sum()),
-        "received_bytes": int(progress["bytes"].sum()),
+        "received_windows": int(received["windows"].sum()),
+        "received_bytes": int(received["bytes"].sum()),
     }
 
 

@@ -20,6 +20,7 @@ from shared.config import Experiment
 from shared.config_file import load_experiment
 from shared.errors import ConfigError
 from shared.stream.format import MANIFEST
+from shared.stream.read import open_stream
 
 MATRIX = "matrix.yaml"
 CONFIG = "config.yaml"
@@ -168,10 +169,10 @@ def _text(changed: Sequence[Change]) -> str:
 
 
 def progress(run_dir: Path) -> str:
-    """Returns the progress of a run that counts as unfinished as a text for the user."""
+    """Returns the progress of a run as a text for the user; a run whose processes still end is "done", too."""
     status = read_status(run_dir)
     if status.get("state") == "done":
-        return "done with another configuration"
+        return "done"
     try:
         silent_s = silent_seconds(run_dir)
         updates = min(status["updates"].values()) / status["updates_planned"]
@@ -218,7 +219,7 @@ def check_out(out: Path, matrix: MatrixConfig, overwrite: bool) -> None:
             )
         if run.fed and (stream / MANIFEST).exists() and not is_done(out / run.name, run):
             with matrix_keys(matrix):
-                check_ends(run.experiment, stream)
+                check_ends(run.experiment, open_stream(stream, verify=False))
 
 
 def _added(run: MatrixRun, matrix: MatrixConfig) -> str:

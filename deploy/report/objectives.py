@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from deploy.report import contents
-from deploy.report.statistics import Values, estimate, paired_known
+from deploy.report.statistics import Values, estimate, paired_difference, paired_known
 
 _Ends = tuple[Values, Values]  # `[S]` time at goal of the shallowest and of the deepest learners
 
@@ -26,11 +26,11 @@ def objective_gains(
             deeper=learner_depths[-1],
             at_shallower=estimate(shallow[common]),
             at_deeper=estimate(deep[common]),
-            difference=difference,
+            difference=paired_difference(deep[common], shallow[common]),
         )
         for held, ends in _by_collector(finals, collector_depths, learner_depths)
         for objective, (shallow, deep) in ends.items()
-        if (difference := paired_known(deep, shallow)) and (common := ~np.isnan(deep - shallow)).any()
+        if (common := ~np.isnan(deep - shallow)).any()
     )
 
 

@@ -114,7 +114,9 @@ def read_matrix(directory: Path) -> MatrixRecord:
     for run in runs:
         run_dir = directory / run.name
         if not is_done(run_dir, run):
-            record.missing.append(Missing(run.name, "", progress(run_dir)))
+            state = progress(run_dir)
+            reason = "done with another configuration" if state == "done" else state
+            record.missing.append(Missing(run.name, "", reason))
             continue
         record.done += 1
         try:

@@ -5,6 +5,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from learner.objectives.registry import find_objective, make_objectives
 from shared.config import Experiment
@@ -12,6 +13,9 @@ from shared.disk import NO_ROOM, find_write_fault
 from shared.envs.registry import Envs, make_envs
 from shared.errors import ConfigError, RunFailed
 from shared.plan import Plan, make_plan
+
+if TYPE_CHECKING:
+    from shared.stream.read import Stream
 
 
 def prepare_jax(cpu_only: bool) -> None:
@@ -49,14 +53,14 @@ def check_stream(experiment: Experiment, plan: Plan, envs: Envs) -> str:
 
     stream = open_stream(Path(str(experiment.stream)).absolute())
     stream.check_fits(describe(experiment, plan, envs.training.spec))
-    check_ends(experiment, stream.directory)
+    check_ends(experiment, stream)
     return str(stream.directory)
 
 
-def check_ends(experiment: Experiment, directory: Path) -> None:
-    """Raises ConfigError if a learner needs to know how episodes end, and the stream in `directory` does not say it."""
-    from shared.stream.read import open_stream
-
+def check_ends(experiment: Experiment, stream: "Stream") -> None:
+    """Raises ConfigError if a learner needs to know how episodes end, and `stream` does not say it."""
+    if stream.description.has_ends:
+        return
     for name, learner in experiment.all_learners.items():
         algorithm = experiment.algorithm_of(name)
         needs = {
@@ -64,12 +68,11 @@ def check_ends(experiment: Experiment, directory: Path) -> None:
             "final_goals": algorithm.final_goals,
         }
         for key in (key for key, needed in needs.items() if needed):
-            if not open_stream(directory, verify=False).description.has_ends:
-                field = f"learners.{name}.algorithm" if key in learner.algorithm else "algorithm"
-                raise ConfigError(
-                    f"{field}.{key}: {getattr(algorithm, key)} needs to know how episodes end, and the stream "
-                    f"{directory} of an older version does not say it; record it again, or leave out learner {name}"
-                )
+            field = f"learners.{name}.algorithm" if key in learner.algorithm else "algorithm"
+            raise ConfigError(
+                f"{field}.{key}: {getattr(algorithm, key)} needs to know how episodes end, and the stream "
+                f"{stream.directory} of an older version does not say it; record it again, or leave out learner {name}"
+            )
 
 
 def explain_failure(error: Exception, run_dir: Path) -> str:

@@ -30,7 +30,7 @@ PROCESS_GAP_S = 1.0  # rows of one process follow each other without a gap; a ne
 def summarise(record: RunRecord, spec: EnvSpec) -> dict[str, Any]:
     """Returns the content of summary.json: the run's plan, and measured figures; NaN stands for an unknown figure.
 
-    `untrained_time_at_goal` is a mean over the learners' untrained policies. `time_at_goal` is in environment steps of
+    `untrained_...` are means over the learners' untrained policies. `time_at_goal` is in environment steps of
     an episode. `sample_age`, in environment steps, and `policy_lag`, in updates, are means over the run.
 
     Rates leave out compilation. `env_steps_per_second`: growth of the environment steps of all sources from the run's
@@ -45,6 +45,7 @@ def summarise(record: RunRecord, spec: EnvSpec) -> dict[str, Any]:
         "env_steps": record.env_steps,
         "plan": record.plan.model_dump(),
         "untrained_time_at_goal": _mean(untrained, "time_at_goal"),
+        "untrained_success_rate": _mean(untrained, "success_rate"),
         "learners": learners,
         "collector": _source_summary(record),
     }
@@ -146,8 +147,8 @@ def table(summary: dict[str, Any]) -> Table:
     result.add_column("objective" if several else "role", overflow="fold", no_wrap=not several)
     for heading in ("depth", "gradient\nsteps", "time at\ngoal", "success", "samples\n/insert", "UTD", "sample\nage"):
         result.add_column(heading, justify="right", no_wrap=True)
-    untrained = _figure(summary["untrained_time_at_goal"], ".1f")
-    result.add_row("untrained", "", "", "0", untrained, "", "", "", "", style="dim")
+    untrained = _figure(summary["untrained_time_at_goal"], ".1f"), _figure(summary["untrained_success_rate"], ".2f")
+    result.add_row("untrained", "", "", "0", *untrained, "", "", "", style="dim")
     for name, learner in summary["learners"].items():
         result.add_row(
             name,

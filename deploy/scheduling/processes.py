@@ -43,10 +43,8 @@ def end_at(pid: int, node: str, dump: bool) -> None:
 def _end_process(pid: int, dump: bool) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        if not any(
-            "ray::" in part for part in process.cmdline()
-        ):  # the actor has ended, and its number is in use again
-            return
+        if not any("ray::" in part for part in process.cmdline()):
+            return  # the actor has ended, and its number is in use again
         if dump:
             process.send_signal(signal.SIGUSR1)
             time.sleep(STACKS_S)

@@ -1,7 +1,6 @@
 """Check that a user's objective does what `Objective` asks for. The check traces functions and compiles nothing."""
 
 import inspect
-import traceback
 from functools import lru_cache, partial
 from typing import Any
 
@@ -12,6 +11,7 @@ from learner.objectives.base import Objective, Trained
 from shared.algorithm_config import AlgorithmConfig
 from shared.envs.base import EnvSpec
 from shared.network_config import NetworkConfig
+from shared.own_code import explain
 from shared.replay.codec import INT_COLUMNS, Columns, unpack
 
 WINDOWS = 2  # traced windows
@@ -29,7 +29,7 @@ def make_own(kind: type[Objective], network: NetworkConfig, algorithm: Algorithm
     if "critic" in kind.PARTS and kind.score is Objective.score:
         missing.add("score")
     if missing:
-        raise Misfit(f"lacks {', '.join(sorted(missing))}")
+        raise Misfit("lacks " + ", ".join(f"{name} ({_summary(name)})" for name in sorted(missing)))
     try:
         objective = kind(network, algorithm, spec)
         hash(objective)
@@ -37,15 +37,13 @@ def make_own(kind: type[Objective], network: NetworkConfig, algorithm: Algorithm
     except Misfit:
         raise
     except (Exception, SystemExit) as error:
-        raise Misfit(explain(error, inspect.getfile(kind))) from error
+        raise Misfit(explain(error, kind)) from error
     return objective
 
 
-def explain(error: BaseException, file: str = "") -> str:
-    """Returns one line: the error, and where in `file`, or else anywhere, it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = [*frames[-1:], *(frame for frame in frames if frame.filename == file)][-1]
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.300} ({place.filename}, line {place.lineno})"
+def _summary(name: str) -> str:
+    """Returns what a method of `Objective` does, in one line without a full stop."""
+    return str(inspect.getdoc(getattr(Objective, name))).partition("\n")[0].rstrip(".")
 
 
 def _check(objective: Objective) -> None:
@@ -85,12 +83,13 @@ def _check_label(objective: Objective) -> Any:
     labelled = jax.eval_shape(objective.label, rows, _key())
     if not hasattr(labelled, "_asdict"):
         raise Misfit(f"label: must return a NamedTuple of arrays, not {type(labelled).__name__}")
-    leading = {array.shape[:2] for array in jax.tree.leaves(labelled)}
-    if leading != {shape} and leading != {(WINDOWS, length - 1)}:
-        found = ", ".join(map(str, sorted(leading)))
+    fields = {name: {array.shape[:2] for array in jax.tree.leaves(part)} for name, part in labelled._asdict().items()}
+    leading = set().union(*fields.values())
+    if leading not in ({shape}, {(WINDOWS, length - 1)}):
+        found = ", ".join(f"{name} {shape}" for name, shapes in fields.items() for shape in sorted(shapes))
         raise Misfit(
-            f"label: arrays must begin with [windows, rows], {shape} or ({WINDOWS}, {length - 1}) here, "
-            f"and theirs begin with {found or 'nothing'}"
+            f"label: all arrays must begin with [windows, rows], {shape} or ({WINDOWS}, {length - 1}) here; "
+            f"found: {found or 'none'}"
         )
     batch = objective.algorithm.batch_size
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[2:]), x.dtype), labelled)

@@ -7,13 +7,9 @@ A user's environment has as id a Python entry point of the group `fathom.envs`, 
 import difflib
 import importlib
 import inspect
-import os
-import re
-import sys
-import traceback
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -22,6 +18,8 @@ from shared.config import EnvOptions, Experiment
 from shared.envs.base import GoalEnv
 from shared.envs.space import HOPS
 from shared.errors import ConfigError
+from shared.mistakes import describe
+from shared.own_code import DOTTED, explain, load_object
 
 ENTRY_POINTS = "fathom.envs"
 
@@ -111,7 +109,6 @@ _FAMILIES: dict[str, dict[str, str]] = {
     },
 }
 _MODULES = {env_id: module for module, family in _FAMILIES.items() for env_id in family}
-_DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class EnvEntry(NamedTuple):
@@ -144,8 +141,8 @@ def make_env(env_id: str, options: EnvOptions = EnvOptions()) -> GoalEnv:  # noq
     module = _MODULES.get(env_id) or ("shared.envs.ant" if HOPS.fullmatch(env_id) else None)
     if module:
         return importlib.import_module(module).build(env_id, options)
-    if _DOTTED.fullmatch(env_id):
-        return _make_own(env_id, lambda: _import(env_id), options)
+    if DOTTED.fullmatch(env_id):
+        return _make_own(env_id, partial(load_object, env_id), options)
     installed = _installed()
     if env_id in installed:
         return _make_own(env_id, installed[env_id].load, options)
@@ -188,29 +185,10 @@ def _installed() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=ENTRY_POINTS) if point.name not in _MODULES}
 
 
-def _import(path: str) -> Callable[[EnvOptions], Any]:
-    module, name = path.split(":")
-    if os.getcwd() not in sys.path:  # Python puts a command's own folder there, not the user's
-        sys.path.append(os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        missing = error.name if isinstance(error, ImportError) and error.name else module
-        remedy = _find_hidden(missing.partition(".")[0]) or "name it as package.module:Class"
-        raise ValueError(f"{path}: cannot be imported ({error}); {remedy}") from error
-
-
-def _find_hidden(package: str) -> str:
-    """Returns a remedy if the working directory's `package` is hidden by an installed one, such as `shared`."""
-    own, found = Path.cwd() / package, getattr(sys.modules.get(package), "__file__", None)
-    if own.is_dir() and found and own not in Path(found).parents:
-        return f"{own} is hidden by another package named {package}, {Path(found).parent}: rename yours"
-    return ""
-
-
 def _make_own(env_id: str, load: Callable[[], Callable[[EnvOptions], Any]], options: EnvOptions) -> GoalEnv:
     from shared.envs.check import check_env
 
+    make = None
     try:
         make = load()
         try:
@@ -220,13 +198,10 @@ def _make_own(env_id: str, load: Callable[[], Callable[[EnvOptions], Any]], opti
         env = make(options)
         check_env(env_id, env)
     except ValidationError as error:  # of an EnvSpec
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{env_id}.spec.{field}: {first['msg'].lower()}, got {first['input']!r:.80}") from error
+        field, message = describe(error.errors()[0])
+        raise ValueError(f"{env_id}.spec.{field}: {message}") from error
     except ValueError:
         raise
     except (Exception, SystemExit) as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]  # the innermost
-        text = " ".join(str(error).split())
-        raise ValueError(f"{env_id}: {type(error).__name__}: {text} ({place.filename}, line {place.lineno})") from error
+        raise ValueError(f"{env_id}: {explain(error, make)}") from error
     return env

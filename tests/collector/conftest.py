@@ -59,8 +59,9 @@ class Counting(GoalEnv):
 class Breaking(Counting):
     """Environment that breaks at step number `breaks_at` of episodes with a start tag below `share`.
 
-    A break sets the state's `coordinates` to `value`, and the goal's tag and the distance to NaN if told so. Episodes
-    with a start tag below `nan_share` start at NaN; those with one below `nan_goal_share` have a goal whose tag is NaN.
+    A break sets the state's `coordinates` to `value`, with `goal_breaks` the goal's tag to NaN, and with
+    `distance_breaks` the distance to NaN. Episodes with a start tag below `nan_share` start at NaN. Episodes with a
+    start tag below `nan_goal_share` have a goal whose tag is NaN.
     """
 
     limits: tuple[int, ...] = (100, 100)

@@ -70,7 +70,7 @@ def test_chunks_are_executed_open_loop_until_they_are_used_up_or_their_episode_e
     assert (rows.version < before).any()  # decided by the policy before
 
 
-def test_environments_go_on_as_with_single_actions(chunked: Chunked) -> None:
+def test_environments_continue_as_with_single_actions(chunked: Chunked) -> None:
     count, done = chunked.unroll.rows.state[..., 0], chunked.unroll.done
     np.testing.assert_array_equal(count[1:], np.where(done[:-1], 0, count[:-1] + 1))
     assert {*count[done]} == {2, 6}
@@ -91,10 +91,18 @@ def test_the_policy_is_computed_only_where_a_chunk_is_due(counting: Any) -> None
     assert computed == [0, 4, 8]
 
 
-def test_a_policy_of_another_chunk_length_is_refused(counting: Any) -> None:
+@pytest.mark.parametrize(
+    ("chunk", "error", "message"),
+    [
+        (1, AssertionError, r"the policy decides actions \(8, 8\)"),
+        (2, TypeError, r"cannot reshape array of shape \(8, 8\) .* into shape \(8, 2, 2\)"),
+    ],
+)
+def test_a_policy_of_another_chunk_length_is_refused(
+    counting: Any, chunk: int, error: type[Exception], message: str
+) -> None:
     env = counting()
-    for chunk in (1, 2):
-        start = jax.eval_shape(make_start(env, N, chunk), jax.random.key(0))
-        assert isinstance(start.chunk, ActionChunk) if chunk > 1 else start.chunk == ()
-        with pytest.raises((AssertionError, TypeError)):
-            jax.eval_shape(make_unroll(env, plan, T), 1.0, 0, start, jax.random.key(0))
+    start = jax.eval_shape(make_start(env, N, chunk), jax.random.key(0))
+    assert isinstance(start.chunk, ActionChunk) if chunk > 1 else start.chunk == ()
+    with pytest.raises(error, match=message):
+        jax.eval_shape(make_unroll(env, plan, T), 1.0, 0, start, jax.random.key(0))

@@ -198,7 +198,7 @@ def test_a_learner_is_evaluated_with_its_own_action_chunks() -> None:
 
 
 def test_no_two_steps_or_evaluations_share_a_key() -> None:
-    """Each action holds its step's key; distances after one step and after two differ by evaluation."""
+    """Actions are random numbers of their step's key, so they differ by step, and final distances by evaluation."""
     experiment = EXPERIMENT.model_copy(update={"evaluation": EXPERIMENT.evaluation.model_copy(update={"episodes": 1})})
 
     def drawn(params: Any, state: Array, goal: Array, key: Array) -> jax.Array:

@@ -2,12 +2,16 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from shared.config import Experiment
 from shared.envs.base import EnvSpec
+from shared.networks import Actor
+from shared.policy import deterministic_policy
 from shared.replay.codec import Columns
+from shared.types import Params
 
 
 class Line:
@@ -59,6 +63,22 @@ class Line:
         step = np.broadcast_to(np.arange(rows), (windows, rows))
         ints = np.stack([0 * step, step, 0 * step + seed, 0 * step], axis=-1)  # one episode without an end
         return Columns(floats.astype(np.float32), ints.astype(np.int32))
+
+    @staticmethod
+    def towards(length: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns random states `[256, S]`, goals `length` away, and the directions to them, of length 1."""
+        rng = np.random.default_rng(9)
+        position, angle = rng.normal(size=(256, 2)), rng.uniform(0, 2 * np.pi, 256)
+        direction = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        state = np.concatenate([np.zeros((256, 1)), position], axis=1)
+        return state.astype(np.float32), (position + length * direction).astype(np.float32), direction
+
+    @classmethod
+    def alignment(cls, actor: Actor, params: Params) -> float:
+        """Returns the mean cosine between the actions of the deterministic policy and the directions to the goals."""
+        state, goal, direction = cls.towards()
+        action = jax.jit(deterministic_policy(actor))(params, state, goal, jax.random.key(0))
+        return float(np.mean(np.sum(action * direction, axis=1) / np.linalg.norm(action, axis=1)))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from shared.metrics import Reporter, Row
 from shared.networks import make_actor
 from shared.params import Policy
 from shared.plan import Plan, make_plan
-from shared.policy import deterministic_policy
 from shared.replay.codec import Columns
 from shared.types import Metrics
 
@@ -137,18 +136,9 @@ def test_the_critic_stays_at_chance_with_unrelated_goals(run: LearnerRun) -> Non
 
 
 def test_the_actor_learns_to_move_towards_the_goal(line: Any, run: LearnerRun) -> None:
-    rng = np.random.default_rng(0)
-    position, direction = rng.normal(size=(2, 256, 2))
-    state = np.concatenate([np.zeros((256, 1)), position], axis=1)
-    policy = jax.jit(deterministic_policy(make_actor(line.experiment().collector, line.spec)))
-
-    def alignment(state_of_learner: LearnerState) -> float:
-        action = np.asarray(policy(state_of_learner.actor, state, position + direction, jax.random.key(0)))
-        cosine = np.sum(action * direction, axis=1) / np.linalg.norm(action, axis=1) / np.linalg.norm(direction, axis=1)
-        return float(np.mean(cosine))
-
-    assert abs(alignment(run.before)) < 0.5
-    assert alignment(run.after) > 0.7
+    actor = make_actor(line.experiment().collector, line.spec)
+    assert abs(line.alignment(actor, run.before.actor)) < 0.5
+    assert line.alignment(actor, run.after.actor) > 0.75
 
 
 def test_every_metric_moves(run: LearnerRun) -> None:

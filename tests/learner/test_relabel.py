@@ -15,6 +15,7 @@ from learner.relabel import (
     relabel,
 )
 from shared.types import CONTINUES, TERMINATED, TRUNCATED, Rows
+from tests.learner.old_relabel import old_goal_offsets
 
 # One window of 12 rows: the end of an episode, a whole episode, an episode of one row, the start of a fourth.
 EPISODES = np.array([3] * 4 + [4] * 5 + [5] + [6] * 2, np.int32)
@@ -212,15 +213,7 @@ def test_an_episode_that_terminates_on_success_has_success_among_its_goals_only_
 def test_without_final_goals_ends_change_nothing_and_the_draw_is_equal_to_the_bit_to_the_one_without_ends() -> None:
     def relabel_rows_without_ends(rows: Rows, discount: float, key: jax.Array) -> list[jax.Array]:
         """Relabels as it was before rows had ends."""
-        later = later_rows(rows.episode)
-        log_discount = jnp.log(discount)
-        reach = -jnp.expm1(later * log_discount)
-        weight = discount / (1 - discount) * reach
-        uniform = jax.random.uniform(key, rows.episode.shape) * (weight + SELF_WEIGHT) - SELF_WEIGHT
-        share = jnp.clip(uniform / jnp.maximum(weight, SELF_WEIGHT), 0, 1)
-        offset = 1 + jnp.floor(jnp.log1p(-share * reach) / log_discount).astype(jnp.int32)
-        offset = jnp.where((uniform < 0) | (later == 0), 0, jnp.clip(offset, 1, jnp.maximum(later, 1)))
-        index = jnp.arange(rows.episode.shape[1]) + offset
+        index = jnp.arange(rows.episode.shape[1]) + old_goal_offsets(rows.episode, discount, key)
         goal = jnp.take_along_axis(rows.state[..., jnp.array((3, 1))], index[..., None], axis=1)
         return [rows.state[:, :-1], rows.action[:, :-1], goal[:, :-1]]
 

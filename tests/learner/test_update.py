@@ -29,6 +29,7 @@ from shared.plan import Plan, make_plan
 from shared.policy import sample_action
 from shared.replay.codec import Columns
 from shared.types import Metrics
+from tests.trees import assert_equal
 
 STEM = Trunk(depth=0, width=4, layer_norm=False, residual=True, activation="swish")  # compiles fast
 ROWS = 14  # rows of every minibatch, so that a gradient step is compiled once
@@ -54,15 +55,6 @@ class Small(Contrastive):
 
 def make_small(spec: EnvSpec, **algorithm: Any) -> Small:
     return Small(NetworkConfig(), AlgorithmConfig.model_validate(algorithm), spec)
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    """Asserts that two trees are equal to the bit, PRNG keys included."""
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        np.testing.assert_array_equal(x, y)
 
 
 def assert_close(one: Any, other: Any) -> None:

@@ -84,14 +84,17 @@ def test_a_learner_cannot_change_the_pace(key: str) -> None:
     ("own", "line"),
     [
         ({"objektive": "sac"}, "objektive: unknown key; known here: objective, chunk, final_goals, discount, "),
-        ({"survival": {"rnak": 3}}, "survival.rnak: unknown key; known here: "),
+        ({"survival": {"rnak": 3}}, "survival.rnak: unknown key; known here: goals, radius, "),
         ({"discount": 1}, "discount: input should be less than 1, got 1"),
         ({"objective": ""}, "objective: string should have at least 1 character, got ''"),
         ({"chunk": 0}, "chunk: input should be greater than 0, got 0"),
         (
             {"objective": "survival", "survival": {"goals": {"future": 0, "current": 0, "random": 0}}},
-            "survival.goals: future, current and random are all 0; give one of them a weight, got ",
+            "survival.goals: future, current and random are all 0; give one of them a weight",
         ),
+        ({"sac": {"target_rate": 0.1}}, "sac: a key of sac, and this learner has contrastive; leave it out"),
+        ({"objective": "sac", "energy": "dot"}, "energy: a key of contrastive, and this learner has sac; leave it out"),
+        ({"options": {"a": 1}}, "options: a key of an objective of your own, and this learner has contrastive; "),
     ],
 )
 def test_a_mistake_in_a_learners_algorithm_is_one_line_that_names_its_field(own: dict, line: str) -> None:
@@ -113,13 +116,18 @@ def test_a_mistake_in_a_learners_algorithm_is_one_line_that_names_its_field(own:
 )
 def test_keys_that_no_learners_objective_reads_are_refused(key: str, value: Any, objective: str) -> None:
     unread = {"env": "a", "algorithm": {"objective": "cloning", key: value}}
-    assert mistake(unread) == (
-        f"x.yaml: algorithm.{key}: no learner has the objective {objective}, which it belongs to"
-    )
+    assert mistake(unread) == f"x.yaml: algorithm.{key}: a key of {objective}, which no learner has; leave it out"
     parse_experiment({"env": "a", "algorithm": {"objective": objective, key: value}})
     parse_experiment(unread | {"learners": {"b": {"algorithm": {"objective": objective}}}})
     default = AlgorithmConfig().model_dump()[key]
     parse_experiment({"env": "a", "algorithm": {"objective": "cloning", key: default}})
+
+
+def test_options_need_an_objective_of_ones_own() -> None:
+    unread = {"env": "a", "algorithm": {"options": {"a": 1}}}
+    own = "an objective of your own"
+    assert mistake(unread) == f"x.yaml: algorithm.options: a key of {own}, which no learner has; leave it out"
+    parse_experiment(unread | {"learners": {"b": {"algorithm": {"objective": "c:D"}}}})
 
 
 WRITTEN = [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from shared import checkpoint
+from tests.trees import assert_equal
 
 
 def state(seed: int) -> dict[str, Any]:
@@ -19,15 +20,6 @@ def state(seed: int) -> dict[str, Any]:
         "nested": (jnp.asarray(rng.integers(9, size=2), jnp.int32), {"log_alpha": jnp.float32(np.pi + seed)}),
         "key": jax.random.key(seed),
     }
-
-
-def assert_equal(one: Any, other: Any) -> None:
-    jax.tree.map(lambda x, y: None, one, other)  # raises if the structures differ
-    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        assert x.dtype == y.dtype
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            x, y = jax.random.key_data(x), jax.random.key_data(y)
-        np.testing.assert_array_equal(x, y)
 
 
 def test_a_state_is_restored_equal_to_the_bit(tmp_path: Path) -> None:

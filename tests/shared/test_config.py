@@ -23,8 +23,8 @@ def mistake(values: dict) -> str:
 def test_defaults_equal_the_reference() -> None:
     experiment = Experiment(env="a")
     assert (experiment.collector.environments, experiment.collector.unroll_length) == (512, 62)
-    own = {"survival", "chrono", "sac", "options"}  # objectives' own tests hold these
-    assert experiment.algorithm.model_dump(exclude=own) == {
+    goals = {"future": 0.85, "current": 0.05, "random": 0.1}
+    assert experiment.algorithm.model_dump() == {
         "objective": "contrastive",
         "chunk": 1,
         "final_goals": False,
@@ -39,6 +39,26 @@ def test_defaults_equal_the_reference() -> None:
         "logsumexp_penalty": 0.1,
         "energy": "norm",
         "contrastive_loss": "forward_infonce",
+        "survival": {
+            "goals": goals,
+            "radius": None,
+            "censoring": "horizon",
+            "rank": 64,
+            "representation_size": 128,
+            "goal_discount": None,
+        },
+        "chrono": {
+            "goals": goals,
+            "radius": None,
+            "rank": 64,
+            "occupancy_bins": 32,
+            "goal_discount": 0.99,
+            "time_weight": 1.0,
+            "separation_weight": 1.0,
+            "occupancy_weight": 1.0,
+        },
+        "sac": {"target_rate": 0.005},
+        "options": {},
         "max_gradient_norm": None,
         "non_finite": "skip",
     }

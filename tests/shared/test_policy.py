@@ -105,7 +105,7 @@ def test_the_best_policy_takes_the_sample_of_the_largest_score(params: Any) -> N
 
 
 def test_equal_actors_have_one_policy() -> None:
-    """So that rollouts of learners with equal networks are compiled once."""
+    """Rollouts of learners with equal networks are compiled once, because they get the same function."""
     for make in (stochastic_policy, deterministic_policy):
         assert make(ACTOR) is make(Actor(nn.Dense(4), 2))
         assert make(ACTOR) is not make(Actor(nn.Dense(4), 3))

@@ -23,25 +23,14 @@ import pytest
 from shared.errors import ConfigError
 from shared.replay.codec import INT_COLUMNS, Columns
 from shared.stream.backup import link_shard, restore_shard
-from shared.stream.format import ShardSummary, StreamDescription
+from shared.stream.format import ShardSummary
 from shared.stream.index import read_index
 from shared.stream.part import PartWriter, parts_in
 from shared.stream.shard import read_shard
 from shared.stream.write import StreamWriter
+from tests.shared.stream_cases import DESCRIPTION, F, N, T
 
 ROOT = Path(__file__).parents[2]
-N, T, F = 3, 4, 8
-DESCRIPTION = StreamDescription(
-    env="point_u_maze",
-    state_size=4,
-    action_size=2,
-    goal_size=2,
-    episode_length=20,
-    unroll_length=T,
-    environments=N,
-    collectors=1,
-    unrolls=5,
-)
 PART = 4 * DESCRIPTION.unroll_bytes
 
 
@@ -207,8 +196,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(sys.argv[1]).parent))
-from test_shard import unroll, writer_of
+from tests.shared.test_shard import unroll, writer_of
 
 for line in sys.stdin:
     directory, keep = line.split()
@@ -229,7 +217,7 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def writers() -> Iterator[subprocess.Popen[str]]:
     """Starts a process that forks a writer for each line `directory keep`; forks share its slow imports."""
-    command = [sys.executable, "-c", WRITING, __file__]
+    command = [sys.executable, "-c", WRITING]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, text=True, **pipes) as process:
         yield process

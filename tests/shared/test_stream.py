@@ -1,4 +1,3 @@
-import hashlib
 import json
 import subprocess
 import sys
@@ -20,51 +19,16 @@ from shared.stream.format import ShardSummary, StreamDescription, bytes_of_strea
 from shared.stream.read import open_stream
 from shared.stream.shard import read_shard
 from shared.stream.write import PART_BYTES, StreamWriter, write_manifest
+from tests.shared.stream_cases import DESCRIPTION, F, N, T, downgrade, record, unroll, write_shards
 
 ROOT = Path(__file__).parents[2]
-N, T, F = 3, 4, 8
 UNROLL_BYTES = N * T * (F + INT_COLUMNS) * 4
-DESCRIPTION = StreamDescription(
-    env="point_u_maze",
-    state_size=4,
-    action_size=2,
-    goal_size=2,
-    episode_length=20,
-    unroll_length=T,
-    environments=N,
-    collectors=2,
-    unrolls=5,
-)
-
-
-def unroll(collector: int, number: int) -> Columns:
-    """Returns floats of arbitrary bits, with NaNs and subnormals, and ints that count unrolls and chunks."""
-    rng = np.random.default_rng([collector, number])
-    floats = rng.integers(2**32, size=(N, T, F), dtype=np.uint32).view(np.float32)
-    environments, steps = np.meshgrid(np.arange(N), np.arange(T), indexing="ij")
-    ends = (number + environments + steps) % 3
-    ints = np.stack([collector * N + environments, number * T + steps, np.full((N, T), number), ends], axis=-1)
-    return Columns(floats, ints.astype(np.int32))
-
-
-def record(
-    directory: Path, description: StreamDescription = DESCRIPTION, part_bytes: int = 2 * UNROLL_BYTES
-) -> list[ShardSummary]:
-    shards = []
-    for index in range(description.collectors):
-        writer = StreamWriter(directory, index, description, part_bytes=part_bytes)
-        for number in range(description.unrolls):
-            writer.write(unroll(index, number), number)
-        shards.append(writer.close())
-    return shards
 
 
 @pytest.fixture
 def stream(tmp_path: Path) -> Path:
     """Returns the folder of a complete stream: two shards of three parts, of 2, 2 and 1 unrolls."""
-    directory = tmp_path / "stream"
-    write_manifest(directory, DESCRIPTION, record(directory))
-    return directory
+    return record(tmp_path / "stream")
 
 
 def same(one: Columns, other: Columns) -> bool:
@@ -119,7 +83,7 @@ def test_a_shard_with_a_gap_may_be_longer(tmp_path: Path) -> None:
 
 
 def test_a_shard_is_summarised(tmp_path: Path) -> None:
-    shard = record(tmp_path)[1]
+    shard = write_shards(tmp_path)[1]
     assert (shard.index, shard.unrolls) == (1, 5)
     assert [(part.name, part.numbers, part.rows) for part in shard.parts] == [
         ("part-000000000.arrow", range(2), 2 * N),
@@ -218,50 +182,29 @@ def test_another_version_is_refused(stream: Path) -> None:
 
 
 def test_version_1_is_refused(stream: Path) -> None:
-    def downgrade(manifest: dict[str, Any]) -> None:
+    def rename_parts(manifest: dict[str, Any]) -> None:
         manifest["format_version"] = 1
         for number, part in enumerate(manifest["shards"][0]["parts"]):
             part["name"] = f"part-{number:05d}.arrow"
             del part["first"]
 
-    edit(stream, downgrade)
+    edit(stream, rename_parts)
     assert "manifest.json: format version 1, this Fathom reads 2 and 3; use the Fathom that recorded" in refused(stream)
 
 
-def record_version_2(directory: Path) -> StreamDescription:
-    """Records one unroll of each collector as the format was before rows had ends: 6 floats and 3 ints a row."""
-    sizes = {"state_size": 4, "action_size": 2, "episode_length": 20, "unroll_length": T, "environments": N}
-    described = {"env": "point_u_maze", "env_options": {}, **sizes, "collectors": 2, "unrolls": 1}
-    schema = pa.schema([("floats", pa.list_(pa.float32(), T * 6)), ("ints", pa.list_(pa.int32(), T * 3))])
-    shards = []
-    for index in range(2):
-        path = directory / f"collector-{index}" / "part-000000000.arrow"
-        path.parent.mkdir(parents=True)
-        columns = (column[..., :size].reshape(N, -1) for column, size in zip(unroll(index, 0), (6, 3), strict=True))
-        arrays = [pa.FixedSizeListArray.from_arrays(column.ravel(), column.shape[1]) for column in columns]
-        with pa.ipc.new_file(str(path), schema) as file:
-            file.write_batch(pa.record_batch(arrays, schema=schema))
-        data = path.read_bytes()
-        part = {"name": path.name, "first": 0, "unrolls": 1, "rows": N}
-        part |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        shards.append({"index": index, "parts": [part]})
-    manifest = {"format_version": 2, "description": described, "versions": {"fathom-rl": "0.1.0"}, "shards": shards}
-    (directory / "manifest.json").write_text(json.dumps(manifest))
-    return DESCRIPTION.model_copy(update={"goal_size": 0, "unrolls": 1})
-
-
-def test_a_recording_of_version_2_is_read_without_ends(tmp_path: Path) -> None:
-    described = record_version_2(tmp_path)
-    opened = open_stream(tmp_path)
-    assert opened.description == described
+def test_a_recording_of_version_2_is_read_without_ends(stream: Path, tmp_path: Path) -> None:
+    opened = open_stream(downgrade(stream, tmp_path / "old"))
+    assert opened.description == DESCRIPTION.model_copy(update={"goal_size": 0})
     assert (opened.description.has_ends, DESCRIPTION.has_ends) == (False, True)
     for index in range(2):
-        floats, ints = unroll(index, 0)
-        assert [number for number, _ in opened.shard(index)] == [0]
-        assert same(next(opened.shard(index))[1], Columns(floats[..., :6], ints[..., :3]))
-    opened.check_fits(DESCRIPTION.model_copy(update={"unrolls": 1}))  # of this version, in whose goals nothing differs
+        read = list(opened.shard(index))
+        assert [number for number, _ in read] == list(range(5))
+        for number, columns in read:
+            floats, ints = unroll(index, number)
+            assert same(columns, Columns(floats[..., :6], ints[..., :3]))
+    opened.check_fits(DESCRIPTION)  # of this version, in whose goals nothing differs
     with pytest.raises(ConfigError) as caught:
-        opened.check_fits(DESCRIPTION.model_copy(update={"state_size": 5}))
+        opened.check_fits(DESCRIPTION.model_copy(update={"state_size": 5, "unrolls": 6}))
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["state_size", "budget.env_steps"]
 
 
@@ -427,7 +370,7 @@ def test_a_writer_is_closed_once(tmp_path: Path) -> None:
 
 
 def test_a_manifest_needs_complete_shards(tmp_path: Path) -> None:
-    shards = record(tmp_path)
+    shards = write_shards(tmp_path)
     with pytest.raises(ValueError, match=r"shards \[0\] of 2 collectors"):
         write_manifest(tmp_path, DESCRIPTION, shards[:1])
     with pytest.raises(ValueError, match="collector-0 has 5 unrolls, 7 were expected"):

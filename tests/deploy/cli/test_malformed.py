@@ -23,27 +23,13 @@ from deploy.run.setup import make_envs_and_plan
 from shared.config import Experiment, LearnerConfig
 from shared.config_file import load_experiment
 from shared.errors import ConfigError
+from tests.deploy.cases import small
+from tests.deploy.matrix.cases import MATRIX
 
 ROOT = Path(__file__).parents[3]
-GOOD: dict[str, Any] = {
-    "env": "point_u_maze",
-    "env_options": {"episode_length": 20},
-    "collector": {"width": 8, "environments": 4, "unroll_length": 5},
-    "learners": {"deep": {"depth": 8, "width": 8, "resources": {}}},
-    "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
-    "replay": {"steps_per_environment": 400, "prefill_steps": 40},
-    "evaluation": {"episodes": 8, "count": 2},
-    "budget": {"env_steps": 1000},
-}
+GOOD = small(learners={"deep": {"depth": 8, "width": 8, "resources": {}}})
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast; only with libyaml
 _SET_BY_THE_MATRIX = ("env", "learners")
-MATRIX: dict[str, Any] = {
-    "envs": ["point_u_maze"],
-    "collector_depths": [4],
-    "learner_depths": [4, 8],
-    "seeds": [0, 1],
-    "experiment": {key: value for key, value in GOOD.items() if key not in _SET_BY_THE_MATRIX},
-}
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{this}: &{this} [{', '.join([f'*{last}'] * 10)}]\n" for last, this in zip("abcdefgh", "bcdefghi", strict=True)
 )

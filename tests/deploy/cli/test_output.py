@@ -31,7 +31,7 @@ def test_a_complaint_is_one_line_whatever_it_names(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.processes
-def test_a_command_goes_on_without_a_reader_of_its_output(tmp_path: Path) -> None:
+def test_a_command_continues_without_a_reader_of_its_output(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     program = "import sys; from deploy.cli.output import *; say('a'); show({'b': 1}, True); open(sys.argv[1], 'x')"

@@ -4,24 +4,14 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from deploy.cli.main import run_command
 from deploy.cli.run import _new_run_dir
+from tests.deploy.cases import PASSIVE, small
 
-SMALL: dict[str, Any] = {
-    "env": "point_u_maze",
-    "env_options": {"episode_length": 20},
-    "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5},
-    "learners": {"passive": {"depth": 4, "width": 8}},
-    "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
-    "replay": {"steps_per_environment": 400, "prefill_steps": 40},
-    "evaluation": {"episodes": 8, "count": 2},
-    "budget": {"env_steps": 560},
-}
 NAME = "[x] :boom: [/b] " + "long" * 50
 
 
@@ -31,7 +21,7 @@ def test_a_run_ends_well_in_a_folder_with_any_name(
 ) -> None:
     """The folder is a symbolic link, its name holds markup and wildcards, and it holds an older run."""
     monkeypatch.chdir(tmp_path)
-    Path("x.yaml").write_text(yaml.safe_dump(SMALL))
+    Path("x.yaml").write_text(yaml.safe_dump(small(learners=PASSIVE)))
     run_dir, disk = tmp_path / NAME, tmp_path / "disk"
     (disk / "metrics").mkdir(parents=True)
     (disk / "config.yaml").touch()

@@ -9,21 +9,7 @@ import pytest
 import yaml
 
 from deploy.matrix.expand import MatrixConfig
-
-MATRIX: dict[str, Any] = {
-    "envs": ["point_u_maze"],
-    "collector_depths": [4],
-    "learner_depths": [4, 8],
-    "seeds": [0, 1],
-    "experiment": {
-        "env_options": {"episode_length": 20},
-        "collector": {"width": 8, "environments": 4, "unroll_length": 5},
-        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
-        "replay": {"steps_per_environment": 400, "prefill_steps": 40},
-        "evaluation": {"episodes": 8, "count": 2},
-        "budget": {"env_steps": 400},
-    },
-}
+from tests.deploy.matrix.cases import MATRIX
 
 MakeMatrix = Callable[..., MatrixConfig]
 WriteMatrix = Callable[..., Path]

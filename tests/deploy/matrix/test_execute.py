@@ -33,6 +33,7 @@ from shared.config_file import load_experiment
 from shared.envs.registry import make_envs
 from shared.metrics import read_metrics
 from shared.plan import make_plan
+from tests.deploy.matrix.cases import replace_in_config
 
 MakeMatrix = Callable[..., MatrixConfig]
 WriteMatrix = Callable[..., Path]
@@ -162,32 +163,21 @@ def test_a_done_run_is_erased_only_by_overwrite(grown: Grown, tmp_path: Path) ->
     out = tmp_path / "out"
     shutil.copytree(grown.out, out)
     name = "point_u_maze-c4-s0"
-    config = out / name / "config.yaml"
-    whole = config.read_text()
-    for changed, reason in (
-        (whole + "later_key: 1\n", "whose config.yaml cannot be read (later_key: unknown key)"),
-        (whole.replace("batch_size: 16", "batch_size: 8"), "with another configuration (algorithm.batch_size was 8 "),
-    ):
-        config.write_text(changed)
-        before = files(out / name)
-        printed = fathom_matrix(grown.matrix, out, "--in-process")
-        assert printed.status == 1
-        assert f"{name}: kept and not executed, its folder holds a finished run {reason}" in printed.out
-        assert f"1 of 3 runs are not done: {name}" in printed.err
-        assert json.loads((out / "summary.json").read_text())["missing"] == [name]
-        assert files(out / name) == before
-
-    config.write_text(whole.replace("heartbeat_seconds: 30.0", "heartbeat_seconds: 20.0"))
+    replace_in_config(out / name, "batch_size: 16", "batch_size: 8")
     before = files(out / name)
-    assert fathom_matrix(grown.matrix, out, "--in-process", "--overwrite").status == 0  # nothing is to be replaced
+    printed = fathom_matrix(grown.matrix, out, "--in-process")
+    assert printed.status == 1
+    reason = "with another configuration (algorithm.batch_size was 8 "
+    assert f"{name}: kept and not executed, its folder holds a finished run {reason}" in printed.out
+    assert f"1 of 3 runs are not done: {name}" in printed.err
+    assert json.loads((out / "summary.json").read_text())["missing"] == [name]
     assert files(out / name) == before
 
-    config.write_text(whole.replace("batch_size: 16", "batch_size: 8"))
     printed = fathom_matrix(grown.matrix, out, "--in-process", "--overwrite")
     assert printed.status == 0
     assert f"{name}: replaced, its folder holds a finished run with another configuration" in printed.out
     assert printed.out.count(": started") == 1
-    assert load_experiment(config) == expand(grown.matrix)[0].experiment
+    assert load_experiment(out / name / "config.yaml") == expand(grown.matrix)[0].experiment
 
 
 def test_a_done_run_without_its_summary_or_status_is_no_traceback(grown: Grown, tmp_path: Path) -> None:

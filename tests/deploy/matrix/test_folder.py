@@ -14,7 +14,9 @@ from deploy.run.setup import make_envs_and_plan
 from shared.config import Experiment
 from shared.errors import ConfigError
 from shared.files import write_json
-from shared.stream.format import WITHOUT_ENDS, describe, part_name
+from shared.stream.format import describe
+from tests.deploy.matrix.cases import replace_in_config
+from tests.shared.stream_cases import downgrade, record
 
 MakeMatrix = Callable[..., MatrixConfig]
 FIVE = ["contrastive", "survival", "cloning", "chrono", "sac"]
@@ -32,8 +34,7 @@ def fill(out: Path, matrix: MatrixConfig) -> None:
     for run in runs_in(matrix, out):
         if not (out / run.name).exists():
             finish(out / run.name, run.experiment)
-            (out / run.name / "stream").mkdir()
-            (out / run.name / "stream" / "manifest.json").touch()
+            record(out / run.name / "stream")
     write_matrix(matrix, out / "matrix.yaml")
 
 
@@ -153,15 +154,6 @@ def test_changed_sections_of_an_algorithm_are_named(make_matrix: MakeMatrix, tmp
     assert "(learners.survival-d4.algorithm.survival was {goals: {random: 0.5}} and is absent now)" in kept
 
 
-def without_ends(stream: Path, experiment: Experiment) -> None:
-    """Writes the manifest of a complete recording of a version whose rows did not say how an episode ended."""
-    envs, plan = make_envs_and_plan(experiment)
-    description = describe(experiment, plan, envs.training.spec).model_copy(update={"goal_size": 0, "unrolls": 1})
-    part = {"name": part_name(0), "first": 0, "unrolls": 1, "rows": 4, "bytes": 1, "sha256": 64 * "0"}
-    values = {"format_version": WITHOUT_ENDS, "description": description.model_dump(mode="json"), "versions": {}}
-    write_json(stream / "manifest.json", values | {"shards": [{"index": 0, "parts": [part]}]})
-
-
 @pytest.mark.parametrize(
     ("objectives", "message"),
     [
@@ -180,7 +172,8 @@ def test_an_old_recording_refuses_objectives_that_need_how_episodes_end(
     fill(tmp_path, before)
     (run,) = expand(before)
     stream = tmp_path / run.name / "stream"
-    without_ends(stream, run.experiment)
+    envs, plan = make_envs_and_plan(run.experiment)
+    downgrade(record(tmp_path / "new", describe(run.experiment, plan, envs.training.spec)), stream)
     with pytest.raises(ConfigError) if message else nullcontext() as raised:
         check_out(tmp_path, make_matrix(objectives=objectives, seeds=[0], record=True), overwrite=False)
     if message:
@@ -210,33 +203,32 @@ def test_the_folder_can_be_moved(make_matrix: MakeMatrix, tmp_path: Path) -> Non
 Damage = Callable[[Path], object]
 
 
+def replace_key(old: str, new: str) -> Damage:
+    """Returns a function that replaces `old` in a run's config.yaml."""
+    return lambda run_dir: replace_in_config(run_dir, old, new)
+
+
 def set_key(text: str) -> Damage:
     """Returns a function that adds `text` to the end of a run's config.yaml."""
     return lambda run_dir: (run_dir / "config.yaml").write_text((run_dir / "config.yaml").read_text() + text)
-
-
-def changed_default(run_dir: Path) -> None:
-    path = run_dir / "config.yaml"
-    path.write_text(path.read_text().replace("heartbeat_seconds: 30.0", "heartbeat_seconds: 20.0"))
-
-
-def another_batch(run_dir: Path) -> None:
-    path = run_dir / "config.yaml"
-    path.write_text(path.read_text().replace("batch_size: 16", "batch_size: 8"))
 
 
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
     ("change", "reason", "remedy"),
     [
-        (changed_default, "", ""),
+        (replace_key("heartbeat_seconds: 30.0", "heartbeat_seconds: 20.0"), "", ""),
         (
             set_key("later_key: 1\n"),
             "whose config.yaml cannot be read (later_key: unknown key)",
             "use the version that",
         ),
         (set_key("open: {\n"), "whose config.yaml cannot be read (line ", "use the version that"),
-        (another_batch, "with another configuration (algorithm.batch_size was 8 and is 16 now)", "set it back"),
+        (
+            replace_key("batch_size: 16", "batch_size: 8"),
+            "with another configuration (algorithm.batch_size was 8 and is 16 now)",
+            "set it back",
+        ),
     ],
     ids=["harmless key", "key of another version", "damaged", "another result"],
 )
@@ -358,3 +350,10 @@ def test_a_run_without_a_readable_status_is_not_called_unstarted(tmp_path: Path)
     (tmp_path / "config.yaml").touch()
     (tmp_path / "status.json").write_text('{"state": "do')
     assert progress(tmp_path) == "begun, but its status.json cannot be read"
+
+
+def test_a_run_with_a_summary_is_done_while_its_process_still_ends(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "status.json").write_text('{"state": "running"}')
+    (tmp_path / "summary.json").write_text("{}")
+    assert progress(tmp_path) == "done"

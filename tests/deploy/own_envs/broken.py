@@ -15,14 +15,6 @@ class BrokenStep(Field):
         return after._replace(state=after.state.at[1].divide(0.0))
 
 
-class BrokenReset(Field):
-    """The first entry of the state is not finite after any reset."""
-
-    def reset(self, key: jax.Array) -> EnvState:
-        fresh = super().reset(key)
-        return fresh._replace(state=fresh.state.at[0].set(jnp.nan))
-
-
 class Impatient(Field):
     """Every step ends the episode."""
 

@@ -21,12 +21,14 @@ from deploy.run.in_process import InProcessRun
 from deploy.run.record import RunRecord
 from deploy.run.summary import summarise
 from learner.learner import _jitted_update, _jitted_updates
+from shared.algorithm_config import OWN_CONSTANTS
 from shared.config import ACTIVE, Experiment, LearnerConfig
 from shared.config_file import load_experiment
 from shared.envs.registry import make_envs
 from shared.errors import ConfigError
 from shared.metrics import Row, read_metrics
 from shared.plan import make_plan
+from shared.roles import EVALUATOR, REPLAY, learner_roles, source_roles
 
 pytestmark = pytest.mark.slow
 SIZES = {"depth": 4, "width": 8}
@@ -44,7 +46,6 @@ EXPERIMENT = Experiment.model_validate(
     }
 )
 ENVS = make_envs(EXPERIMENT)
-PLAN = make_plan(EXPERIMENT, ENVS.training.spec)
 NAMES = (ACTIVE, "passive")
 ROLES = ("collector-0", "collector-1", "learner-active", "learner-passive", "evaluator", "replay")
 TIMES = ("time", "seconds", "update_seconds")
@@ -55,11 +56,17 @@ class Killed(Exception):
 
 
 def run_or_resume(
-    directory: Path, kill_after: int | None = None, mode: Mode = Mode.IN_PROCESS, fast_disk: bool = False
+    directory: Path,
+    kill_after: int | None = None,
+    mode: Mode = Mode.IN_PROCESS,
+    fast_disk: bool = False,
+    kill_at_snapshot: bool = False,
+    experiment: Experiment = EXPERIMENT,
 ) -> InProcessRun:
     """Starts or resumes the run in `directory`. Raises Killed at call `kill_after` of its progress function.
 
     `fast_disk`: each call waits for the background writer; without it, a snapshot may take half a run.
+    `kill_at_snapshot`: raises Killed at the first call after a complete snapshot.
     """
     gc.collect()  # releases the files of a killed run
     snapshot = None
@@ -68,9 +75,9 @@ def run_or_resume(
         if snapshot is None:
             shutil.rmtree(directory)
         else:
-            restore(directory, EXPERIMENT, snapshot)
+            restore(directory, experiment, snapshot)
     directory.mkdir(parents=True, exist_ok=True)
-    record = RunRecord(directory, EXPERIMENT, PLAN, snapshot)
+    record = RunRecord(directory, experiment, make_plan(experiment, ENVS.training.spec), snapshot)
     calls = 0
 
     def progress(states: object) -> None:
@@ -79,7 +86,7 @@ def run_or_resume(
         record.status("running")
         if fast_disk:
             run._background.wait()
-        if calls == kill_after:
+        if calls == kill_after or (kill_at_snapshot and complete_snapshots(directory)):
             raise Killed
 
     run = InProcessRun(record, ENVS, mode=mode)
@@ -101,14 +108,19 @@ def plain(rows: list[Row]) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMES and not k.startswith("wait/")} for row in rows]
 
 
+def roles_of(run: InProcessRun) -> list[str]:
+    experiment = run.record.experiment
+    return [*map(str, (*source_roles(experiment), *learner_roles(experiment), EVALUATOR, REPLAY))]
+
+
 def assert_same(directory: Path, run: InProcessRun, uninterrupted: tuple[Path, InProcessRun]) -> None:
-    for name in NAMES:
-        ours, theirs = run.learners[name].state, uninterrupted[1].learners[name].state
+    for name, learner in uninterrupted[1].learners.items():
+        ours, theirs = run.learners[name].state, learner.state
         assert jax.random.key_data(ours.key).tolist() == jax.random.key_data(theirs.key).tolist()
         key = np.zeros(())
         jax.tree.map(np.testing.assert_array_equal, ours._replace(key=key), theirs._replace(key=key))
-    for role in ROLES:
-        assert plain(read_metrics(directory, role)) == plain(read_metrics(uninterrupted[0], role)), role
+    for role in roles_of(uninterrupted[1]):
+        assert plain(read_metrics(directory, role)) == plain(read_metrics(uninterrupted[0], role)) != [], role
 
 
 def assert_compiled_once(run: InProcessRun, update: Callable[..., Any]) -> None:
@@ -138,6 +150,22 @@ def test_a_run_killed_at_random_points_ends_with_the_same_result(
     assert len(resumed_from) >= 4, resumed_from
     assert_same(directory, last, uninterrupted)
     assert_compiled_once(last, _jitted_update)
+
+
+@pytest.mark.timeout(600)
+def test_every_objective_resumes_to_the_bit(tmp_path: Path) -> None:
+    """All learners decide two actions at once, so that kills fall into chunks, too."""
+    learners = {
+        name: SIZES | {"algorithm": {"objective": name, "chunk": 2}} for name in OWN_CONSTANTS if name != "contrastive"
+    }
+    changes = {"learners": learners, "algorithm": EXPERIMENT.algorithm.model_dump() | {"chunk": 2}}
+    changes |= {"evaluation": {"episodes": 8, "count": 1}, "snapshots": {"count": 2}, "budget": {"env_steps": 480}}
+    experiment = Experiment.model_validate(EXPERIMENT.model_dump() | changes)
+    whole, directory = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = whole, run_or_resume(whole, experiment=experiment)
+    with pytest.raises(Killed):
+        run_or_resume(directory, fast_disk=True, kill_at_snapshot=True, experiment=experiment)
+    assert_same(directory, run_or_resume(directory, experiment=experiment), uninterrupted)
 
 
 @pytest.fixture(scope="module")

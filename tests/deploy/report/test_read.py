@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from deploy.cli.main import run_command
-from deploy.report.read import MatrixRecord, _points, read_matrix
+from deploy.report.read import MatrixRecord, Missing, _points, read_matrix
 from shared.files import write_json
+from tests.deploy.matrix.cases import replace_in_config
 
 RUN = "point_u_maze-c4-s0"
 OTHERS = tuple(f"point_u_maze-c{depth}-s{seed}" for depth in (4, 16) for seed in range(3))[1:]
@@ -32,7 +33,7 @@ def change_rows(path: Path, change: Callable[[list[dict]], list[dict]]) -> None:
 
 
 def in_learner(change: Callable[[dict], object]) -> Damage:
-    """Changes the figures of a learner in the summary."""
+    """Returns a function that changes the figures of learner d16 in a run's summary."""
     return lambda run_dir: change_json(run_dir / "summary.json", lambda summary: change(summary["learners"]["d16"]))
 
 
@@ -45,7 +46,7 @@ def without_d16(rows: list[dict]) -> list[dict]:
 
 
 def last_unknown(rows: list[dict]) -> list[dict]:
-    """Takes the value from the last evaluation of d16, as a null."""
+    """Returns the rows; the last evaluation of d16 has null as its time at goal."""
     last = [row for row in rows if row["learner"] == "d16"][-1]
     return [row | {"time_at_goal": None} if row is last else row for row in rows]
 
@@ -126,6 +127,14 @@ def test_a_damaged_run_is_used_as_far_as_possible(damage: str, write_runs: Write
     assert len(record.explorations) == ("coverage" not in dict(expected))
 
 
+def test_a_run_of_another_configuration_is_left_out(write_runs: WriteRuns) -> None:
+    folder = write_runs(skip=OTHERS)
+    replace_in_config(folder / RUN, "batch_size: 16", "batch_size: 8")
+    record = read_matrix(folder)
+    assert [each for each in record.missing if each.run == RUN] == [Missing(RUN, "", "done with another configuration")]
+    assert record.trials == []
+
+
 def test_runs_of_older_versions_have_the_contrastive_objective(write_runs: WriteRuns) -> None:
     folder = write_runs(skip=OTHERS)
     change_json(folder / RUN / "summary.json", lambda values: values["learners"]["d16"].pop("critic_layers"))
@@ -172,7 +181,7 @@ def test_unknown_treatment_is_marked(write_runs: WriteRuns, capsys: pytest.Captu
 
 
 def unrolls(times: list[int], visits: list[list[int]]) -> list[dict]:
-    """Rows of a collector with 10 environment steps an unroll."""
+    """Returns the rows of a collector with 10 environment steps an unroll."""
     return [
         {"time": time, "env_steps": 10 * (index + 1), "visits": counts}
         for index, (time, counts) in enumerate(zip(times, visits, strict=True))

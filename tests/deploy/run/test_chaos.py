@@ -2,9 +2,9 @@
 
     FAULTS=50 make test-chaos
 
-Besides, Ray's memory monitor ends processes, and terminals hang up, which ends the run; it is resumed. The runs are
-those of a matrix, of which a report is made. Prints `faults: N, survived: N, lost: N, twice: N`, and the seconds that
-each role took to recover.
+Ray's memory monitor ends processes, too. SIGHUP, as of a closed terminal, ends a run, and the test resumes the run. The
+runs are those of a matrix, of which a report is made. The test prints `faults: N, survived: N, lost: N, twice: N`, and
+the seconds that each role took to recover.
 """
 
 import json
@@ -230,7 +230,7 @@ def memory_pressure() -> Iterator[None]:
 
 
 def hang_up(run: Run) -> float | None:
-    """Closes the run's terminal, so to speak; returns the seconds until the run has resumed and trains."""
+    """Sends the signal of a closed terminal; returns the seconds until the run has resumed and trains."""
     began = time.monotonic()
     run.process.send_signal(signal.SIGHUP)
     status = run.process.wait(RECOVERY_S)

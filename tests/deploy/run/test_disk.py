@@ -21,20 +21,15 @@ from shared.envs.registry import make_envs
 from shared.errors import ConfigError
 from shared.metrics import Reporter, read_metrics
 from shared.plan import make_plan
+from tests.deploy.cases import small
 
 RESERVE_GB = 0.002
 EXPERIMENT = Experiment.model_validate(
-    {
-        "env": "point_u_maze",
-        "env_options": {"episode_length": 20},
-        "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5},
-        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
-        "replay": {"steps_per_environment": 400, "prefill_steps": 40, "samples_per_insert": 2.0},
-        "evaluation": {"episodes": 8, "count": 2},
-        "budget": {"env_steps": 560},
-        "snapshots": {"count": 2},
-        "supervision": {"disk_reserve_gb": RESERVE_GB},
-    }
+    small(
+        replay={"samples_per_insert": 2.0},
+        snapshots={"count": 2},
+        supervision={"disk_reserve_gb": RESERVE_GB},
+    )
 )
 ENVS = make_envs(EXPERIMENT)
 PLAN = make_plan(EXPERIMENT, ENVS.training.spec)

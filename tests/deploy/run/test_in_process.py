@@ -1,6 +1,5 @@
 """Runs in one process: determinism, the plan, the run directory, and training on a recorded stream."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from deploy.mode import Mode
@@ -26,19 +24,17 @@ from shared.roles import learner_role
 from shared.stream.format import describe
 from shared.stream.read import open_stream
 from shared.types import CONTINUES, TRUNCATED
+from tests.deploy.cases import PASSIVE, small
+from tests.shared.stream_cases import downgrade
 
 EXPERIMENT = Experiment.model_validate(
-    {
-        "env": "point_u_maze",
-        "env_options": {"episode_length": 20},
-        "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5, "actors": 2},
-        "learners": {"passive": {"depth": 4, "width": 8}},  # like the collector learner, so that both compile once
-        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
-        "replay": {"steps_per_environment": 400, "prefill_steps": 40, "samples_per_insert": 2.0},
-        "evaluation": {"episodes": 8, "count": 3},
-        "budget": {"env_steps": 560},
-        "record": True,
-    }
+    small(
+        collector={"actors": 2},
+        learners=PASSIVE,
+        replay={"samples_per_insert": 2.0},
+        evaluation={"count": 3},
+        record=True,
+    )
 )
 ENVS = make_envs(EXPERIMENT)
 PLAN = make_plan(EXPERIMENT, ENVS.training.spec)
@@ -173,32 +169,6 @@ def test_the_run_directory_holds_configuration_status_and_checkpoints(two_runs: 
         jax.tree.map(np.testing.assert_array_equal, restored._replace(key=key), learner.state._replace(key=key))
 
 
-def rewrite_without_ends(stream: Path, to: Path) -> Path:
-    """Writes a stream again as format version 2 was, whose rows do not say how episodes ended, and returns `to`."""
-    manifest = json.loads((stream / "manifest.json").read_text())
-    assert manifest["description"].pop("goal_size") == 2
-    manifest["format_version"] = 2
-    for shard in manifest["shards"]:
-        for part in shard["parts"]:
-            path = to / f"collector-{shard['index']}" / part["name"]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with pa.OSFile(str(stream / path.relative_to(to))) as file:
-                read = pa.ipc.open_file(file).read_all().to_batches()
-            batches = []
-            for batch in read:
-                columns = (column.flatten().to_numpy().reshape(4, 5, -1) for column in batch.columns)
-                kept = [column[..., :size].reshape(4, -1) for column, size in zip(columns, (6, 3), strict=True)]
-                arrays = [pa.FixedSizeListArray.from_arrays(column.ravel(), column.shape[1]) for column in kept]
-                batches.append(pa.record_batch(arrays, names=["floats", "ints"]))
-            with pa.ipc.new_file(str(path), batches[0].schema) as file:
-                for batch in batches:
-                    file.write_batch(batch)
-            data = path.read_bytes()
-            part |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (to / "manifest.json").write_text(json.dumps(manifest))
-    return to
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("has_ends", [True, False])
 def test_training_on_a_recorded_stream_makes_an_identical_learner(
@@ -207,7 +177,7 @@ def test_training_on_a_recorded_stream_makes_an_identical_learner(
     recorded = two_runs[0]
     directory = recorded.directory / "stream"
     if not has_ends:
-        directory = rewrite_without_ends(directory, tmp_path / "version-2")
+        directory = downgrade(directory, tmp_path / "version-2")
     stream = open_stream(directory)
     stream.check_fits(describe(EXPERIMENT, PLAN, ENVS.training.spec))
     number, columns = next(stream.shard(1))

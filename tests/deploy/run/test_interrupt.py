@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -22,19 +22,15 @@ from deploy.run.run_dir import read_status
 from shared.config import ACTIVE, Experiment
 from shared.envs.registry import make_envs
 from shared.plan import make_plan
+from tests.deploy.cases import small
 
-SIZES = {"depth": 4, "width": 8}
 EXPERIMENT = Experiment.model_validate(
-    {
-        "env": "point_u_maze",
-        "env_options": {"episode_length": 20},
-        "collector": SIZES | {"environments": 4, "unroll_length": 5},
-        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
-        "replay": {"steps_per_environment": 60, "prefill_steps": 40, "samples_per_insert": 2.0},
-        "evaluation": {"episodes": 8, "count": 3},
-        "snapshots": {"count": 1},
-        "budget": {"env_steps": 800},
-    }
+    small(
+        replay={"steps_per_environment": 60, "samples_per_insert": 2.0},
+        evaluation={"count": 3},
+        snapshots={"count": 1},
+        budget={"env_steps": 800},
+    )
 )
 ENVS = make_envs(EXPERIMENT)
 PLAN = make_plan(EXPERIMENT, ENVS.training.spec)
@@ -70,14 +66,15 @@ def test_a_signal_raises_unless_it_is_deferred(number: signal.Signals, interrupt
 def test_a_run_ends_when_its_snapshot_is_complete_or_too_late(
     interruption: Interruption, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = 1000.0
+    monkeypatch.setattr("deploy.run.interrupt.time", SimpleNamespace(monotonic=lambda: now))
     with interruption.deferred():
         interruption.check(done=True)  # no signal
-        monkeypatch.setitem(GRACE_S, signal.SIGUSR1, 0.1)
         os.kill(os.getpid(), signal.SIGUSR1)
         interruption.check()
         with pytest.raises(Interrupted):
             interruption.check(done=True)
-        time.sleep(0.1)
+        now += GRACE_S[signal.SIGUSR1]
         with pytest.raises(Interrupted):
             interruption.check()
 
@@ -104,16 +101,16 @@ def test_a_run_resumes_from_the_snapshot_of_its_signal_and_ends_as_if_without(
 
     def progress(states: object) -> None:
         if record.updates(ACTIVE) == UPDATES and not interruption.requested:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR1)  # two minutes for the snapshot
         if record.ending:
             record.status("running")
 
     with pytest.raises(Interrupted):
         InProcessRun(record, ENVS, messages.append, interruption=interruption).run(progress)
     record.close()
-    assert messages == ["SIGTERM: the run ends after a snapshot of this round"]
+    assert messages == ["SIGUSR1: the run ends after a snapshot of this round"]
     status = read_status(run_dir)
-    assert (status["state"], status["reason"]) == ("interrupted", "stopped by SIGTERM")
+    assert (status["state"], status["reason"]) == ("interrupted", "stopped by SIGUSR1")
     snapshot = find(run_dir, Mode.IN_PROCESS, say=messages.append)
     assert snapshot is not None
     assert UPDATES <= int(snapshot.folder.name) < PLAN.snapshot_updates[0]

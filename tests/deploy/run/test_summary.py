@@ -19,26 +19,16 @@ from shared.metrics import Row
 from shared.plan import make_plan
 from shared.position import Position, start_position
 from shared.roles import EVALUATOR, Kind, Role, learner_role
+from tests.deploy.cases import PASSIVE, small
 
-EXPERIMENT = Experiment.model_validate(
-    {
-        "env": "point_u_maze",
-        "env_options": {"episode_length": 20},
-        "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5, "actors": 2},
-        "learners": {"passive": {"depth": 4, "width": 8}},
-        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
-        "replay": {"steps_per_environment": 400, "prefill_steps": 40},
-        "evaluation": {"episodes": 8, "count": 2},
-        "budget": {"env_steps": 560},
-    }
-)
+EXPERIMENT = Experiment.model_validate(small(collector={"actors": 2}, learners=PASSIVE))
 SPEC = make_envs(EXPERIMENT).training.spec
 PLAN = make_plan(EXPERIMENT, SPEC)
 COLLECTORS = [Role(Kind.COLLECTOR, str(index)) for index in range(2)]
 
 
 def make_record(run_dir: Path) -> RunRecord:
-    """A record in which both collectors have finished, and nothing else has happened."""
+    """Returns a record in which both collectors have finished, and nothing else has happened."""
     record = RunRecord(run_dir, EXPERIMENT, PLAN)
     for role in COLLECTORS:
         windows = start_position(4, SPEC.num_cells).windows._replace(made=PLAN.windows // 2)

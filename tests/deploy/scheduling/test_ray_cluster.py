@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,8 +77,11 @@ def test_a_cluster_starts_at_the_second_try_wherever_the_user_is(tmp_path: Path)
 
 
 def test_a_missing_cluster_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: Any) -> None:
+        pytest.fail("Ray itself retries for a quarter of an hour")
+
+    monkeypatch.setattr("ray.init", init)
     for family, host, shown in ((socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET6, "::1", "[::1]")):
-        started = time.monotonic()
         with socket.socket(family) as unused:
             unused.bind((host, 0))  # and never listens
             address = f"{shown}:{unused.getsockname()[1]}"
@@ -89,7 +92,6 @@ def test_a_missing_cluster_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) 
             f"RAY_ADDRESS: no connection to a Ray cluster at {address} (ConnectionRefusedError"
         )
         assert len(str(failed.value).splitlines()) == 1
-        assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])

@@ -20,17 +20,11 @@ from shared.envs.registry import make_envs
 from shared.metrics import MetricsWriter, Row, read_metrics, rewind
 from shared.plan import make_plan
 from shared.roles import REPLAY
+from tests.deploy.cases import PASSIVE, small
 
-EXPERIMENT = {
-    "env": "point_u_maze",
-    "env_options": {"episode_length": 20},
-    "collector": {"depth": 4, "width": 8, "environments": 4, "unroll_length": 5, "actors": 2},
-    "learners": {"passive": {"depth": 4, "width": 8}},
-    "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
-    "replay": {"steps_per_environment": 400, "prefill_steps": 40, "samples_per_insert": 2.0},
-    "evaluation": {"episodes": 8, "count": 3},
-    "budget": {"env_steps": 560},
-}
+EXPERIMENT = small(
+    collector={"actors": 2}, learners=PASSIVE, replay={"samples_per_insert": 2.0}, evaluation={"count": 3}
+)
 ROW = {"time": 5.0, "env_steps": 10, "critic/loss": 0.5, "visits": [1, 2]}
 
 

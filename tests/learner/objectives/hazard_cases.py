@@ -101,10 +101,15 @@ def rows_of(line: Any) -> Rows:
     return unpack(rays(0, windows=40), line.spec.state_size, line.spec.action_size)
 
 
-def labels(line: Any, objective: str = "survival", **algorithm: Any) -> Reaches:
+def labels(line: Any, objective: str, **algorithm: Any) -> Reaches:
     """Returns the labels of 40 windows of three episodes of 4 rows; those of the last 8 windows terminate."""
     chosen = make_objective(experiment_of(line, objective, **algorithm), ACTIVE, line.spec)
     return jax.tree.map(np.asarray, jax.jit(chosen.label)(rows_of(line), jax.random.key(0)))
+
+
+def minibatch_of(label: Reaches) -> Reaches:
+    """Returns every seventh labelled row."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[::7], label)
 
 
 class OneStep(NamedTuple):
@@ -126,8 +131,7 @@ def one_step(line: Any, objective: str) -> OneStep:
 
     @jax.jit
     def compute(rows: Rows) -> tuple[Any, ...]:
-        label = chosen.label(rows, jax.random.key(1))
-        minibatch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[::7], label)
+        minibatch = minibatch_of(chosen.label(rows, jax.random.key(1)))
         noise = jnp.where(minibatch.valid[:, None], 0.0, 5.0)
 
         def losses(trained: Trained, noise: Any = 0.0) -> tuple[Any, Metrics]:
@@ -146,10 +150,3 @@ def one_step(line: Any, objective: str) -> OneStep:
         )
 
     return OneStep(chosen, *jax.tree.map(np.asarray, compute(rows_of(line))))
-
-
-def assert_parts_have_their_own_gradients(step: OneStep) -> None:
-    for part in ("actor", "critic"):
-        expected = getattr(step.d_parts[part], part)
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), getattr(step.d_trained, part), expected)
-        assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(expected) if x.ndim > 1)

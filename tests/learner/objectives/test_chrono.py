@@ -9,58 +9,11 @@ from jax.test_util import check_grads
 from learner.objectives.chrono import geometric_edges, occupancy_loss, occupancy_value, separation_loss, time_loss
 from learner.objectives.hazards import Hazards, hazard_value
 from learner.objectives.registry import make_objective
+from learner.objectives.survival import Reaches
 from shared.config import ACTIVE
-from shared.metrics_catalogue import unknown_metrics
-from tests.learner.objectives.hazard_cases import (
-    OneStep,
-    Training,
-    alignment,
-    assert_parts_have_their_own_gradients,
-    experiment_of,
-    labels,
-    one_step,
-    preference,
-    rays,
-    train,
-)
+from tests.learner.objectives.hazard_cases import experiment_of, labels, minibatch_of
 
 EDGES = (1, 2, 4, 6)
-
-
-@pytest.fixture(scope="module")
-def related(line: Any) -> Training:
-    """Returns a training on windows of which more and more terminate."""
-    return train(line, experiment_of(line, "chrono", chunk=2), lambda seed: rays(seed, 0.2 + 0.02 * seed))
-
-
-def test_the_actor_learns_to_move_towards_the_goal(related: Training) -> None:
-    assert related.objective.action_size == 4  # two actions at once
-    assert abs(alignment(related.objective, related.before)) < 0.5
-    assert alignment(related.objective, related.after) > 0.7
-
-
-def test_the_score_ranks_actions_towards_the_goal_first(related: Training) -> None:
-    assert preference(related.objective, related.before) < 0.75
-    assert preference(related.objective, related.after) > 0.9
-
-
-def test_nothing_is_learned_from_goals_that_do_not_depend_on_actions(line: Any, related: Training) -> None:
-    unrelated = train(line, experiment_of(line, "chrono", chunk=2), lambda seed: rays(seed, unrelated=True))
-    assert abs(alignment(related.objective, unrelated.after)) < 0.6
-    assert preference(related.objective, unrelated.after) < 0.7
-
-
-def test_every_metric_moves(related: Training) -> None:
-    first, last = dict(related.metrics[0]), dict(related.metrics[-1])
-    assert unknown_metrics("learner", set(first) - {"data/last_step"}) == []
-    assert {name for name in first if name.startswith("critic/")} == {
-        *("critic/loss", "critic/hazard_loss", "critic/time_loss", "critic/separation_loss", "critic/occupancy_loss"),
-        *("critic/events", "critic/predicted_events", "critic/event_time", "critic/terminates"),
-        "critic/gradient_norm",
-    }
-    assert all(abs(first[name] - last[name]) > 1e-4 for name in first if name.split("/")[0] in ("actor", "critic"))
-    losses = ("hazard", "time", "occupancy")  # representations begin further apart than the margin
-    assert all(last[f"critic/{name}_loss"] < first[f"critic/{name}_loss"] for name in losses)
 
 
 def test_time_loss_is_hubers_over_the_reached_rows() -> None:
@@ -134,64 +87,55 @@ def test_gradients_equal_finite_differences() -> None:
 
 
 @pytest.fixture(scope="module")
-def step(line: Any) -> OneStep:
-    return one_step(line, "chrono")
+def minibatch(line: Any) -> Reaches:
+    """Returns a minibatch with action chunks of two, some of which leave their episode."""
+    return minibatch_of(labels(line, "chrono", chunk=2))
 
 
-def test_each_part_has_the_gradient_of_its_own_loss(step: OneStep) -> None:
-    assert_parts_have_their_own_gradients(step)
+def fixed_hazards(batch: int) -> Hazards:
+    """Returns random logits, with the bins of an episode of 8 steps."""
+    rng = np.random.default_rng(0)
+    return Hazards(*(rng.normal(size=(batch, *shape)) for shape in ((), (8,), (len(geometric_edges(8, 32)) - 1,))))
 
 
-def test_rows_whose_chunk_leaves_the_episode_do_not_train_the_critic(step: OneStep) -> None:
-    assert 0.1 < 1 - np.mean(step.minibatch.valid) < 0.5
-    for name in ("hazard_loss", "time_loss", "separation_loss", "occupancy_loss", "loss", "terminates"):
-        assert step.metrics[f"critic/{name}"] == pytest.approx(step.with_other_actions[f"critic/{name}"], rel=1e-5)
-
-
-def test_occupancy_counts_as_much_as_episodes_terminate(step: OneStep) -> None:
-    minibatch, objective = step.minibatch, step.objective
-    share = np.mean(minibatch.terminates[minibatch.valid])
-    assert 0 < share < 1
-    assert step.metrics["critic/terminates"] == pytest.approx(share)
-    rng, batch = np.random.default_rng(0), len(minibatch.state)
-    hazards = Hazards(rng.normal(size=batch), rng.normal(size=(batch, 8)), rng.normal(size=(batch, objective.bins)))
-    edges = geometric_edges(8, 32)
-    expected = hazard_value(hazards, 0.9) + share * occupancy_value(hazards, edges, 0.9)
-    np.testing.assert_allclose(objective.value(hazards, minibatch), expected, rtol=1e-5)
-
-
-def critic_metrics(line: Any, step: OneStep, **constants: Any) -> dict[str, float]:
-    """Returns the losses of fixed outputs of a critic for the minibatch of `step`."""
-    algorithm = {"discount": constants.pop("discount", 0.9)}
-    objective: Any = make_objective(
-        experiment_of(line, "chrono", chunk=2, chrono=constants, **algorithm), ACTIVE, line.spec
-    )
-    rng, batch = np.random.default_rng(0), len(step.minibatch.state)
-    hazards = Hazards(rng.normal(size=batch), rng.normal(size=(batch, 8)), rng.normal(size=(batch, objective.bins)))
-    phi, psi = 0.05 * rng.normal(size=(2, batch, 64)).astype(np.float32)
-    _, metrics = objective.critic_loss(hazards, phi, psi, step.minibatch)
+def critic_metrics(line: Any, minibatch: Reaches, discount: float = 0.9, **constants: Any) -> dict[str, float]:
+    """Returns the losses of fixed outputs of a critic for `minibatch`."""
+    experiment = experiment_of(line, "chrono", chunk=2, chrono=constants, discount=discount)
+    objective: Any = make_objective(experiment, ACTIVE, line.spec)
+    batch = len(minibatch.state)
+    phi, psi = 0.05 * np.random.default_rng(1).normal(size=(2, batch, 64)).astype(np.float32)
+    _, metrics = objective.critic_loss(fixed_hazards(batch), phi, psi, minibatch)
     return {name.removeprefix("critic/"): float(value) for name, value in metrics.items()}
 
 
-def test_every_weight_scales_its_loss(line: Any, step: OneStep) -> None:
-    before = critic_metrics(line, step)
+def test_occupancy_counts_as_much_as_episodes_terminate(line: Any, minibatch: Reaches) -> None:
+    objective: Any = make_objective(experiment_of(line, "chrono", chunk=2), ACTIVE, line.spec)
+    share = np.mean(minibatch.terminates[minibatch.valid])
+    assert 0 < share < 1
+    assert critic_metrics(line, minibatch)["terminates"] == pytest.approx(share)
+    hazards = fixed_hazards(len(minibatch.state))
+    expected = hazard_value(hazards, 0.9) + share * occupancy_value(hazards, geometric_edges(8, 32), 0.9)
+    np.testing.assert_allclose(objective.value(hazards, minibatch), expected, rtol=1e-5)
+
+
+def test_every_weight_scales_its_loss(line: Any, minibatch: Reaches) -> None:
+    before = critic_metrics(line, minibatch)
     parts = ("hazard_loss", "time_loss", "separation_loss", "occupancy_loss")
     assert before["loss"] == pytest.approx(sum(before[name] for name in parts))
     for name in ("time", "separation", "occupancy"):
-        after = critic_metrics(line, step, **{f"{name}_weight": 3.0})
+        after = critic_metrics(line, minibatch, **{f"{name}_weight": 3.0})
         assert after["loss"] - before["loss"] == pytest.approx(2 * before[f"{name}_loss"], rel=1e-4)
 
 
-def test_radius_and_discount_move_the_losses(line: Any, step: OneStep) -> None:
-    before, wider, later = (
-        critic_metrics(line, step, **changes) for changes in ({}, {"radius": 2.0}, {"discount": 0.99})
-    )
+def test_radius_and_discount_move_the_losses(line: Any, minibatch: Reaches) -> None:
+    changes: list[dict[str, float]] = [{}, {"radius": 2.0}, {"discount": 0.99}]
+    before, wider, later = (critic_metrics(line, minibatch, **each) for each in changes)
     assert abs(before["separation_loss"] - wider["separation_loss"]) > 1e-4
     assert abs(before["separation_loss"] - later["separation_loss"]) > 0.1  # the margin is shorter
     assert abs(before["time_loss"] - later["time_loss"]) > 1e-3
 
 
-def test_labels_of_terminated_episodes_know_all_later_times(line: Any) -> None:
+def test_labels_of_terminated_episodes_have_all_later_times(line: Any) -> None:
     label = labels(line, "chrono")
     assert (label.terminates == (np.arange(40) >= 32)[:, None]).all()
     assert label.observed[32:].all()
@@ -199,25 +143,6 @@ def test_labels_of_terminated_episodes_know_all_later_times(line: Any) -> None:
     np.testing.assert_array_equal(label.observed[:32].sum(axis=-1), np.tile(points, (32, 1)))
     assert 0.05 < label.occupancy[label.observed].mean() < 0.5
     assert (label.censor == 8).all()
-
-
-@pytest.mark.parametrize(
-    ("constants", "moved"),
-    [
-        ({"radius": 0.6}, "occupancy"),
-        ({"goals": {"future": 1, "current": 0, "random": 0}}, "goal"),
-        ({"goal_discount": 0.1}, "goal"),
-    ],
-)
-def test_every_constant_of_labels_moves_them(line: Any, constants: dict[str, Any], moved: str) -> None:
-    assert (getattr(labels(line, "chrono"), moved) != getattr(labels(line, "chrono", chrono=constants), moved)).any()
-
-
-def test_constants_of_the_networks_change_their_sizes(line: Any) -> None:
-    def size(**constants: Any) -> int:
-        return make_objective(experiment_of(line, "chrono", chrono=constants), ACTIVE, line.spec).size
-
-    assert len({size(), size(rank=4), size(occupancy_bins=3)}) == 3
 
 
 def test_the_critics_path_is_that_of_its_networks(line: Any) -> None:

@@ -41,14 +41,22 @@ def test_depth_sets_the_number_of_layers_of_all_three_networks(depth: int, layer
     assert objective.critic_layers == depth
 
 
-def test_actor_and_critic_may_differ_in_size() -> None:
-    objective = build(depth=8, actor_depth=16, critic_depth=2, critic_width=6)
+@pytest.mark.parametrize(
+    ("sizes", "layers", "widths"),
+    [
+        ({"actor_depth": 16, "critic_width": 6}, (17, 9, 9), (8, 6, 6)),
+        ({"actor_width": 6, "critic_depth": 2}, (9, 2, 2), (6, 8, 8)),
+    ],
+)
+def test_actor_and_critic_may_differ_in_size(
+    sizes: dict[str, int], layers: tuple[int, ...], widths: tuple[int, ...]
+) -> None:
+    objective = build(depth=8, **sizes)
     actor, critic = objective.shapes()
-    assert [num_layers(params) for params in (actor, critic.state_action, critic.goal)] == [17, 2, 2]
-    assert actor["params"]["mean"]["kernel"].shape == (8, 2)
-    assert critic.state_action["params"]["head"]["kernel"].shape == (6, 4)
-    assert critic.goal["params"]["head"]["kernel"].shape == (6, 4)
-    assert objective.critic_layers == 2
+    assert tuple(map(num_layers, (actor, *critic))) == layers
+    heads = actor["params"]["mean"], critic.state_action["params"]["head"], critic.goal["params"]["head"]
+    assert [head["kernel"].shape for head in heads] == list(zip(widths, (2, 4, 4), strict=True))
+    assert objective.critic_layers == sizes.get("critic_depth", 8)
 
 
 def test_actor_and_critic_take_a_chunk_of_actions() -> None:
@@ -64,6 +72,7 @@ def test_switches_reach_actor_and_encoders(switch: str, value: Any) -> None:
     changed, default = build(**{switch: value}), build()
     for network, plain in ((changed.actor, default.actor), (changed.encoder, default.encoder)):
         assert getattr(network.trunk, switch) == value != getattr(plain.trunk, switch)
+        assert network.trunk.clone(**{switch: getattr(plain.trunk, switch)}) == plain.trunk
 
 
 def test_initial_parameters_depend_on_the_key_and_differ_between_the_encoders() -> None:

@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 from learner.objectives.reach import Future, Points, by_blocks, first_reach, look_ahead, mixed_goals, occupancy
 from shared.algorithm_config import GoalMix
 from shared.types import CONTINUES, TERMINATED, TRUNCATED, Array, Rows
+from tests.learner.objectives.cases import random_rows
 
 GOAL_INDICES = (2, 0)
 EDGES = (1, 2, 4, 7, 13)
@@ -33,23 +34,15 @@ def label_block(points: Points, goal: Array) -> Labels:
     return Labels(first, future, *occupancy(distance_after, future, EDGES, RADIUS))
 
 
-def random_rows(seed: int) -> Rows:
-    """Returns windows of random episodes, most of which end; points lie on a coarse grid, so many are near others."""
-    rng = np.random.default_rng(seed)
-    state = rng.integers(0, 4, (WINDOWS, LENGTH, 3)).astype(np.float32) / 2
-    last = rng.random((WINDOWS, LENGTH)) < 0.2  # of its episode
-    end = np.where(last, rng.choice([TERMINATED, TRUNCATED], last.shape), CONTINUES).astype(np.int32)
-    episode = np.cumsum(last, axis=1) - last
-    episode += rng.integers(0, 5, (WINDOWS, 1))
-    final = np.where(last[..., None], rng.integers(0, 4, (*last.shape, 2)) / 2, 0).astype(np.float32)
-    action = rng.uniform(-1, 1, (*last.shape, 2)).astype(np.float32)
-    step = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), last.shape)
-    return Rows(state, action, episode.astype(np.int32), step, 0 * step, end, final)
+def coarse_rows() -> Rows:
+    """Returns windows of random episodes whose points lie on a coarse grid, so many are near others."""
+    rows = random_rows(0, WINDOWS, LENGTH)
+    return rows._replace(state=np.round(2 * rows.state) / 2, final=np.round(2 * rows.final) / 2)
 
 
 @pytest.fixture(scope="module")
 def case() -> tuple[Rows, np.ndarray, Labels]:
-    rows = random_rows(0)
+    rows = coarse_rows()
     goal = (np.random.default_rng(1).integers(0, 5, (WINDOWS, LENGTH, 2)) / 2).astype(np.float32)
     return rows, goal, jax.tree.map(np.asarray, label(rows, goal))
 
@@ -79,7 +72,7 @@ def test_labels_equal_those_of_a_loop_over_rows(case: tuple[Rows, np.ndarray, La
 
 
 def test_a_goal_in_the_final_point_alone_is_reached_after_the_last_row() -> None:
-    rows = random_rows(0)
+    rows = coarse_rows()
     episode, end = 0 * rows.episode, 0 * rows.end
     end[:, 9] = [TERMINATED, TRUNCATED] * (WINDOWS // 2)
     episode[:, 10:] = 1

@@ -8,58 +8,9 @@ from jax.test_util import check_grads
 
 from learner.objectives.hazards import Hazards, hazard_loss, hazard_value, log_survival
 from learner.objectives.registry import make_objective
-from learner.objectives.survival import half_depth
+from learner.objectives.survival import Reaches, half_depth
 from shared.config import ACTIVE
-from shared.metrics_catalogue import unknown_metrics
-from tests.learner.objectives.hazard_cases import (
-    OneStep,
-    Training,
-    alignment,
-    assert_parts_have_their_own_gradients,
-    experiment_of,
-    labels,
-    one_step,
-    preference,
-    rays,
-    rows_of,
-    train,
-)
-
-
-@pytest.fixture(scope="module")
-def related(line: Any) -> Training:
-    return train(line, experiment_of(line, "survival"), rays)
-
-
-def test_the_actor_learns_to_move_towards_the_goal(related: Training) -> None:
-    assert abs(alignment(related.objective, related.before)) < 0.5
-    assert alignment(related.objective, related.after) > 0.7
-
-
-def test_the_score_ranks_actions_towards_the_goal_first(related: Training) -> None:
-    assert preference(related.objective, related.before) < 0.75
-    assert preference(related.objective, related.after) > 0.9
-
-
-def test_nothing_is_learned_from_goals_that_do_not_depend_on_actions(line: Any, related: Training) -> None:
-    unrelated = train(line, experiment_of(line, "survival"), lambda seed: rays(seed, unrelated=True))
-    assert abs(alignment(related.objective, unrelated.after)) < 0.6
-    assert preference(related.objective, unrelated.after) < 0.7
-
-
-def test_the_critic_predicts_how_often_goals_are_reached(related: Training) -> None:
-    first, last = related.metrics[0], related.metrics[-1]
-    assert last["critic/loss"] < 0.5 * first["critic/loss"]
-    assert abs(last["critic/predicted_events"] - last["critic/events"]) < 0.1
-
-
-def test_every_metric_moves(related: Training) -> None:
-    first, last = dict(related.metrics[0]), dict(related.metrics[-1])
-    assert unknown_metrics("learner", set(first) - {"data/last_step"}) == []
-    critic = {"critic/loss", "critic/events", "critic/predicted_events", "critic/event_time", "critic/gradient_norm"}
-    assert {name for name in first if name.startswith("critic/")} == critic
-    assert all(abs(first[name] - last[name]) > 1e-4 for name in first if name.split("/")[0] in ("actor", "critic"))
-
+from tests.learner.objectives.hazard_cases import experiment_of, labels, rows_of
 
 LABELS = np.array([(1, 0, 9), (1, 1, 9), (1, 3, 9), (1, 7, 9), (0, 0, 0), (0, 0, 2), (0, 0, 6), (1, 5, 9)])
 
@@ -115,15 +66,19 @@ def test_gradients_equal_finite_differences() -> None:
         check_grads(lambda x: hazard_value(x, 0.9), (hazards,), order=1, modes=["rev"])
 
 
-def test_a_goal_counts_as_missed_until_the_horizon_or_the_last_point(line: Any) -> None:
-    horizon = labels(line).censor
-    assert (horizon == line.spec.episode_length).all()
-    remaining = labels(line, survival={"censoring": "remaining"}).censor
+@pytest.fixture(scope="module")
+def default_labels(line: Any) -> Reaches:
+    return labels(line, "survival")
+
+
+def test_a_goal_counts_as_missed_until_the_horizon_or_the_last_point(line: Any, default_labels: Reaches) -> None:
+    assert (default_labels.censor == line.spec.episode_length).all()
+    remaining = labels(line, "survival", survival={"censoring": "remaining"}).censor
     np.testing.assert_array_equal(remaining, np.tile([5, 4, 3, 2], (40, 3))[:, :-1])  # 4 rows and the point behind them
 
 
-def test_labels_hold_all_rows_but_a_windows_last(line: Any) -> None:
-    label, rows = labels(line), rows_of(line)
+def test_labels_hold_all_rows_but_a_windows_last(line: Any, default_labels: Reaches) -> None:
+    label, rows = default_labels, rows_of(line)
     np.testing.assert_array_equal(label.state, rows.state[:, :-1])
     np.testing.assert_array_equal(label.action, rows.action[:, :-1])
     assert label.valid is None
@@ -131,45 +86,12 @@ def test_labels_hold_all_rows_but_a_windows_last(line: Any) -> None:
     assert 0.6 < label.event.mean() < 0.95
 
 
-@pytest.mark.parametrize(
-    ("constants", "moved"),
-    [
-        ({"radius": 0.6}, "time"),
-        ({"radius": None}, "event"),
-        ({"goals": {"future": 1, "current": 0, "random": 0}}, "goal"),
-        ({"goal_discount": 0.1}, "goal"),
-        ({"censoring": "remaining"}, "censor"),
-    ],
-)
-def test_every_constant_of_labels_moves_them(line: Any, constants: dict[str, Any], moved: str) -> None:
-    assert (getattr(labels(line), moved) != getattr(labels(line, survival=constants), moved)).any()
-
-
-def test_discount_moves_goals_unless_they_have_their_own(line: Any) -> None:
-    assert (labels(line).goal != labels(line, discount=0.1).goal).any()
+def test_discount_moves_goals_unless_they_have_their_own(line: Any, default_labels: Reaches) -> None:
+    """The default discount is 0.9."""
     own = {"goal_discount": 0.9}
-    np.testing.assert_array_equal(labels(line, survival=own).goal, labels(line, survival=own, discount=0.1).goal)
-
-
-def test_constants_of_the_networks_change_their_sizes(line: Any) -> None:
-    def size(**constants: Any) -> int:
-        return make_objective(experiment_of(line, "survival", survival=constants), ACTIVE, line.spec).size
-
-    assert len({size(), size(rank=4), size(representation_size=64)}) == 3
-
-
-@pytest.fixture(scope="module")
-def step(line: Any) -> OneStep:
-    return one_step(line, "survival")
-
-
-def test_each_part_has_the_gradient_of_its_own_loss(step: OneStep) -> None:
-    assert_parts_have_their_own_gradients(step)
-
-
-def test_rows_whose_chunk_leaves_the_episode_do_not_train_the_critic(step: OneStep) -> None:
-    assert 0.1 < 1 - np.mean(step.minibatch.valid) < 0.5
-    assert step.metrics["critic/loss"] == pytest.approx(step.with_other_actions["critic/loss"], rel=1e-5)
+    assert (default_labels.goal != labels(line, "survival", discount=0.1).goal).any()
+    kept = labels(line, "survival", survival=own, discount=0.1)
+    np.testing.assert_array_equal(default_labels.goal, kept.goal)
 
 
 def test_the_critics_path_is_that_of_its_networks(line: Any) -> None:

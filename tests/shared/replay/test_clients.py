@@ -10,27 +10,16 @@ import pytest
 
 from shared.replay import insert
 from shared.replay import reverb_pb2 as pb
-from shared.replay.codec import INT_COLUMNS, Columns
+from shared.replay.codec import Columns
 from shared.replay.errors import ReplayExhausted, ReplayMismatch, ReplayStopped, ReplayTimeout
 from shared.replay.info import server_info
 from shared.replay.insert import Inserter, Keys
 from shared.replay.sample import Sampler
 from shared.replay.windows import VOID_EPISODE
 from shared.replay.wire import WireError
+from tests.shared.replay.cases import F, T, copied, unroll
 
-T, F, K = 4, INT_COLUMNS, 3
-
-
-def unroll(number: int, environments: int) -> Columns:
-    """Returns rows of (environment, step of the environment, unroll, end) as `ints`, and the same as `floats`."""
-    step = np.broadcast_to(np.arange(T, dtype=np.int32) + number * T, (environments, T))
-    environment = np.broadcast_to(np.arange(environments, dtype=np.int32)[:, None], (environments, T))
-    ints = np.stack([environment, step, np.full_like(step, number), step % 3], axis=-1)
-    return Columns(ints.astype(np.float32), ints)
-
-
-def copied(columns: Columns) -> Columns:
-    return Columns(np.copy(columns.floats), np.copy(columns.ints))
+K = 3
 
 
 def make_sampler(

@@ -4,31 +4,13 @@ import threading
 import time
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 
-from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayTimeout
 from shared.replay.info import server_info
 from shared.replay.insert import MESSAGES_IN_FLIGHT, MOST_KEPT_CHUNKS, Inserter
 from shared.replay.sample import Sampler
-
-T, F, K = 4, 3, 1
-
-
-def unroll(environments: int) -> Columns:
-    return Columns(np.zeros((environments, T, F), np.float32), np.zeros((environments, T, INT_COLUMNS), np.int32))
-
-
-def copied(columns: Columns) -> Columns:
-    return Columns(np.copy(columns.floats), np.copy(columns.ints))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
+from tests.shared.replay.cases import F, T, copied, unroll, wait_until
 
 
 def test_messages_in_flight_and_batches_ready_go_up_and_down(address: str) -> None:
@@ -36,13 +18,13 @@ def test_messages_in_flight_and_batches_ready_go_up_and_down(address: str) -> No
     chunks = MOST_KEPT_CHUNKS // 70 + 2
     inserter = Inserter(address, ["queued"], chunks, 70, timeout_s=20)
     for _ in range(chunks - 1):
-        inserter.insert(unroll(70))
+        inserter.insert(unroll(0, 70))
     inserter.flush(timeout_s=10)
     assert inserter.in_flight == 0
     for _ in range(MESSAGES_IN_FLIGHT):
-        inserter.insert(unroll(70))
+        inserter.insert(unroll(0, 70))
     assert inserter.in_flight == 2 * MESSAGES_IN_FLIGHT
-    blocked = threading.Thread(target=inserter.insert, args=(unroll(70),))
+    blocked = threading.Thread(target=inserter.insert, args=(unroll(0, 70),))
     blocked.start()
     assert not wait_until(lambda: inserter.in_flight != 2 * MESSAGES_IN_FLIGHT, seconds=0.5)
 
@@ -77,10 +59,10 @@ def test_paused_time_does_not_count_towards_a_timeout(address: str) -> None:
         timer.join()
         return time.monotonic() - started
 
-    sampler = Sampler(address, "empty", 4, K * T, F, copied, timeout_s=1.0, paused=paused.is_set)
+    sampler = Sampler(address, "empty", 4, T, F, copied, timeout_s=1.0, paused=paused.is_set)
     assert 2.0 <= seconds_to_timeout(sampler.sample) < 5
     sampler.close()
-    inserter = Inserter(address, ["full"], K, 4, timeout_s=1.0, paused=paused.is_set)
-    inserter.insert(unroll(4))
+    inserter = Inserter(address, ["full"], 1, 4, timeout_s=1.0, paused=paused.is_set)
+    inserter.insert(unroll(0, 4))
     assert 2.0 <= seconds_to_timeout(lambda: inserter.flush(1.0)) < 5
     inserter.close()

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from shared.replay.reconnecting import (
     ServerIncarnation,
 )
 from shared.replay.windows import VOID_EPISODE, no_windows
+from tests.shared.replay.cases import copied, unroll, wait_until
 
 N, T, K = 4, 5, 3
 LEARNER = "deep"
@@ -45,14 +45,6 @@ SPEC = EnvSpec(
 PLAN = make_plan(Experiment.model_validate(EXPERIMENT), SPEC)
 BATCH = PLAN.windows_per_update
 STORED = PLAN.stored_unrolls
-
-
-def unroll(number: int) -> Columns:
-    """Returns rows of (environment, step of the environment, unroll, end) as `ints`, and the same as `floats`."""
-    environment, row = np.indices((N, T))
-    step = number * T + row
-    ints = np.stack([environment, step, 0 * row + number, step % 3], axis=-1).astype(np.int32)
-    return Columns(ints.astype(np.float32), ints)
 
 
 class Source:
@@ -72,7 +64,7 @@ class Source:
         self.after_past()
 
     def add(self, number: int, columns: Columns | None = None) -> None:
-        columns = unroll(number) if columns is None else columns
+        columns = unroll(number, N, T) if columns is None else columns
         self.stream.append((number, columns))
         self._register(number, columns)
         self.inserter.insert(number, columns)
@@ -183,17 +175,6 @@ def run(tmp_path: Path, reverb_python: Path) -> Iterator[Run]:
     run = Run(tmp_path, reverb_python)
     yield run
     run.close()
-
-
-def copied(columns: Columns) -> Columns:
-    return Columns(np.copy(columns.floats), np.copy(columns.ints))
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"the condition did not become true within {seconds} s"
-        time.sleep(0.02)
 
 
 def wait_until_full(run: Run) -> int:
@@ -315,7 +296,7 @@ def test_servers_may_die_while_the_source_is_blocked_and_during_the_refill(run: 
     assert run.replace_server() == split
     learner = run.start_thread(run.learn)
     learner.join(60)
-    wait_until(lambda: run.spec.inserted + run.table().inserted == PLAN.windows)
+    assert wait_until(lambda: run.spec.inserted + run.table().inserted == PLAN.windows)
     assert run.errors == []
     assert len(run.batches) == PLAN.updates
     check_account(run, {run.incarnation.number: run.table().inserted})
@@ -343,7 +324,7 @@ def test_a_server_may_die_right_after_the_last_unroll_of_its_refill(run: Run) ->
     run.start_server(run.source.inserter.disconnect(), limited=False)
     run.source.inserter.connect(run.incarnation)
     resume.set()
-    wait_until(lambda: run.table().inserted == run.spec.refilled == PLAN.max_windows)
+    assert wait_until(lambda: run.table().inserted == run.spec.refilled == PLAN.max_windows)
     assert run.source.reporter.server == 3
 
 
@@ -356,7 +337,7 @@ def test_a_batch_that_is_decoded_during_the_disconnect_is_trained_on(run: Run) -
             arrived.set()
             sampler = run.sampler._sampler
             assert sampler is not None
-            wait_until(lambda: sampler._closed)
+            assert wait_until(lambda: sampler._closed)
             time.sleep(0.2)  # the learner has found its sampler closed by now
         return copied(columns)
 
@@ -383,7 +364,7 @@ def test_a_server_may_be_dead_before_any_client_connects(run: Run) -> None:
     run.kill_server()
     threads = run.start_thread(run.collect), run.start_thread(run.learn)
     run.announce()
-    wait_until(lambda: run.source.reporter.lost_server == run.reporter.lost_server == 1)
+    assert wait_until(lambda: run.source.reporter.lost_server == run.reporter.lost_server == 1)
     assert (run.source.reporter.server, run.reporter.server) == (0, 0)
     assert run.replace_server() == RefillSplit(0, 0)
     for thread in threads:
@@ -419,7 +400,7 @@ def test_no_window_spans_a_gap_or_a_void_chunk_in_any_incarnation(run: Run) -> N
     run.source.inserter.connect(run.incarnation)
     run.source.inserter.open()
     for number in (0, 1, 2, 4, 5, 6, 7, 8):  # unroll 3 is missing, as after a restart of the collector
-        columns = unroll(number)
+        columns = unroll(number, N, T)
         if number == 5:
             columns.ints[1, :, 0] = VOID_EPISODE
         run.source.add(number, columns)
@@ -448,7 +429,7 @@ def test_a_finished_source_refills_the_next_server(run: Run) -> None:
     assert split == RefillSplit(run.source.windows.made - PLAN.max_windows, PLAN.max_windows)
     run.start_server(split, limited=False)
     run.source.inserter.connect(run.incarnation)
-    wait_until(lambda: run.table().size == PLAN.max_windows)
+    assert wait_until(lambda: run.table().size == PLAN.max_windows)
     assert run.table().inserted == split.refilled
     run.source.stop.set()
     refilling.join(2)

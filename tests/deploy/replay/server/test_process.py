@@ -21,6 +21,7 @@ from shared.replay.errors import ReplayMismatch
 from shared.replay.info import server_info
 from shared.replay.insert import Inserter
 from shared.replay.sample import Sampler
+from tests.shared.replay.cases import wait_until
 
 TABLE = TableSpec("run/learner", 10, min_size_to_sample=1)
 LIMITED = TableSpec("run/limited", 40, min_size_to_sample=10, samples_per_insert=2.0, error_buffer=16.0)
@@ -104,10 +105,7 @@ time.sleep(600)
     assert is_running(child)
     parent.send_signal(signal.SIGKILL)
     parent.communicate()
-    deadline = time.monotonic() + 5
-    while is_running(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_running(child)
+    assert wait_until(lambda: not is_running(child), seconds=5)
 
 
 def is_running(pid: int) -> bool:
@@ -197,7 +195,7 @@ def test_a_refill_may_exceed_the_limiter_s_bound(shared_server: Served) -> None:
     rows = Columns(np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 4), np.int32))
     refill = threading.Thread(target=lambda: [inserter.insert(rows) for _ in range(12)])
     refill.start()
-    wait_for(lambda: server_info(address).tables[spec.name].inserted == 8)
+    assert wait_until(lambda: server_info(address).tables[spec.name].inserted == 8)
     time.sleep(0.3)
     assert server_info(address).tables[spec.name].inserted == 8
     sampler = Sampler(address, spec.name, 8, 2, 2, lambda columns: None, timeout_s=20, max_windows=8)
@@ -207,13 +205,6 @@ def test_a_refill_may_exceed_the_limiter_s_bound(shared_server: Served) -> None:
     inserter.flush(timeout_s=20)
     inserter.close()
     assert server_info(address).tables[spec.name].inserted == 12
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_table_with_another_limiter_is_refused(shared_server: Served) -> None:
