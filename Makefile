@@ -17,15 +17,15 @@ demo: $(VENV)/.run-ready
 	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --out runs/demo
 	$(BIN)/fathom report runs/demo
 
-# All tests that need neither minutes nor containers, on two cores.
+# All tests that need neither minutes nor containers. Three workers for two cores: many tests wait for other processes.
 PYTEST := $(BIN)/python -m pytest
-TWO_WORKERS := --numprocesses 2 --dist loadscope --no-loadscope-reorder
+WORKERS := --numprocesses 3 --dist loadscope --no-loadscope-reorder
 test: $(VENV)/.dev-ready $(VENV)/.system-ready
-	$(PYTEST) $(TWO_WORKERS)
+	$(PYTEST) $(WORKERS)
 
 # Tests that start no process, for each save of a file.
 test-fast: $(VENV)/.dev-ready $(VENV)/.system-ready
-	$(PYTEST) $(TWO_WORKERS) -m 'not processes and not slow and not envs and not deploy and not chaos'
+	$(PYTEST) $(WORKERS) -m 'not processes and not slow and not envs and not deploy and not chaos'
 
 test-all: test test-envs test-chaos test-deploy
 

@@ -86,7 +86,7 @@ def test_learners_of_own_objectives_have_unique_names(make_matrix: Callable[...,
         ({"objectives": {"sac": {"objective": "sac"}}}, "objectives.sac.objective: the matrix sets it; leave it out"),
         ({"objectives": {"sac": {"batch_size": 8}}}, "objectives.sac.batch_size: all learners of a run have one pace"),
         ({"objectives": {"sac": {"discuont": 0.9}}}, "objectives.sac.discuont: unknown key; known here: objective, "),
-        ({"objectives": {"sac": {"discount": 2}}}, "objectives.sac.discount: Input should be less than 1, got 2"),
+        ({"objectives": {"sac": {"discount": 2}}}, "objectives.sac.discount: input should be less than 1, got 2"),
         (
             {"objectives": ["sac"], "algorithm": {"sac": {"target_rate": 0.1}}},
             "experiment.algorithm.sac: is a key of sac; set objectives.sac.sac",

@@ -155,10 +155,12 @@ def test_a_run_killed_at_random_points_ends_with_the_same_result(
 @pytest.mark.timeout(600)
 def test_every_objective_resumes_to_the_bit(tmp_path: Path) -> None:
     """All learners decide two actions at once, so that kills fall into chunks, too."""
+    sizes = {"depth": 1, "width": 8}  # compiles soonest
     learners = {
-        name: SIZES | {"algorithm": {"objective": name, "chunk": 2}} for name in OWN_CONSTANTS if name != "contrastive"
+        name: sizes | {"algorithm": {"objective": name, "chunk": 2}} for name in OWN_CONSTANTS if name != "contrastive"
     }
     changes = {"learners": learners, "algorithm": EXPERIMENT.algorithm.model_dump() | {"chunk": 2}}
+    changes["collector"] = EXPERIMENT.collector.model_dump() | sizes
     changes |= {"evaluation": {"episodes": 8, "count": 1}, "snapshots": {"count": 2}, "budget": {"env_steps": 480}}
     experiment = Experiment.model_validate(EXPERIMENT.model_dump() | changes)
     whole, directory = tmp_path / "whole", tmp_path / "killed"
