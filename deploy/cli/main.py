@@ -14,7 +14,7 @@ from deploy.cli.envs import Envs
 from deploy.cli.eval import Eval
 from deploy.cli.experiments import Experiments, is_named
 from deploy.cli.matrix import Matrix
-from deploy.cli.options import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
+from deploy.cli.options import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, parse_options
 from deploy.cli.output import complain
 from deploy.cli.render import Render
 from deploy.cli.report import Report
@@ -36,9 +36,14 @@ def run_command(arguments: Sequence[str]) -> int:
         # Keys of an experiment are options of `fathom run`, too. Only with an experiment, help can list them.
         if arguments[:1] == ["run"] and (names_experiment or not wants_help):
             plain = [argument for argument in arguments[1:] if argument not in HELP]
-            run, overrides = tyro.cli(Run, args=plain, return_unknown_args=True, prog="fathom run")
+            run, overrides = parse_options(
+                lambda: tyro.cli(Run, args=plain, return_unknown_args=True, prog="fathom run")
+            )
             return run.execute(overrides + ["--help"] * wants_help)
-        return tyro.extras.subcommand_cli_from_dict(SUBCOMMANDS, args=arguments, prog="fathom").execute()
+        command = parse_options(
+            lambda: tyro.extras.subcommand_cli_from_dict(SUBCOMMANDS, args=arguments, prog="fathom")
+        )
+        return command.execute()
     except ConfigError as error:
         for line in str(error).splitlines():
             complain(line)

@@ -1,11 +1,44 @@
-"""Options of several commands, with their errors; exit statuses."""
+"""Mistakes in command lines, options of several commands, with their errors; exit statuses."""
 
+import io
 import re
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from itertools import groupby
 from typing import Any
 
 from shared.errors import ConfigError
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def parse_options(parse: Callable[[], Any]) -> Any:
+    """Returns what tyro's `parse()` returns. Raises ConfigError, one line, where tyro would print a box and exit."""
+    printed = io.StringIO()
+    try:
+        with redirect_stderr(printed):
+            return parse()
+    except SystemExit as error:
+        if not error.code:  # after help
+            raise
+        raise ConfigError(_in_one_line(printed.getvalue())) from error
+
+
+def _in_one_line(box: str) -> str:
+    """Returns the mistake in a box that tyro prints, the values that are possible, and the command that prints help.
+
+    Rules and empty lines separate the parts of a box. The first line is its title.
+    """
+    lines = [line.strip("│ ") for line in _STYLE.sub("", box).splitlines()[1:]]
+    blocks = (" ".join(block) for is_text, block in groupby(lines, lambda line: line.strip("─-╰╯ ") != "") if is_text)
+    mistake, *more = blocks
+    mistake = mistake.removeprefix("Error parsing ").removesuffix(" (required)").rstrip(".")
+    possible = [part.removeprefix("Argument helptext: ") for part in more if part.startswith(("Argument", "Available"))]
+    command = re.search("fathom[a-z -]*--help", " ".join(more))
+    return "; ".join([mistake, *possible, f"`{command[0] if command else 'fathom --help'}` says more"])
 
 
 def folder_mode(text: str) -> int:

@@ -13,6 +13,7 @@ import tyro
 import yaml
 from pydantic import BaseModel
 
+from deploy.cli.options import parse_options
 from shared import strict_yaml
 from shared.config import Experiment
 from shared.config_file import RENAMED, parse_experiment, printable
@@ -31,8 +32,9 @@ def override(experiment: Experiment, options: Sequence[str], path: Path) -> Expe
         if option.startswith("--learners."):
             experiment.learner(option.split(".")[1].split("=")[0])
     command = f"fathom run {path}"
-    parsed: Any
-    parsed, unknown = tyro.cli(_mirror(experiment), args=list(options), prog=command, return_unknown_args=True)
+    parsed, unknown = parse_options(
+        lambda: tyro.cli(_mirror(experiment), args=list(options), prog=command, return_unknown_args=True)
+    )
     for option in unknown:
         renamed = [new for old, new in RENAMED.items() if option.startswith(f"--{old}")]
         known = f"is now called --{renamed[0]}; use that name" if renamed else ""
