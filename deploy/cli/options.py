@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from itertools import groupby
@@ -20,11 +21,13 @@ def parse_options(parse: Callable[[], Any]) -> Any:
     printed = io.StringIO()
     try:
         with redirect_stderr(printed):
-            return parse()
+            parsed = parse()
     except SystemExit as error:
-        if not error.code:  # after help
-            raise
-        raise ConfigError(_in_one_line(printed.getvalue())) from error
+        if error.code:  # 0 after help
+            raise ConfigError(_in_one_line(printed.getvalue())) from error
+        raise
+    sys.stderr.write(printed.getvalue())  # such as warnings
+    return parsed
 
 
 def _in_one_line(box: str) -> str:
@@ -34,7 +37,7 @@ def _in_one_line(box: str) -> str:
     """
     lines = [line.strip("│ ") for line in _STYLE.sub("", box).splitlines()[1:]]
     blocks = (" ".join(block) for is_text, block in groupby(lines, lambda line: line.strip("─-╰╯ ") != "") if is_text)
-    mistake, *more = blocks
+    mistake, *more = [*blocks] or [" ".join(box.split())]
     mistake = mistake.removeprefix("Error parsing ").removesuffix(" (required)").rstrip(".")
     possible = [part.removeprefix("Argument helptext: ") for part in more if part.startswith(("Argument", "Available"))]
     command = re.search("fathom[a-z -]*--help", " ".join(more))

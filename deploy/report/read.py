@@ -114,8 +114,8 @@ def read_matrix(directory: Path) -> MatrixRecord:
     for run in runs:
         run_dir = directory / run.name
         if not is_done(run_dir, run):
-            state = progress(run_dir)
-            reason = "done with another configuration" if state == "done" else state
+            finished = read_status(run_dir).get("state") == "done"
+            reason = "done with another configuration" if finished else progress(run_dir)
             record.missing.append(Missing(run.name, "", reason))
             continue
         record.done += 1

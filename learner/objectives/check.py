@@ -86,7 +86,7 @@ def _check_label(objective: Objective) -> Any:
     fields = {name: {array.shape[:2] for array in jax.tree.leaves(part)} for name, part in labelled._asdict().items()}
     leading = set().union(*fields.values())
     if leading not in ({shape}, {(WINDOWS, length - 1)}):
-        found = ", ".join(f"{name} {shape}" for name, shapes in fields.items() for shape in sorted(shapes))
+        found = ", ".join(f"{name} {start}" for name, starts in fields.items() for start in sorted(starts))
         raise Misfit(
             f"label: all arrays must begin with [windows, rows], {shape} or ({WINDOWS}, {length - 1}) here; "
             f"found: {found or 'none'}"

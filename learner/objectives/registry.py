@@ -4,6 +4,7 @@ An own objective has the dotted path `package.module:Class` as its name; the cla
 """
 
 import difflib
+import importlib
 
 from learner.objectives.base import Objective
 from learner.objectives.check import Misfit, make_own
@@ -61,15 +62,17 @@ def make_objectives(experiment: Experiment, spec: EnvSpec) -> dict[str, Objectiv
 
 def find_objective(name: str, field: str) -> type[Objective]:
     """Returns the class of the objective called `name`. Raises ConfigError that begins with `field`."""
-    path = _CLASSES.get(name, name)
-    if not DOTTED.fullmatch(path):
+    if name in _CLASSES:
+        module, _, attribute = _CLASSES[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if not DOTTED.fullmatch(name):
         nearest = difflib.get_close_matches(name, _CLASSES, n=1, cutoff=0.0)[0]
         raise ConfigError(
             f"{field}: unknown objective {name!r}; did you mean {nearest!r}? known: {', '.join(_CLASSES)}, or your own "
             "package.module:Class"
         )
     try:
-        kind = load_object(path)
+        kind = load_object(name)
     except ValueError as error:
         raise ConfigError(f"{field}: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, Objective)):

@@ -1,8 +1,11 @@
 """Mistakes in a command line: one line with the possible values and the command that prints help."""
 
+import sys
+
 import pytest
 
 from deploy.cli.main import run_command
+from deploy.cli.options import parse_options
 
 COMMANDS = "run, matrix, report, eval, render, experiments, envs, bench"
 
@@ -36,3 +39,8 @@ def test_help_goes_to_standard_output(command: str, capsys: pytest.CaptureFixtur
     printed = capsys.readouterr()
     assert "--help" in printed.out
     assert printed.err == ""
+
+
+def test_warnings_of_a_command_line_without_mistakes_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse_options(lambda: sys.stderr.write("a warning")) == len("a warning")
+    assert capsys.readouterr().err == "a warning"

@@ -18,21 +18,9 @@ from shared.files import write_json
 from shared.metrics import MetricsWriter, read_metrics
 from shared.plan import make_plan
 from shared.roles import EVALUATOR, learner_role, source_roles
+from tests.deploy.matrix import cases
 
-MATRIX: dict[str, Any] = {
-    "envs": ["point_u_maze"],
-    "collector_depths": [4, 16],
-    "learner_depths": [4, 16],
-    "seeds": [0, 1, 2],
-    "experiment": {
-        "env_options": {"episode_length": 20},
-        "collector": {"width": 8, "environments": 4, "unroll_length": 5},
-        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
-        "replay": {"steps_per_environment": 400, "prefill_steps": 40},
-        "evaluation": {"episodes": 8, "count": 2},
-        "budget": {"env_steps": 400},
-    },
-}
+MATRIX: dict[str, Any] = cases.MATRIX | {"collector_depths": [4, 16], "learner_depths": [4, 16], "seeds": [0, 1, 2]}
 # Time at goal at the end, by (collector depth, learner depth), seed 0; each further seed has one step more.
 FINAL = {(4, 4): 4.0, (4, 16): 5.0, (16, 4): 6.0, (16, 16): 12.0}
 OBJECTIVES = {"contrastive": {}, "survival": {"chunk": 2}}
