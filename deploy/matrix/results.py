@@ -20,6 +20,8 @@ COLUMNS = (
     "seed",
     "time_at_goal",
     "success_rate",
+    "last_time_at_goal",
+    "last_success_rate",
     "coverage",
     "gradient_steps",
     "samples_per_insert",

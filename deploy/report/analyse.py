@@ -120,6 +120,7 @@ def _cells(trials: Sequence[Trial], marks: Mapping[Trial, str]) -> tuple[content
             *_place(group[0]),
             seeds=tuple(each.seed for each in group),
             time_at_goal=estimate([trial.final for trial in group]),
+            last=estimate([trial.last for trial in group]),
             success_rate=_estimate_known(trial.success_rate for trial in group),
             area=estimate([trial.area for trial in group]),
             marks=tuple(f"seed {trial.seed}: {marks[trial]}" for trial in group if marks[trial]),

@@ -9,13 +9,18 @@ from deploy.report.statistics import Band, DepthRatio, Difference, Estimate, Val
 
 @dataclass(frozen=True)
 class Cell:
-    """Results of a collector depth and a learner depth over finished seeds; `marks`: why they are not comparable."""
+    """Results of a collector depth and a learner depth over finished seeds.
+
+    `time_at_goal` and `success_rate`: mean over the last five evaluations. `last`: time at goal at the last one.
+    `marks`: why trials are not comparable.
+    """
 
     objective: str
     collector_depth: int
     learner_depth: int
     seeds: tuple[int, ...]
     time_at_goal: Estimate
+    last: Estimate
     success_rate: Estimate
     area: Estimate
     marks: tuple[str, ...]
@@ -23,7 +28,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two learners on the same streams, seed by seed: time at goal at the end, and over the whole curve (`area`)."""
+    """Two learners on the same streams, seed by seed: time at goal as in a cell, and over the whole curve (`area`)."""
 
     objective: str
     collector_depth: int

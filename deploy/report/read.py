@@ -19,7 +19,7 @@ from deploy.matrix.expand import MatrixConfig, MatrixRun, load_matrix
 from deploy.matrix.folder import MATRIX, is_done, progress, runs_in
 from deploy.report.statistics import Values, area_under_curve
 from deploy.run.run_dir import read_status
-from deploy.run.summary import read_summary, run_seconds
+from deploy.run.summary import headline, read_summary, run_seconds
 from shared.config import ACTIVE
 from shared.errors import ConfigError
 from shared.metrics import Row, read_metrics
@@ -58,9 +58,10 @@ class Trial(Treatment):
     steps: Values  # [E] environment steps
     seconds: Values  # [E] wall clock from the start of the run until the learner had this policy; NaN if unknown
     time_at_goal: Values  # [E] environment steps of an episode
-    final: float  # time at goal at the last evaluation
+    final: float  # time at goal, mean over the last five evaluations
+    last: float  # time at goal at the last evaluation
     area: float  # mean of time at goal over training
-    success_rate: float  # at the last evaluation
+    success_rate: float  # mean over the last five evaluations
     age_spread: float  # most that sample ages of one run's learners may differ in lockstep, in steps of an environment
     parameters: float
     gradient_steps_per_second: float
@@ -203,9 +204,10 @@ class _RunReader:
             steps=env_steps,
             seconds=self._seconds(name, updates),
             time_at_goal=time_at_goal,
-            final=time_at_goal[-1],
+            final=headline(curve, "time_at_goal"),
+            last=time_at_goal[-1],
             area=area_under_curve(env_steps, time_at_goal),
-            success_rate=number(curve[-1], "success_rate"),
+            success_rate=headline(curve, "success_rate"),
             age_spread=self._age_spread(),
             **learner,
         )

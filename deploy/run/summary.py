@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from collections.abc import Sequence
 from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -24,14 +25,24 @@ from shared.roles import learner_role, source_roles
 
 COLOURS = ("#4c566a", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "osv^"  # the next one after each round of colours
+HEADLINE_EVALUATIONS = 5
 PROCESS_GAP_S = 1.0  # rows of one process follow each other without a gap; a new process takes longer to start
+
+
+def headline(evaluations: Sequence[Row], name: str) -> float:
+    """Returns the mean of a metric over a learner's last five evaluations, as in the paper; NaN without any.
+
+    Single evaluations swing too far to be compared. The untrained policy does not count.
+    """
+    return _mean([row for row in evaluations if row["updates"] > 0][-HEADLINE_EVALUATIONS:], name)
 
 
 def summarise(record: RunRecord, spec: EnvSpec) -> dict[str, Any]:
     """Returns the content of summary.json: the run's plan, and measured figures; NaN stands for an unknown figure.
 
-    `untrained_...` are means over the learners' untrained policies. `time_at_goal` is in environment steps of
-    an episode. `sample_age`, in environment steps, and `policy_lag`, in updates, are means over the run.
+    `untrained_...` are means over the learners' untrained policies. `time_at_goal`, in environment steps of an episode,
+    and `success_rate` are those of `headline`; `last_...` are of the last evaluation. `sample_age`, in environment
+    steps, and `policy_lag`, in updates, are means over the run.
 
     Rates leave out compilation. `env_steps_per_second`: growth of the environment steps of all sources from the run's
     first row to its last, over the wall clock between these rows. It includes waits and restarts of roles, but neither
@@ -55,7 +66,8 @@ def _learner_summary(record: RunRecord, spec: EnvSpec, name: str) -> dict[str, A
     plan, config = record.plan, record.experiment.learner(name)
     objective = make_objective(record.experiment, name, spec)
     rows = read_metrics(record.run_dir, learner_role(name))
-    newest = [{}, *record.evaluations(name)][-1]
+    evaluations = record.evaluations(name)
+    newest = [{}, *evaluations][-1]
     updates = record.updates(name)
     gradient_steps = updates * plan.minibatches_per_update
     return {
@@ -67,8 +79,10 @@ def _learner_summary(record: RunRecord, spec: EnvSpec, name: str) -> dict[str, A
         "critic_layers": objective.critic_layers,
         "parameters": objective.size,
         "gradient_steps": gradient_steps,
-        "time_at_goal": newest.get("time_at_goal", math.nan),
-        "success_rate": newest.get("success_rate", math.nan),
+        "time_at_goal": headline(evaluations, "time_at_goal"),
+        "success_rate": headline(evaluations, "success_rate"),
+        "last_time_at_goal": newest.get("time_at_goal", math.nan),
+        "last_success_rate": newest.get("success_rate", math.nan),
         "samples_per_insert": _ratio(updates * plan.windows_per_update, record.windows - plan.prefill_windows),
         "utd": _ratio(gradient_steps, record.env_steps),
         "sample_age": _mean(rows, "sample_age"),

@@ -32,7 +32,7 @@ def whole(all_runs: Path) -> EnvironmentReport:
     return report_on(all_runs)
 
 
-def test_cells_hold_the_last_evaluations_of_all_seeds(whole: EnvironmentReport) -> None:
+def test_cells_hold_the_mean_of_the_last_evaluations_of_all_seeds(whole: EnvironmentReport) -> None:
     cells = {(cell.collector_depth, cell.learner_depth): cell for cell in whole.cells}
     # Seeds 0, 1 and 2 add 0, 1 and 2 steps; the interquartile mean cuts none of three seeds.
     assert {place: cell.time_at_goal.value for place, cell in cells.items()} == {
@@ -40,8 +40,9 @@ def test_cells_hold_the_last_evaluations_of_all_seeds(whole: EnvironmentReport) 
     }  # fmt: skip
     assert cells[16, 16].time_at_goal == estimate([12, 13, 14])
     assert cells[4, 4].success_rate.value == pytest.approx(5 / 20)
-    # 0, 2 and 5 steps at 0, 280 and 400 environment steps.
-    assert cells[4, 4].area.value == pytest.approx((280 * 1 + 120 * 3.5) / 400)
+    assert cells[4, 4].last.value == 1.25 * 5
+    # 0, 3.75 and 6.25 steps at 0, 280 and 400 environment steps.
+    assert cells[4, 4].area.value == pytest.approx((280 * 1.875 + 120 * 5) / 400)
     assert [cell.learner_depth for cell in whole.active] == [4, 16]
     assert {cell.time_at_goal.value for cell in whole.active} == {1.0}
 
@@ -168,12 +169,12 @@ def test_files_compare_objectives(objectives: Path, tmp_path: Path) -> None:
 def test_curves_by_steps_and_by_wall_clock(whole: EnvironmentReport) -> None:
     curve = whole.curves[0]
     np.testing.assert_allclose(curve.steps, [0, 280, 400])
-    np.testing.assert_allclose(curve.by_steps.centre, [0, 2 * 5 / 5, 5])
-    np.testing.assert_allclose(curve.by_steps.low, [0, 4 * 2 / 5, 4])
-    # The last of five updates ends after a minute; evaluations come after the second and the last.
+    np.testing.assert_allclose(curve.by_steps.centre, [0, 0.75 * 5, 1.25 * 5])
+    np.testing.assert_allclose(curve.by_steps.low, [0, 0.75 * 4, 1.25 * 4])
+    # The last of five updates ends after a minute; evaluations come after the second (24 s) and the last.
     np.testing.assert_allclose(curve.seconds, [0, 30, 60], atol=0.1)
     assert curve.by_seconds is not None
-    np.testing.assert_allclose(curve.by_seconds.centre, [0, 2.5, 5], atol=0.05)
+    np.testing.assert_allclose(curve.by_seconds.centre, [0, 3.75 + 2.5 * 6 / 36, 6.25], atol=0.05)
 
 
 def test_coverage_of_all_points_of_a_run(whole: EnvironmentReport) -> None:

@@ -384,7 +384,7 @@ def test_two_runs_on_one_cluster_learn_and_share_no_data(
             # The table holds exactly this run's windows: the other run inserted none, and none was lost.
             assert counts[f"{name}/inserted"] == plan.windows
             assert (run.run_dir / "checkpoints" / name).is_dir()
-        best = max(learner["time_at_goal"] for learner in summary["learners"].values())
+        best = max(learner["last_time_at_goal"] for learner in summary["learners"].values())
         assert best > 3 * summary["untrained_time_at_goal"], pace
         assert summary["env_steps"] == plan.env_steps
         assert summary["collector"]["policy_lag"] >= 0

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from deploy.run.record import RunRecord
-from deploy.run.summary import plot, read_summary, run_seconds, summarise, table
+from deploy.run.summary import headline, plot, read_summary, run_seconds, summarise, table
 from shared.config import ACTIVE, Experiment
 from shared.envs.registry import make_envs
 from shared.files import write_json
@@ -96,13 +96,20 @@ def test_a_summary_is_made_of_whatever_there_is(tmp_path: Path) -> None:
     }  # fmt: skip
     active, passive = (written["learners"][name] for name in (ACTIVE, "passive"))
     assert active["gradient_steps_per_second"] == 4 / 2.0  # the only update there is
-    assert (active["sample_age"], active["time_at_goal"], active["success_rate"]) == (None, None, 0.5)
+    assert (active["sample_age"], active["last_time_at_goal"], active["last_success_rate"]) == (None, None, 0.5)
     assert [passive[name] for name in ("time_at_goal", "success_rate", "sample_age")] == [None] * 3
     assert (passive["gradient_steps"], passive["gradient_steps_per_second"]) == (0, None)
     Console(quiet=True).print(table(summary))
     plot(record, tmp_path / "learning_curve.png")
     assert Image.open(tmp_path / "learning_curve.png").size[0] > 1000
     record.close()
+
+
+def test_the_headline_is_the_mean_over_the_last_five_evaluations_of_a_trained_policy() -> None:
+    rows = [{"updates": updates, "time_at_goal": 2.0**updates} for updates in range(8)]
+    assert headline(rows, "time_at_goal") == (8 + 16 + 32 + 64 + 128) / 5
+    assert headline(rows[:3], "time_at_goal") == (2 + 4) / 2
+    assert math.isnan(headline(rows[:1], "time_at_goal"))
 
 
 def printed(summary: dict[str, Any]) -> list[str]:
