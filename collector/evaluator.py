@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from collector.behaviour import Episodes, Trajectories, as_lists, measure_episodes, summarise
 from collector.breaks import Break, explain, find_first
 from collector.rollout import make_start, make_unroll
 from shared.config import Experiment
@@ -89,32 +90,34 @@ class Evaluator:
         self._key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_DOMAIN)
 
     def evaluate(self, learner: str, policy: Policy) -> Metrics:
-        """Returns one row: learner, updates, environment steps, and the metrics of `make_evaluate`.
+        """Returns one row: learner, updates, environment steps, the metrics of `summarise`, and `episodes`.
 
-        Starts and goals depend on the number of updates, not on the learner.
+        Starts and goals depend on the number of updates, not on the learner. `episodes`: columns of `measure_episodes`.
         """
+        episodes = self.measure(learner, policy.params, policy.version)
         return {
             "learner": learner,
             "updates": policy.version,
             "env_steps": self._plan.env_steps_at(policy.version),
-            **self.measure(learner, policy.params, policy.version),
+            **summarise(self._env.spec, episodes),
+            "episodes": as_lists(episodes),
         }
 
-    def measure(self, learner: str, params: Params, draw: int) -> Metrics:
-        """Returns metrics over fresh episodes of the evaluation; `draw` chooses their starts, goals and samples.
+    def measure(self, learner: str, params: Params, draw: int) -> Episodes:
+        """Returns fresh episodes of the evaluation; `draw` chooses their starts, goals and samples.
 
         Raises EnvironmentBroken if every episode breaks: then no metric means what its name says.
         """
         policy, chunk = self._policies[learner], self._experiment.algorithm_of(learner).chunk
         evaluate = _jitted_evaluate(self._env, policy, self._episodes, chunk)  # type: ignore[arg-type]
-        metrics, first_break = evaluate(params, jax.random.fold_in(self._key, draw))
-        metrics = {name: float(value) for name, value in metrics.items()}
-        if metrics["broken_episodes"] == self._episodes:
+        trajectories, first_break = jax.device_get(evaluate(params, jax.random.fold_in(self._key, draw)))
+        episodes = measure_episodes(self._env, trajectories)
+        if episodes["broken"].all():
             config = self._experiment
             env = f"evaluation.env: {config.evaluation.env}" if config.evaluation.env else f"env: {config.env}"
             consequence = f"all {self._episodes} episodes of an evaluation broke"
             raise EnvironmentBroken(explain(env, self._env.spec, first_break, "the evaluator", consequence))
-        return metrics
+        return episodes
 
     def run(
         self,
@@ -142,46 +145,31 @@ class Evaluator:
 @lru_cache
 def _jitted_evaluate(
     env: GoalEnv, policy: PolicyFunction, episodes: int, chunk: int
-) -> Callable[[Params, Array], tuple[Metrics, Break]]:
+) -> Callable[[Params, Array], tuple[Trajectories, Break]]:
     return jax.jit(make_evaluate(env, policy, episodes, chunk))
 
 
 def make_evaluate(
     env: GoalEnv, policy: PolicyFunction, episodes: int, chunk: int = 1
-) -> Callable[[Params, Array], tuple[Metrics, Break]]:
-    """Returns `evaluate(params, key) -> (metrics, first break)`, over one episode of each of `episodes` environments.
+) -> Callable[[Params, Array], tuple[Trajectories, Break]]:
+    """Returns `evaluate(params, key) -> (trajectories, first break)` of one episode of each of `episodes` environments.
 
-    `policy` decides `chunk` actions at once.
-
-    Means over episodes. time_at_goal: environment steps of an episode within the goal radius. success_rate: share of
-    episodes with at least one such step. final_distance: distance after the last step, in the goal's units. The first
-    two exist for the easy and the hard radius, too, if the environment has them: time_at_goal_easy and so on.
-
-    An episode that breaks ends at that step, outside of the goal; `broken_episodes` counts these. Its final distance is
-    its last finite one. An episode without any finite distance is left out of the mean, which is NaN without any.
+    `policy` decides `chunk` actions at once. An episode that breaks ends at that step, outside of the goal.
     """
     spec = env.spec
-    named = {"": spec.goal_radius, "_easy": spec.easy_radius, "_hard": spec.hard_radius}
-    radii = {suffix: radius for suffix, radius in named.items() if radius is not None}
     start = make_start(env, episodes, chunk)
-    unroll = make_unroll(env, policy, spec.episode_length)
+    unroll = make_unroll(env, policy, spec.episode_length, measure=True)
 
-    def evaluate(params: Params, key: Array) -> tuple[Metrics, Break]:
+    def evaluate(params: Params, key: Array) -> tuple[Trajectories, Break]:
         start_key, unroll_key = jax.random.split(key)
         _, made = unroll(params, jnp.zeros((), jnp.int32), start(start_key), unroll_key)
         ended = jnp.cumsum(made.done, axis=0) - made.done  # episodes ended before this step
         first = ended == 0
-        metrics: Metrics = {}
-        for suffix, radius in radii.items():
-            at_goal = first & ~made.broken & (made.distance < radius)
-            metrics[f"time_at_goal{suffix}"] = jnp.mean(jnp.sum(at_goal, axis=0))
-            metrics[f"success_rate{suffix}"] = jnp.mean(jnp.any(at_goal, axis=0))
-        last = first & made.done & jnp.isfinite(made.distance)
-        metrics |= {
-            "final_distance": jnp.mean(made.distance, where=last),
-            "episode_length": jnp.mean(jnp.sum(first, axis=0)),
-            "broken_episodes": jnp.sum(first & made.broken),
-        }
-        return metrics, find_first(made, first & made.broken)
+        before = jnp.asarray(made.rows.state)[..., jnp.array(spec.goal_indices)]
+        after = jnp.concatenate([before[1:], before[-1:]])
+        after = jnp.where(made.done[..., None], jnp.where(made.broken[..., None], before, made.rows.final), after)
+        points = jnp.concatenate([before[:1], after])
+        trajectories = Trajectories(points, made.goal[0], made.distance, first, made.broken, made.measures)
+        return trajectories, find_first(made, first & made.broken)
 
     return evaluate

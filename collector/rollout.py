@@ -1,12 +1,13 @@
 """Rollout of a policy: the same for collecting and for evaluating, which differ by the policy alone."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from shared.envs.base import EnvState, GoalEnv
+from shared.envs.base import EnvState, GoalEnv, step_measures
 from shared.policy import PolicyFunction
 from shared.types import CONTINUES, TERMINATED, TRUNCATED, Array, Params, Rows
 
@@ -47,7 +48,8 @@ class Unroll(NamedTuple):
     the commanded goal, in the goal's units, after each step, or before a step that broke. `done` `[T, N]` bool: the
     episode ended with this step. `episode_step` `[T, N]` int32: steps of the episode before this one. `broken` `[T, N]`
     bool: the step's action, the state after it or its distance is not finite, which ended the episode. `entry` `[T, N]`
-    int32: the first of these A + S + 1 numbers that is not finite; A + S + 1 if the step is not broken.
+    int32: the first of these A + S + 1 numbers that is not finite; A + S + 1 if the step is not broken. `measures`: the
+    environment's measures `[T, N]` after each step, by name; empty unless they were asked for.
     """
 
     rows: Rows
@@ -57,6 +59,7 @@ class Unroll(NamedTuple):
     episode_step: Array
     broken: Array
     entry: Array
+    measures: dict[str, Array]
 
 
 UnrollFunction = Callable[[Params, Array, RolloutState, Array], tuple[RolloutState, Unroll]]
@@ -106,13 +109,16 @@ def _act(
     return action, held.version, held._replace(next=(held.next + 1) % held.actions.shape[1])
 
 
-def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False) -> UnrollFunction:
+def make_unroll(
+    env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: bool = False, measure: bool = False
+) -> UnrollFunction:
     """Returns `unroll(params, version, state, key) -> (state, Unroll)` of `length` steps; the caller applies jit.
 
     The policy decides as many actions at once as `state` has room for (see `make_start`). A chunk continues in the next
     unroll, and ends with its episode. An episode ends when the environment terminates, when a step breaks (see
     `Unroll`), or after `episode_length` steps (truncation). The next episode has a new start and a new goal, or with
-    `fixed_goals` the environment's very first start and goal. `key` is consumed.
+    `fixed_goals` the environment's very first start and goal. `measure`: evaluates the environment's measures after
+    each step. `key` is consumed.
     """
     spec = env.spec
     goal_indices = jnp.array(spec.goal_indices)
@@ -147,7 +153,8 @@ def make_unroll(env: GoalEnv, policy: PolicyFunction, length: int, fixed_goals: 
             )
             last_distance = env.distance(state.env.state, state.env.goal)
             distance = jnp.where(broken, last_distance, distance)
-            made = Unroll(rows, state.env.goal, distance, done, state.episode_step, broken, entry)
+            measures = jax.vmap(partial(step_measures, env))(after) if measure else {}
+            made = Unroll(rows, state.env.goal, distance, done, state.episode_step, broken, entry, measures)
             state = RolloutState(
                 env=jax.tree.map(lambda new, old: jax.vmap(jnp.where)(done, new[start], old), pool, after),
                 episode=state.episode + done,

@@ -160,6 +160,33 @@ CATALOGUE: tuple[Metric, ...] = (
         ("final_distance", "goal units", "Distance to the goal after the last step, mean over episodes.", "result", ""),
         ("episode_length", STEPS, "Steps of an episode, mean over episodes.", "result", ""),
         ("broken_episodes", "episodes", "Episodes that ended because a number was not finite.", "result", ""),
+        ("reached/<band>", SHARE, "Episodes that reach their goal, by the shortest path to it, in goal units.", "", ""),
+        ("behaviour/first_reach", STEPS, "Steps until the goal is reached, mean over episodes that reach it.", "", ""),
+        ("behaviour/path_length", "goal units", "Way made until the goal is reached, or the episode ends.", "", ""),
+        (
+            "behaviour/detour",
+            "",
+            "Way made until the goal is reached, over the shortest path to that point; below 1 for a way over walls.",
+            "",
+            "",
+        ),
+        (
+            "behaviour/stuck",
+            STEPS,
+            "Steps of an episode without way for 20 steps, at a wall and away from the goal.",
+            "",
+            "",
+        ),
+        ("behaviour/wall_contact", STEPS, "Steps of an episode in contact with a wall (mazes).", "", ""),
+        ("behaviour/over_walls", STEPS, "Steps of an episode with the torso above a wall (bodies in mazes).", "", ""),
+        ("behaviour/upright", STEPS, "Steps of an episode with the torso tilted by less than 60 degrees.", "", ""),
+        ("behaviour/height", "m", "Height of the torso, mean over an episode's steps.", "", ""),
+        ("behaviour/speed", "m/s", "Horizontal speed of the body; in cells/s for points.", "", ""),
+        ("behaviour/contacts", "points", "Points at which bodies touch each other or the ground.", "", ""),
+        ("behaviour/object_height", "m", "Height of the arm's cube.", "", ""),
+        ("behaviour/lifted", STEPS, "Steps of an episode with the arm's cube 5 cm and more above the table.", "", ""),
+        ("behaviour/<name>", "", "A measure of a user's own environment.", "", ""),
+        ("episodes", "", "Start, goal and measures of every episode; lists, also in episodes.arrow.", "", ""),
         ("dropped", "policies", "Evaluations left out so far because the evaluator was too far behind.", "queue", ""),
     ),
     *_row(
@@ -251,12 +278,15 @@ FAMILIES = {
 @cache
 def find_metric(kind: str, name: str) -> Metric | None:
     """Returns the metric `name` in metrics files of `kind` ("learner", "replay", ...); None if there is none."""
-    for metric in CATALOGUE:
-        pattern_end = metric.name.rpartition(">")[2]
-        matches = name.endswith(pattern_end) if "<" in metric.name else name == metric.name
-        if matches and kind in metric.files:
-            return metric
-    return None
+    metrics = [metric for metric in CATALOGUE if kind in metric.files]
+    exact = next((metric for metric in metrics if metric.name == name), None)
+    return exact or next((metric for metric in metrics if _fits(metric.name, name)), None)
+
+
+def _fits(pattern: str, name: str) -> bool:
+    begin, _, end = pattern.partition("<")
+    end = end.partition(">")[2]
+    return "<" in pattern and name.startswith(begin) and name.endswith(end)
 
 
 def unknown_metrics(kind: str, names: Iterable[str]) -> list[str]:

@@ -29,13 +29,14 @@ class Eval:
         from deploy.run.trained import load_trained
 
         trained = load_trained(self.run_dir, self.learner)
+        from collector.behaviour import summarise
         from collector.evaluator import Evaluator
 
         episodes = self.episodes or trained.experiment.evaluation.episodes
         evaluation = trained.experiment.evaluation.model_copy(update={"episodes": episodes})
         experiment = trained.experiment.model_copy(update={"evaluation": evaluation})
         evaluator = Evaluator(experiment, trained.plan, trained.envs.evaluation, {self.learner: trained.policy})
-        metrics = evaluator.measure(self.learner, trained.params, self.seed)
+        metrics = summarise(trained.envs.evaluation.spec, evaluator.measure(self.learner, trained.params, self.seed))
         result = {"learner": self.learner, "updates": trained.updates, "episodes": episodes}
         show(result | metrics, self.json)
         return 0

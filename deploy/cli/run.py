@@ -172,6 +172,7 @@ def _execute(record: Any, envs: Any, mode: Mode) -> int:
 def _supervised(record: Any, envs: Any, mode: Mode, interruption: Interruption) -> dict[str, Any]:
     """Runs until the budget is spent and writes the results. Returns the summary."""
     from deploy.cli.console import RunConsole
+    from deploy.run.episodes import write_episodes
     from deploy.run.summary import plot, summarise
     from shared.files import write_json
 
@@ -187,6 +188,7 @@ def _supervised(record: Any, envs: Any, mode: Mode, interruption: Interruption) 
             InProcessRun(record, envs, console.say, mode, interruption).run(console.update)
     summary = summarise(record, envs.training.spec)
     plot(record, record.run_dir / "learning_curve.png")
+    write_episodes(record.run_dir)
     write_json(record.run_dir / "summary.json", summary)  # a run with a summary is done
     record.status("done")
     record.remove_backups()

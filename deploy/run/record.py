@@ -68,7 +68,7 @@ class RunRecord:
         self.started = status.get("started", self.started)
         newest: dict[str, int] = {}
         for name in metrics_files(self.run_dir):
-            rows = read_metrics(self.run_dir, name)
+            rows = list(map(_without_episodes, read_metrics(self.run_dir, name)))
             self._rows[name] = deque(rows, maxlen=ROWS_KEPT)
             for row in rows:
                 newest[curves(name, row)] = row.get("env_steps", 0)
@@ -91,10 +91,11 @@ class RunRecord:
         self._write(REPLAY, {"index": steps, "env_steps": steps, **counts})
 
     def _write(self, role: Role, row: Row) -> None:
+        self._writer.write(role, row)
+        row = _without_episodes(row)
         self._rows.setdefault(str(role), deque(maxlen=ROWS_KEPT)).append(row)
         if role == EVALUATOR:
             self._evaluations[row["learner"]].append(row)
-        self._writer.write(role, row)
         for watch in self.watchers:
             watch(role, row)
 
@@ -189,3 +190,8 @@ class RunRecord:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _without_episodes(row: Row) -> Row:
+    """Returns a row for the memory: the table of its episodes is in its file alone."""
+    return {name: value for name, value in row.items() if name != "episodes"}

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import mujoco
 
 from shared.config import EnvOptions
-from shared.envs.brax_env import BraxEnv, Timing, brax_model, outside
+from shared.envs.base import EnvState
+from shared.envs.brax_env import BraxEnv, Timing, brax_model, outside, torso_measures
 from shared.envs.space import GRIDS, HOPS, Maze, Ring
 from shared.envs.walls import add_walls
 from shared.types import Array
@@ -65,6 +66,9 @@ class Ant(BraxEnv):
 
     def observe(self, physics: Any, control: Array, goal: Array) -> Array:
         return jnp.concatenate([physics.q[:_Q], physics.qd[:_QD]])
+
+    def measures(self, env_state: EnvState) -> dict[str, Array]:
+        return super().measures(env_state) | torso_measures(env_state.physics, self.maze)
 
     def fell(self, physics: Any) -> Array:
         return outside(physics.q[2], *_HEALTHY)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import mujoco
 
 from shared.config import EnvOptions
+from shared.envs.base import EnvState
 from shared.envs.brax_env import BraxEnv, Timing
 from shared.envs.panda import CLOSED, FINGER_START, FINGERS, HAND, JOINTS, OPEN, START, TABLE, TIP, add_panda, add_table
 from shared.envs.space import Histogram
@@ -26,6 +27,7 @@ _LOWEST, _HIGHEST = (0.3491, 0.0, -3.0718, 2.3562), (2.7925, 1.48353, -0.0698, 3
 _FREE_Q, _FREE_QD = 7, 6  # the cube's positions and velocities, which come first
 _CUBE = 0.03  # half its side
 _DROP = 0.07  # the cube's height at the start
+_LIFTED = 0.05  # above the table; higher than the start
 _GRIP = 0.0375  # distance of a fingertip from the cube's centre in a good grasp
 _CUBE_COLOUR, _START_COLOUR, _GOAL_COLOUR = (0.95, 0.6, 0.2), (0.55, 0.7, 0.88), (0.9, 0.58, 0.55)
 # A grasp succeeds if two errors are small at once. Each midpoint error counts like the opening error at its index.
@@ -172,6 +174,10 @@ class ArmMove(Arm):
         """Returns a goal `[G]` for a `cube` at `[3]`. `key` is consumed."""
         assert self.task.goal is not None
         return self.task.goal.draw(key)
+
+    def measures(self, env_state: EnvState) -> dict[str, Array]:
+        height = env_state.physics.q[2]  # of the cube's centre
+        return super().measures(env_state) | {"object_height": height, "lifted": height > _CUBE + _LIFTED}
 
     def observe(self, physics: Any, control: Array, goal: Array) -> Array:
         left, right = physics.x.pos[-2:]

@@ -70,6 +70,15 @@ class GoalEnv(Protocol):
         return goal_distance(self.spec, state, goal)
 
 
+def step_measures(env: GoalEnv, env_state: EnvState) -> dict[str, Array]:
+    """Returns the measures of behaviour `[]` that `env` has of a moment, by name; most environments of users have none.
+
+    A bool is counted over the steps of an episode, a float is averaged. `wall_contact` is true while the body touches a
+    wall.
+    """
+    return env.measures(env_state) if hasattr(env, "measures") else {}
+
+
 def goal_distance(spec: EnvSpec, state: Array, goal: Array) -> Array:
     """Returns the Euclidean distance `[...]` of `state` `[..., S]` to `goal` `[..., G]`, in the goal's units."""
     return jnp.linalg.norm(jnp.asarray(state)[..., jnp.array(spec.goal_indices)] - goal, axis=-1)

@@ -13,14 +13,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 
 from shared.config import EnvOptions
 from shared.envs.base import EnvSpec, EnvState, GoalEnv
 from shared.envs.space import Histogram, Maze
+from shared.envs.walls import WALL
 from shared.types import Array
 
 with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that it has no Warp
     import brax
+    from brax import contact
     from brax.generalized import pipeline as generalized
     from brax.io import mjcf
     from brax.mjx import pipeline as mjx
@@ -29,6 +32,8 @@ with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that it has no War
     from shared.envs.mjx_cpu import install_barriers
 
 install_barriers()
+UPRIGHT = 0.5  # cosine of the largest tilt
+_TOUCH = 1e-3  # metres: largest gap that counts as contact
 _PIPELINES = {"spring": spring, "generalized": generalized, "mjx": mjx}
 
 
@@ -63,6 +68,7 @@ class Physics:
             self.system = mjcf.load_model(model)
         self._pipeline = _PIPELINES[backend]
         self._frames = timing.frames
+        self._is_wall = np.array([model.geom(index).name.startswith(WALL) for index in range(model.ngeom)])
         self.seconds_per_step = timing.physics_dt * timing.frames
 
     def init(self, q: Array, qd: Array) -> Any:
@@ -76,6 +82,15 @@ class Physics:
             return self._pipeline.step(self.system, state, control), None
 
         return jax.lax.scan(frame, state, None, self._frames)[0]
+
+    def contacts(self, state: Any) -> tuple[Array, Array]:
+        """Returns for each possible contact point `[]` whether it touches, and whether it does so with a wall."""
+        # The spring pipeline has no contacts in its state.
+        held = state.contact if state.contact is not None else contact.get(self.system, state.x)
+        if held is None:  # nothing can touch
+            return (np.zeros(0, bool),) * 2
+        on_wall = jnp.asarray(self._is_wall)
+        return held.dist < _TOUCH, on_wall[held.geom1] | on_wall[held.geom2]
 
 
 class BraxEnv(GoalEnv):
@@ -130,6 +145,18 @@ class BraxEnv(GoalEnv):
     @abstractmethod
     def observe(self, physics: Any, control: Array, goal: Array) -> Array:
         """Returns the policy's view `[S]`, which depends on `goal` only with the option `reference_state`."""
+
+    def measures(self, env_state: EnvState) -> dict[str, Array]:
+        """Returns the contacts, and further measures of subclasses; see `step_measures`."""
+        touching, on_wall = self.physics.contacts(env_state.physics)
+        contacts: dict[str, Array] = {"contacts": jnp.sum(touching).astype(jnp.float32)}
+        return contacts | ({"wall_contact": jnp.any(touching & on_wall)} if self.maze else {})
+
+    @property
+    def maze(self) -> Maze | None:
+        """The maze in which the body is; none on a plane."""
+        space = getattr(self, "space", None)
+        return space if isinstance(space, Maze) else None
 
     def goal_points(self, goal: Array) -> Array:
         """Returns points `[k, 3]` in metres that mark `goal` `[G]` in pictures; by default the goal itself."""
@@ -188,6 +215,17 @@ def compile_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
     if start is not None:  # its length no longer fits an edited model, and brax would refuse that
         spec.delete(start)
     return spec.compile()
+
+
+def torso_measures(physics: Any, maze: Maze | None) -> dict[str, Array]:
+    """Returns the measures of a body whose first joint is its torso's free joint; see `step_measures`."""
+    place, (_, x, y, _) = physics.q[:3], physics.q[3:7]
+    up = 1 - 2 * (x**2 + y**2)  # height of the torso's upward unit vector
+    measured = {"upright": up > UPRIGHT, "height": place[2], "speed": jnp.linalg.norm(physics.qd[:2])}
+    if maze is None:
+        return measured
+    row, column = jnp.round(maze.in_cells(place)).astype(jnp.int32)
+    return measured | {"over_walls": jnp.asarray(maze.walls)[row, column]}
 
 
 def outside(height: Array, lowest: float, highest: float) -> Array:

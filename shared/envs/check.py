@@ -1,11 +1,12 @@
 """Check that a user's environment does what `GoalEnv` asks for. The check traces functions and compiles nothing."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from shared.envs.base import EnvSpec, EnvState, GoalEnv
+from shared.envs.base import EnvSpec, EnvState, GoalEnv, step_measures
 
 BATCH = (2, 3)  # leading axes of the batches that `cell` and `distance` get
 
@@ -27,6 +28,10 @@ def check_env(env_id: str, env: Any) -> None:
     _check_state(f"{env_id}.step", after, spec)
     if jax.tree.map(_shape, after) != jax.tree.map(_shape, fresh):
         raise ValueError(f"{env_id}.step: its EnvState differs in structure, shapes or types from that of reset")
+    for name, value in jax.eval_shape(partial(step_measures, env), fresh).items():
+        shape, got = _shape(value)
+        if shape or got not in ("bool", "float32"):
+            raise ValueError(f"{env_id}.measures: {name} must be a bool[] or float32[], not {got}{list(shape)}")
     state, goal = (_batch_of(array) for array in (fresh.state, fresh.goal))
     for name, made, dtype in (
         ("cell", jax.eval_shape(env.cell, goal), "int32"),

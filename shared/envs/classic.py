@@ -8,7 +8,8 @@ import mujoco
 import numpy as np
 
 from shared.config import EnvOptions
-from shared.envs.brax_env import BraxEnv, Timing, brax_model
+from shared.envs.base import EnvState
+from shared.envs.brax_env import UPRIGHT, BraxEnv, Timing, brax_model
 from shared.envs.space import Histogram
 from shared.types import Array
 
@@ -132,6 +133,11 @@ class Cheetah(BraxEnv):
 
     def observe(self, physics: Any, control: Array, goal: Array) -> Array:
         return jnp.concatenate([physics.q, physics.qd])
+
+    def measures(self, env_state: EnvState) -> dict[str, Array]:
+        physics = env_state.physics
+        upright, height, speed = jnp.cos(physics.q[2]) > UPRIGHT, physics.x.pos[0, 2], jnp.abs(physics.qd[0])
+        return super().measures(env_state) | {"upright": upright, "height": height, "speed": speed}
 
     def goal_points(self, goal: Array) -> Array:
         return jnp.append(goal, jnp.array([0.0, 0.6]))[None]

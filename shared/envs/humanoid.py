@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import mujoco
 
 from shared.config import EnvOptions
-from shared.envs.brax_env import BraxEnv, Timing, brax_model, outside
+from shared.envs.base import EnvState
+from shared.envs.brax_env import BraxEnv, Timing, brax_model, outside, torso_measures
 from shared.envs.space import GRIDS, Maze, Ring
 from shared.envs.walls import add_walls
 from shared.types import Array
@@ -75,6 +76,9 @@ class Humanoid(BraxEnv):
         if self.backend == "spring":
             inertia = _softened(inertia, system.spring_mass_scale, system.spring_inertia_scale)
         return jnp.concatenate([q, qd, _mass_terms(pose, velocity, inertia), torque])
+
+    def measures(self, env_state: EnvState) -> dict[str, Array]:
+        return super().measures(env_state) | torso_measures(env_state.physics, self.maze)
 
     def fell(self, physics: Any) -> Array:
         return outside(physics.q[2], *_HEALTHY)

@@ -22,6 +22,8 @@ START_RANGE = 0.3  # largest distance of starts and goals from a cell's centre, 
 # A little less than `RADIUS`: the sides of a point that rests against a wall must not round into that wall.
 SIDES = np.array([-1.0, 1.0], np.float32) * (RADIUS - 1e-4)
 
+TOUCH = 1e-3  # largest gap to a wall that counts as contact
+
 
 class PointMaze(GoalEnv):
     """State `[x, y, vx, vy]` (cells, cells / s), goal `[x, y]`, action `[ax, ay]` (shares of `FORCE`)."""
@@ -55,6 +57,12 @@ class PointMaze(GoalEnv):
     def cell(self, goal: Array) -> Array:
         return self.maze.cell(goal)
 
+    def measures(self, env_state: EnvState) -> dict[str, Array]:
+        x, y, velocity = env_state.state[0], env_state.state[1], env_state.state[2:]
+        walls = self.maze.walls
+        touches = _touches(walls, x, y) | _touches(walls.T, y, x)
+        return {"speed": jnp.linalg.norm(velocity), "wall_contact": touches}
+
 
 def build(env_id: str, options: EnvOptions) -> PointMaze:
     """Returns the maze named `env_id`. Raises ValueError for options that it does not have."""
@@ -70,3 +78,9 @@ def _advance(walls: np.ndarray, along: Array, across: Array, velocity: Array) ->
     hit = jnp.asarray(walls)[ahead, jnp.round(across + SIDES).astype(jnp.int32)].any()
     touching = ahead - jnp.where(velocity > 0, 0.5, -0.5) - reach
     return jnp.where(hit, touching, along), jnp.where(hit, 0.0, velocity)
+
+
+def _touches(walls: np.ndarray, along: Array, across: Array) -> Array:
+    """Returns `[]` bool: a point rests against a wall that lies before or behind it on the first axis of `walls`."""
+    ahead = jnp.round(along + np.array([-1.0, 1.0]) * (RADIUS + TOUCH)).astype(jnp.int32)
+    return jnp.asarray(walls)[ahead[:, None], jnp.round(across + SIDES).astype(jnp.int32)].any()

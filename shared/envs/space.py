@@ -7,6 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +157,10 @@ class Maze:
         """Returns centres `[..., 2]` float32 in metres of `cells` `[..., 2]`, which may be fractions of cells."""
         return (np.array(self.origin) + self.scale * cells).astype(np.float32)
 
+    def in_cells(self, position: Any) -> Any:
+        """Returns x, y in cells `[..., 2]`, the first of `position` `[..., D]` in metres; `centres` is the inverse."""
+        return (position[..., :2] - np.array(self.origin)) / self.scale
+
     def draw(self, key: Array) -> tuple[Array, Array]:
         """Returns a start `[2]` and a goal `[2]` in metres. `key` is consumed."""
         # One draw for all six numbers, because drawing is most of the cost of a point's reset.
@@ -184,8 +189,7 @@ class Maze:
 
     def cell(self, position: Array) -> Array:
         """Returns the free quarters `[...]` int32 of maze cells nearest to x, y, the first of `position` `[..., D]`."""
-        in_cells = (jnp.asarray(position)[..., :2] - np.array(self.origin)) / self.scale
-        quarter = jnp.floor((in_cells + 0.5) * CELLS_PER_SIDE).astype(jnp.int32)
+        quarter = jnp.floor((self.in_cells(jnp.asarray(position)) + 0.5) * CELLS_PER_SIDE).astype(jnp.int32)
         row, column = jnp.moveaxis(jnp.clip(quarter, 0, np.array(self._nearest_cell.shape) - 1), -1, 0)
         return jnp.asarray(self._nearest_cell)[row, column]
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from shared.envs.space import Maze
 
+WALL = "wall_"  # geoms' names begin with it
 HEIGHT = 0.5  # of a wall, in cells
 _COLOUR = (0.55, 0.6, 0.68, 1.0)
 
@@ -24,7 +25,7 @@ def add_walls(spec: mujoco.MjSpec, maze: Maze, separate: bool) -> None:
         half = maze.scale / 2 * np.array([bottom - top + 1, right - left + 1, HEIGHT])
         collides = int(touchable[top : bottom + 1, left : right + 1].any())
         spec.worldbody.add_geom(
-            name=f"wall_{number}",
+            name=f"{WALL}{number}",
             type=mujoco.mjtGeom.mjGEOM_BOX,
             pos=(x, y, half[2]),
             size=half,

@@ -28,7 +28,7 @@ def unroll_of(shape: tuple[int, ...], **values: np.ndarray) -> Unroll:
     columns |= {"episode_step": counts, "broken": counts > 0, "entry": counts + 6} | values
     final = np.zeros((*shape, 2), np.float32)
     rows = Rows(columns.pop("state"), columns.pop("action"), counts, counts, counts, end=counts, final=final)
-    return Unroll(rows, done=counts > 0, **columns)
+    return Unroll(rows, done=counts > 0, measures={}, **columns)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""The table of a run's evaluation episodes, `episodes.arrow`: a row for each episode of each evaluation.
+
+Episodes with the same number, of runs with the same seed and evaluation environment, have the same start and goal after
+equally many updates. So they pair across learners and collector depths.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import feather
+
+from collector.behaviour import PREFIX
+from shared.files import replace_file
+from shared.metrics import Row, read_metrics
+from shared.roles import EVALUATOR
+
+EPISODES = "episodes.arrow"
+
+
+def write_episodes(run_dir: Path) -> None:
+    """Writes the table from the evaluator's rows; nothing if these hold no episodes. Raises OSError."""
+    tables = [_table(row) for row in read_metrics(run_dir, EVALUATOR) if "episodes" in row]
+    if tables:
+        file = io.BytesIO()
+        feather.write_feather(pa.concat_tables(tables, promote_options="default"), file, compression="zstd")
+        replace_file(run_dir / EPISODES, file.getvalue())
+
+
+def read_episodes(run_dir: Path) -> pa.Table:
+    """Returns the table: learner, updates, env_steps, number of the episode, and the columns of `measure_episodes`.
+
+    Raises OSError where the file is missing or damaged.
+    """
+    try:
+        return feather.read_table(run_dir / EPISODES, memory_map=False)
+    except (pa.ArrowException, FileNotFoundError) as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        raise OSError(None, f"{EPISODES} is {reason}", str(run_dir / EPISODES)) from error
+
+
+def _table(row: Row) -> pa.Table:
+    """Returns the episodes of one evaluation."""
+    columns: dict[str, list[Any]] = row["episodes"]
+    count = len(columns["steps"])
+    index = {
+        "learner": pa.array([row["learner"]] * count),
+        "updates": pa.array([row["updates"]] * count, pa.int64()),
+        "env_steps": pa.array([row["env_steps"]] * count, pa.int64()),
+        "episode": pa.array(range(count), pa.int32()),
+    }
+    return pa.table(index | {name: pa.array(values, _type(name, values)) for name, values in columns.items()})
+
+
+def _type(name: str, values: list[Any]) -> pa.DataType:
+    if name in ("start", "goal"):
+        return pa.list_(pa.float32(), len(values[0]))
+    if name == "broken":
+        return pa.bool_()
+    exact = name == "steps" or name.startswith("time_at_goal")
+    return pa.int32() if exact and not name.startswith(PREFIX) else pa.float32()
