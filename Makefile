@@ -11,7 +11,7 @@ IMAGE := --python-platform x86_64-manylinux_2_28 --constraint requirements/run.t
 # Processes import JAX and Ray three times as fast from bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-all test-envs test-deploy test-chaos docs lint format bench lock protos clean
+.PHONY: demo test test-fast test-all test-envs test-deploy test-chaos docs lint format bench lock protos viewer clean
 
 demo: $(VENV)/.run-ready
 	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --out runs/demo
@@ -115,6 +115,14 @@ lock: $(VENV)/.uv
 
 protos: $(VENV)/.dev-ready
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. shared/replay/reverb.proto
+
+# The viewer of 3-D pages, made again after a change of its parts: brax's, with the versions that brax loads. Needs npm.
+NODE := $(VENV)/npm
+viewer: $(VENV)/.dev-ready
+	npm install --prefix $(NODE) --no-save --silent three@0.150.1 lil-gui@0.18.0 esbuild@0.28.2
+	NODE_PATH=$(NODE)/node_modules $(NODE)/node_modules/.bin/esbuild $(VENV)/lib/python3*/site-packages/brax/visualizer/js/viewer.js \
+	  --bundle --minify --target=es2020 --alias:lilgui=lil-gui --global-name=brax --legal-comments=none \
+	  --banner:js="/*! $$(cat NOTICE) */" --outfile=deploy/render/viewer.min.js
 
 clean:
 	rm -rf $(VENV) .cache/tests-xla .mypy_cache .ruff_cache .pytest_cache

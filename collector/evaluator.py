@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from collector.behaviour import Episodes, Trajectories, as_lists, measure_episodes, summarise
 from collector.breaks import Break, explain, find_first
-from collector.rollout import make_start, make_unroll
+from collector.rollout import make_start_at, make_unroll
 from shared.config import Experiment
 from shared.envs.base import GoalEnv
 from shared.errors import EnvironmentBroken
@@ -87,7 +87,6 @@ class Evaluator:
         self._plan = plan
         self._env = env
         self._episodes = experiment.evaluation.episodes
-        self._key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_DOMAIN)
 
     def evaluate(self, learner: str, policy: Policy) -> Metrics:
         """Returns one row: learner, updates, environment steps, the metrics of `summarise`, and `episodes`.
@@ -110,7 +109,7 @@ class Evaluator:
         """
         policy, chunk = self._policies[learner], self._experiment.algorithm_of(learner).chunk
         evaluate = _jitted_evaluate(self._env, policy, self._episodes, chunk)  # type: ignore[arg-type]
-        trajectories, first_break = jax.device_get(evaluate(params, jax.random.fold_in(self._key, draw)))
+        trajectories, first_break = jax.device_get(evaluate(params, _key(self._experiment.seed, draw)))
         episodes = measure_episodes(self._env, trajectories)
         if episodes["broken"].all():
             config = self._experiment
@@ -142,6 +141,21 @@ class Evaluator:
                 unfinished.discard(request.learner)
 
 
+def start_keys(seed: int, draw: int, episodes: int) -> jax.Array:
+    """Returns the keys `[episodes]` by which an evaluation of a run resets its environments; see `Evaluator.measure`."""
+    return _split(_key(seed, draw), episodes)[0]
+
+
+def _key(seed: int, draw: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _KEY_DOMAIN), draw)
+
+
+def _split(key: Array, episodes: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys `[episodes]` of the starts, and a key for the steps. `key` is consumed."""
+    start_key, unroll_key = jax.random.split(key)
+    return jax.random.split(start_key, episodes), unroll_key
+
+
 @lru_cache
 def _jitted_evaluate(
     env: GoalEnv, policy: PolicyFunction, episodes: int, chunk: int
@@ -157,12 +171,12 @@ def make_evaluate(
     `policy` decides `chunk` actions at once. An episode that breaks ends at that step, outside of the goal.
     """
     spec = env.spec
-    start = make_start(env, episodes, chunk)
+    start_at = make_start_at(env)
     unroll = make_unroll(env, policy, spec.episode_length, measure=True)
 
     def evaluate(params: Params, key: Array) -> tuple[Trajectories, Break]:
-        start_key, unroll_key = jax.random.split(key)
-        _, made = unroll(params, jnp.zeros((), jnp.int32), start(start_key), unroll_key)
+        starts, unroll_key = _split(key, episodes)
+        _, made = unroll(params, jnp.zeros((), jnp.int32), start_at(starts, chunk), unroll_key)
         ended = jnp.cumsum(made.done, axis=0) - made.done  # episodes ended before this step
         first = ended == 0
         before = jnp.asarray(made.rows.state)[..., jnp.array(spec.goal_indices)]

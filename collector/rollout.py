@@ -76,14 +76,20 @@ def make_start(env: GoalEnv, environments: int, chunk: int = 1) -> Callable[[Arr
 
     `key` is consumed.
     """
+    start_at = make_start_at(env)
+    return lambda key: start_at(jax.random.split(key, environments), chunk)
 
-    def start(key: Array) -> RolloutState:
+
+def make_start_at(env: GoalEnv) -> Callable[[Array, int], RolloutState]:
+    """Returns `start_at(keys, chunk) -> RolloutState` of one new episode for each of `keys` `[N]`; see `make_start`."""
+
+    def start_at(keys: Array, chunk: int) -> RolloutState:
+        environments = len(keys)
         zeros = jnp.zeros(environments, jnp.int32)
-        keys = jax.random.split(key, environments)
         due = ActionChunk(jnp.zeros((environments, chunk, env.spec.action_size)), zeros, zeros) if chunk > 1 else ()
         return RolloutState(jax.vmap(env.reset)(keys), zeros, zeros, jnp.zeros((), jnp.int32), keys, due)
 
-    return start
+    return start_at
 
 
 def _act(

@@ -24,7 +24,7 @@ DEPLOY_MAY_IMPORT = {  # for each package of deploy: the other packages of deplo
     "replay": {"scheduling"},
     "run": {"recovery", "replay", "scheduling", "telemetry"},
     "matrix": {"run", "recovery", "scheduling"},
-    "report": {"matrix", "run"},
+    "report": {"matrix", "render", "run"},
     "bench": {"run", "replay", "scheduling"},
     "cli": {"matrix", "report", "render", "bench", "run", "recovery", "replay", "scheduling", "telemetry"},
 }

@@ -15,23 +15,30 @@ class Report:
 
     matrix_dir: Positional[Path]
     """Folder that `fathom matrix` filled."""
+    behaviours: bool = True
+    """Play episodes of the final policies for the page's galleries; without them the page takes seconds."""
 
     def execute(self) -> int:
         from deploy.report.analyse import make_report
-        from deploy.report.files import write_files
+        from deploy.report.exports import write_marl_eval
+        from deploy.report.files import save_figures, write_files
+        from deploy.report.gallery.make import make_views, path_figures
         from deploy.report.page import write_page
         from deploy.report.read import read_matrix
 
-        folder = self.matrix_dir
-        report = make_report(read_matrix(folder))
+        folder, beside = self.matrix_dir, self.matrix_dir / "report"
+        record, page = read_matrix(folder), folder / "report.html"
         try:
-            page = write_page(report, folder / "report.html")
-            files = write_files(report, folder / "report")
+            views = make_views(record, page, beside, say) if self.behaviours else []
+            report = make_report(record)
+            write_page(report, page, views)
+            files = write_files(report, beside)
+            files += [*save_figures(path_figures(views), beside), *write_marl_eval(record, beside)]
         except OSError as error:
             complain(f"{error.filename or folder}: {error.strerror}; make room, or copy the runs to another disk")
             return EXIT_FAILED
         lines = [": ".join(filter(None, (each.run, each.part, each.reason))) for each in report.missing]
-        lines.append(f"{report.done} of {report.runs} runs: {page}, and {len(files)} files in {folder / 'report'}")
+        lines.append(f"{report.done} of {report.runs} runs: {page}, and {len(files)} files in {beside}")
         for line in lines:
             say(line)
         return 0

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from deploy.render.episode import Episode, make_recorder
+from deploy.render.episode import Episode, Recorder
 from deploy.render.gl import choose_gl
 from shared.envs.base import GoalEnv
 from shared.envs.point_maze import PointMaze
@@ -32,20 +32,19 @@ def render(
 ) -> None:
     """Plays one episode, or several of a point in a maze, and draws them to the file `out`.
 
-    `picture`: html is a page with the scene to turn around in, whose viewer comes from the internet; mp4 is a film in
-    real time; png shows eight moments, or the paths through the maze. `seed` chooses start, goal and samples, `steps`
-    limits an episode, `title` heads a png. `policy` decides `chunk` actions at once.
+    `picture`: html is a page with the scene to turn around in, which needs no network; mp4 is a film in real time; png
+    shows eight moments, or the paths through the maze. `seed` chooses start, goal and samples, `steps` limits an
+    episode, `title` heads a png and names a page. `policy` decides `chunk` actions at once.
 
     Raises ConfigError, before anything is played, where `env` cannot be drawn so, and where png or mp4 find no OpenGL.
     Raises OSError where `out` cannot be written.
     """
     write, num_episodes = _writer(env, picture)
     out.parent.mkdir(parents=True, exist_ok=True)
-    record = make_recorder(env, policy, steps, chunk)
-    episodes = []
-    for key in jax.random.split(jax.random.key(seed), num_episodes):
-        episodes.append(record(params, key))
-        distances = episodes[-1].distances
+    start_key, key = jax.random.split(jax.random.key(seed))
+    starts = jax.random.split(start_key, num_episodes)
+    episodes = Recorder(env).play(policy, params, starts, key, steps, chunk)
+    for distances in (episode.distances for episode in episodes):
         at_goal = int((distances < env.spec.goal_radius).sum())
         say(f"an episode of {len(distances)} steps, {at_goal} at the goal; smallest distance {distances.min():.2f}")
     say(f"drawing {out}")

@@ -1,13 +1,12 @@
-"""A single episode, step by step: pictures need more than the rows of a rollout hold."""
+"""Episodes, step by step: pictures need more than the rows of a rollout hold."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from collector.rollout import make_start, make_unroll
+from collector.rollout import make_start_at, make_unroll
 from shared.envs.base import EnvState, GoalEnv
 from shared.policy import PolicyFunction
 from shared.types import Array, Params
@@ -16,38 +15,64 @@ from shared.types import Array, Params
 class Episode(NamedTuple):
     """T moments of one episode, each just before its step.
 
-    `states` `[T, S]`. `goals` `[T, G]`. `distances` `[T]`, in units of the goal. `physics`: T times `[1, ...]`.
+    `states` `[T, S]`. `goals` `[T, G]`. `distances` `[T]`, in units of the goal. `positions` `[T, Q]`: positions of a
+    body's joints; Q is 0 where an environment's physics has none.
     """
 
     states: np.ndarray
     goals: np.ndarray
     distances: np.ndarray
-    physics: list[Any]
+    positions: np.ndarray
 
 
-def make_recorder(
-    env: GoalEnv, policy: PolicyFunction, steps: int | None, chunk: int = 1
-) -> Callable[[Params, Array], Episode]:
-    """Returns `record(params, key)`, which plays an episode to its end, or at most `steps` of it. `key` is consumed.
+class Recorder:
+    """Plays episodes of one environment, whose step is compiled once; each size of a network is compiled once, too."""
 
-    `policy` decides `chunk` actions at once.
-    """
-    start = jax.jit(make_start(env, 1, chunk))
-    unroll = jax.jit(make_unroll(env, policy, length=1))
-    max_steps = min(steps or env.spec.episode_length, env.spec.episode_length)
+    def __init__(self, env: GoalEnv) -> None:
+        self.env = env
+        self._start = jax.jit(make_start_at(env), static_argnums=1)
+        self._step = jax.jit(make_unroll(env, _decided, length=1))
 
-    def record(params: Params, key: Array) -> Episode:
-        start_key, key = jax.random.split(key)
-        rollout, done = start(start_key), False
-        moments: list[EnvState] = []
-        while len(moments) < max_steps and not done:
-            moments.append(rollout.env)  # after the last step the rollout holds the start of the next episode
-            step_key = jax.random.fold_in(key, len(moments))
-            rollout, step = unroll(params, jnp.zeros((), jnp.int32), rollout, step_key)
-            done = bool(step.done[0, 0])
-        states = np.concatenate([moment.state for moment in moments])
-        goals = np.concatenate([moment.goal for moment in moments])
-        distances = np.asarray(env.distance(states, goals))
-        return Episode(states, goals, distances, [moment.physics for moment in moments])
+    def play(
+        self,
+        policy: PolicyFunction,
+        params: Params,
+        starts: Array,
+        key: Array,
+        steps: int | None = None,
+        chunk: int = 1,
+    ) -> list[Episode]:
+        """Returns one episode for each of the keys `starts` `[N]`, to its end, or at most `steps` of it.
 
-    return record
+        `policy` decides `chunk` actions at once. `key` is consumed, and so are `starts`.
+        """
+        act = jax.jit(policy)  # compiled functions are kept by the policy's identity
+        rollout = self._start(starts, chunk)
+        moments, lasts = [], np.zeros(len(starts), int)
+        over = np.zeros(len(starts), bool)
+        for step in range(min(steps or self.env.spec.episode_length, self.env.spec.episode_length)):
+            moments.append(_moment(rollout.env))  # after the last step the rollout holds the start of the next episode
+            lasts[~over] = step
+            act_key, step_key = jax.random.split(jax.random.fold_in(key, step))
+            actions = act(params, rollout.env.state, rollout.env.goal, act_key)
+            rollout, made = self._step(actions, jnp.zeros((), jnp.int32), rollout, step_key)
+            over |= np.asarray(made.done[0])
+            if over.all():
+                break
+        states, goals, positions = map(np.stack, zip(*jax.device_get(moments), strict=True))
+        distances = np.asarray(self.env.distance(states, goals))
+        return [
+            Episode(*(column[: last + 1, index] for column in (states, goals, distances, positions)))
+            for index, last in enumerate(lasts)
+        ]
+
+
+def _decided(actions: Any, state: Array, goal: Array, key: Array) -> jax.Array:
+    """Policy whose parameters are the actions: a step need not be compiled again for another network."""
+    return actions
+
+
+def _moment(env_state: EnvState) -> tuple[Array, Array, Array]:
+    """Returns states `[N, S]`, goals `[N, G]` and positions `[N, Q]`."""
+    positions = getattr(env_state.physics, "q", jnp.zeros((len(env_state.state), 0)))
+    return env_state.state, env_state.goal, positions

@@ -25,11 +25,14 @@ class Scene:
 
     def __init__(self, env: BraxEnv, episode: Episode, opaque: bool = False) -> None:
         goals = np.asarray(jax.vmap(env.goal_points)(episode.goals))
-        body = np.concatenate([physics.q for physics in episode.physics])
-        self.positions = np.concatenate([body, goals.reshape(len(goals), -1)], axis=1)
+        self.positions = np.concatenate([episode.positions, goals.reshape(len(goals), -1)], axis=1)
         self.model = drawn_model(env, goals.shape[1], opaque)
-        self.points = self._corners()
-        fit_to(self.model, self.points.min(axis=0), self.points.max(axis=0))
+        self.fit(self._corners())
+
+    def fit(self, points: np.ndarray) -> None:
+        """Turns camera and light to `points` `[k, 3]`; scenes that are compared have the same points."""
+        self.points = points
+        fit_to(self.model, points.min(axis=0), points.max(axis=0))
 
     def moments(self, steps: Iterable[int]) -> Iterator[mujoco.MjData]:
         """Yields the moments at `steps`, all in the same MjData."""

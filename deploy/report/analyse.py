@@ -5,7 +5,7 @@ It holds the passive learners of one objective; `objectives.py` compares objecti
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import reduce
 from itertools import chain, groupby
@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deploy.report import contents, statistics
+from deploy.report.aggregate import aggregate
+from deploy.report.behaviours import Line, make_behaviour
 from deploy.report.objectives import gain_differences, objective_gains
-from deploy.report.read import Exploration, MatrixRecord, Treatment, Trial
-from deploy.report.statistics import Values, estimate, paired_known
+from deploy.report.records import Exploration, MatrixRecord, Treatment, Trial
+from deploy.report.statistics import Values, estimate, estimate_known, paired_known
 
 EXPRESSING, EXPLORING, TOGETHER = "expressing", "exploring", "both together"
 SAMPLES_PER_INSERT_TOLERANCE = 0.01  # as a share of the median
@@ -44,6 +46,7 @@ def make_report(record: MatrixRecord) -> contents.Report:
         done=record.done,
         missing=tuple(record.missing),
         envs=tuple(_environment(record, env) for env in matrix.envs),
+        aggregates=aggregate(record.trials, record.episode_lengths),
         provenance=tuple(record.provenance),
         matrix=matrix.model_dump(mode="json", exclude_unset=True),
     )
@@ -79,6 +82,11 @@ def _environment(record: MatrixRecord, env: str) -> contents.EnvironmentReport:
         critical=_of_all(_critical(series, *depths) for series in every)
         + _steps(matrix.own_objective, "active", None, active_final, depths[0]),
         curves=tuple(_curve(group) for trials in (*learners, active) for group in _grouped(trials, _place)),
+        behaviour=make_behaviour(
+            record.envs.get(env),
+            [*_of_all(_lines(series) for series in every), *_active_line(active)],
+            [group for trials in (*learners, active) for group in _grouped(trials, _place)],
+        ),
         explored=_explored([each for each in record.explorations if each.env == env]),
         costs=_of_all(
             _costs([trial for trial in trials if trial.objective == objective])
@@ -121,18 +129,12 @@ def _cells(trials: Sequence[Trial], marks: Mapping[Trial, str]) -> tuple[content
             seeds=tuple(each.seed for each in group),
             time_at_goal=estimate([trial.final for trial in group]),
             last=estimate([trial.last for trial in group]),
-            success_rate=_estimate_known(trial.success_rate for trial in group),
+            success_rate=estimate_known(trial.success_rate for trial in group),
             area=estimate([trial.area for trial in group]),
             marks=tuple(f"seed {trial.seed}: {marks[trial]}" for trial in group if marks[trial]),
         )
         for group in _grouped(trials, _place)
     )
-
-
-def _estimate_known(values: Iterable[float]) -> statistics.Estimate:
-    """Returns the estimate of the values that are known, which is NaN of no seed without any."""
-    known = [value for value in values if not np.isnan(value)]
-    return estimate(known) if known else statistics.Estimate(np.nan, None, 0)
 
 
 def _comparisons(
@@ -176,6 +178,20 @@ def _gains(series: _Series, collector_depths: Depths, learner_depths: Depths) ->
         for cause, meaning, *pair in wanted
         if (gain := paired_known(*pair))
     )
+
+
+def _lines(series: _Series) -> Iterator[Line]:
+    """Yields the passive learners of an objective along each axis, with the other one held."""
+    axes = {"learner": ("collector_depth", "learner_depth"), "collector": ("learner_depth", "collector_depth")}
+    for axis, (held_by, along) in axes.items():
+        for group in _grouped(series.trials, attrgetter(held_by)):
+            trials = {getattr(each[0], along): each for each in _grouped(group, attrgetter(along))}
+            yield Line(series.objective, axis, getattr(group[0], held_by), trials)
+
+
+def _active_line(active: Sequence[Trial]) -> list[Line]:
+    trials = {group[0].collector_depth: group for group in _grouped(active, attrgetter("collector_depth"))}
+    return [Line(active[0].objective, "active", None, trials)] if active else []
 
 
 def _critical(series: _Series, collector_depths: Depths, learner_depths: Depths) -> tuple[contents.CriticalStep, ...]:
@@ -251,7 +267,7 @@ def _explored_by(group: Sequence[Exploration]) -> contents.Explored:
         seeds=tuple(each.seed for each in group),
         coverage=estimate([each.coverage[-1] for each in group]),
         entropy=estimate([each.entropy for each in group]),
-        env_steps_per_second=_estimate_known(each.env_steps_per_second for each in group),
+        env_steps_per_second=estimate_known(each.env_steps_per_second for each in group),
         steps=steps,
         by_steps=statistics.curve_band([np.interp(steps, each.steps, each.coverage) for each in group]),
     )
@@ -263,7 +279,7 @@ def _costs(trials: Sequence[Trial]) -> tuple[contents.Cost, ...]:
             objective=group[0].objective,
             learner_depth=group[0].learner_depth,
             parameters=next((trial.parameters for trial in group if not np.isnan(trial.parameters)), np.nan),
-            gradient_steps_per_second=_estimate_known(trial.gradient_steps_per_second for trial in group),
+            gradient_steps_per_second=estimate_known(trial.gradient_steps_per_second for trial in group),
         )
         for group in _grouped(trials, attrgetter("learner_depth"))
     )

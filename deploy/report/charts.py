@@ -1,7 +1,7 @@
 """Charts of a report as data, drawn by plotly for the page (`figures.py`) and by matplotlib for files (`files.py`)."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 
 from deploy.report import text
-from deploy.report.contents import Curve, EnvironmentReport
+from deploy.report.contents import Curve, EnvironmentReport, Goals
 from deploy.report.statistics import Values
 
 ACTIVE_COLOUR = "#8a8f98"
@@ -41,7 +41,7 @@ class Heatmap(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of a chart. `ends`: the interval around a learning curve, which has a marker for each evaluation."""
+    """A line of a chart. `ends`: the interval around it, at each of its points; `markers` shows these points."""
 
     name: str
     x: Values
@@ -49,6 +49,7 @@ class Line(NamedTuple):
     colour: str
     ends: tuple[Values, Values] | None = None
     dashed: bool = False
+    markers: bool = True
 
 
 def depth_colours(depths: Sequence[int]) -> dict[int, str]:
@@ -127,6 +128,82 @@ def depth_curves(report: EnvironmentReport) -> dict[str, list[Line]]:
             lines.append(Line(objective, x, y, colours[objective], (low, high)))
         charts[f"collector depth {collector_depth}"] = [line for line in lines if len(line.x)]
     return {title: lines for title, lines in charts.items() if lines}
+
+
+class GoalMap(NamedTuple):
+    """Success by goal at a place of the matrix, on the map of a maze.
+
+    `success` `[rows, columns]`: NaN where no goal lies. `episodes` `[rows, columns]`. `walls` `[rows, columns]` bool.
+    """
+
+    learner: str
+    success: Values
+    episodes: Values
+    walls: Values
+
+
+def goal_maps(report: EnvironmentReport) -> dict[str, list[GoalMap]]:
+    """Returns title -> maps: a row of maps for each objective and collector depth, deep collectors first."""
+    walls = report.behaviour.walls
+    if walls is None:
+        return {}
+    return {
+        title: [_goal_map(each, walls) for each in goals]
+        for title, goals in _goals_by_collector(report, deep_first=True)
+    }
+
+
+def goal_bands(report: EnvironmentReport) -> tuple[dict[str, list[Line]], dict[int, str]]:
+    """Returns title -> lines: success in percent by band of distance, and the name of each band; empty in mazes."""
+    if report.behaviour.walls is not None or not report.behaviour.goals:
+        return {}, {}
+    goals = report.behaviour.goals
+    names = {place[1]: name for each in goals for place, name in zip(each.places, each.names, strict=True)}
+    colours = depth_colours(sorted({each.learner_depth for each in goals if not each.active}))
+    lines = {
+        title: [
+            Line(
+                _learner_name(each),
+                np.array([place[1] for place in each.places], float),
+                100 * each.success,
+                ACTIVE_COLOUR if each.active else colours[each.learner_depth],
+                dashed=each.active,
+            )
+            for each in held
+        ]
+        for title, held in _goals_by_collector(report, deep_first=False)
+    }
+    return lines, dict(sorted(names.items()))
+
+
+def _goals_by_collector(report: EnvironmentReport, deep_first: bool) -> Iterator[tuple[str, list[Goals]]]:
+    """Yields a title, and the goals of an objective's learners and of the collector learner at a collector depth."""
+    for objective in report.objectives:
+        for depth in sorted(report.collector_depths, reverse=deep_first):
+            held = [
+                each
+                for each in report.behaviour.goals
+                if each.collector_depth == depth and (each.active or each.objective == objective)
+            ]
+            if held:
+                yield f"{objective}, collector depth {depth}" if report.several else f"collector depth {depth}", held
+
+
+def _goal_map(goals: Goals, walls: Values) -> GoalMap:
+    success, episodes = np.full(walls.shape, np.nan), np.zeros(walls.shape)
+    for place, share, count in zip(goals.places, goals.success, goals.episodes, strict=True):
+        if all(0 <= at < size for at, size in zip(place, walls.shape, strict=True)):
+            success[place], episodes[place] = share, count
+    return GoalMap(_learner_name(goals), success, episodes, walls)
+
+
+def _learner_name(goals: Goals) -> str:
+    return "collector learner" if goals.active else f"learner {goals.learner_depth}"
+
+
+def success_colour(share: float) -> str:
+    """Returns the colour of a goal that is reached in this share of episodes."""
+    return to_hex(colormaps["viridis"](share))
 
 
 def learning_curves(report: EnvironmentReport, by_steps: bool) -> dict[str, list[Line]]:

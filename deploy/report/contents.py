@@ -1,9 +1,11 @@
 """Contents of a report, made by `analyse.py`; the page, the figures, the tables and the JSON file show them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.report.read import Missing, Treatment
+from deploy.report.aggregate import Aggregates
+from deploy.report.records import Missing, Treatment
 from deploy.report.statistics import Band, DepthRatio, Difference, Estimate, Values
 
 
@@ -130,6 +132,84 @@ class Fairness(Treatment):
 
 
 @dataclass(frozen=True)
+class BehaviourCell:
+    """Measures of behaviour at a place of the matrix, by name; each over the seeds that have it."""
+
+    objective: str
+    collector_depth: int
+    learner_depth: int
+    active: bool
+    measures: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Jump:
+    """A step in depth of a measure; `step.critical` marks one that stands clear of the others, up or down.
+
+    `axis` and `held` are those of a `CriticalStep`.
+    """
+
+    objective: str
+    axis: str
+    held: int | None
+    measure: str
+    step: DepthRatio
+
+
+@dataclass(frozen=True)
+class Change:
+    """Change of success and of its distribution over goals at a step in depth, seed by seed.
+
+    `split...`: see `behaviours.split`; `split` is None if no seed has it at both depths. `unlocked` of the `goals` are
+    never reached at the shallower depth and always at the deeper one, `lost` the reverse.
+    """
+
+    objective: str
+    axis: str
+    held: int | None
+    shallower: int
+    deeper: int
+    success: Difference
+    split_at_shallower: float
+    split_at_deeper: float
+    split: Difference | None
+    goals: int
+    unlocked: int
+    lost: int
+    verdict: str
+
+
+@dataclass(frozen=True, eq=False)
+class Goals:
+    """Success by goal at a place of the matrix, all seeds together. L: goals.
+
+    `names`: row and column of a maze's cell, or a band of distances in the goal's units. `places`: the same as two
+    numbers; the first is 0 for a band.
+    """
+
+    objective: str
+    collector_depth: int
+    learner_depth: int
+    active: bool
+    names: tuple[str, ...]
+    places: tuple[tuple[int, int], ...]
+    success: Values  # [L]
+    episodes: Values  # [L]
+
+
+@dataclass(frozen=True, eq=False)
+class Behaviour:
+    """Behaviour along depth in one environment. `walls` `[rows, columns]` bool: the maze, in whose cells goals lie."""
+
+    measures: tuple[str, ...]
+    cells: tuple[BehaviourCell, ...]
+    jumps: tuple[Jump, ...]
+    changes: tuple[Change, ...]
+    goals: tuple[Goals, ...]
+    walls: Values | None
+
+
+@dataclass(frozen=True)
 class EnvironmentReport:
     env: str
     evaluated_in: str
@@ -146,6 +226,7 @@ class EnvironmentReport:
     gain_differences: tuple[GainDifference, ...]
     critical: tuple[CriticalStep, ...]
     curves: tuple[Curve, ...]
+    behaviour: Behaviour
     explored: tuple[Explored, ...]
     costs: tuple[Cost, ...]
     fairness: tuple[Fairness, ...]
@@ -174,5 +255,6 @@ class Report:
     done: int
     missing: tuple[Missing, ...]  # runs that are not in the report, and parts of runs
     envs: tuple[EnvironmentReport, ...]
+    aggregates: Aggregates
     provenance: tuple[dict[str, Any], ...]  # each different origin once: with one entry, one version made all runs
     matrix: dict[str, Any]

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from deploy.report import charts, text
+from deploy.report import charts, profiles, text
+from deploy.report.aggregate import Aggregates
 from deploy.report.charts import INK, Heatmap, Line
 from deploy.report.contents import EnvironmentReport
 
@@ -27,11 +28,17 @@ def figures(report: EnvironmentReport, seeds: int) -> dict[str, list[go.Figure]]
         "depth": _depth_curves(report) if report.several else [],
         "matrix": [_heatmap(charts.time_at_goal(report, seeds, brief_matrix))] if one and report.cells else [],
         "difference": [_heatmap(charts.differences(report, brief_difference))] if one and report.differences else [],
+        "goals": _goal_bands(report),
         "by_steps": _curves(report, by_steps=True),
         "by_seconds": _curves(report, by_steps=False),
         "coverage": [_chart(coverage, "environment steps", "cells visited, %", 105, unit=" %")] if coverage else [],
         "cost": _costs(report) if report.costs else [],
     }
+
+
+def profile_figures(aggregates: Aggregates) -> list[go.Figure]:
+    drawn = profiles.profiles(aggregates)
+    return [_chart(lines, profiles.X_LABEL, profiles.Y_LABEL, 102, title, " %") for title, lines in drawn.items()]
 
 
 def _heatmap(chart: Heatmap) -> go.Figure:
@@ -74,6 +81,18 @@ def _depth_curves(report: EnvironmentReport) -> list[go.Figure]:
     return made
 
 
+def _goal_bands(report: EnvironmentReport) -> list[go.Figure]:
+    """Returns one figure for each collector depth, and with several objectives for each of them."""
+    drawn, names = charts.goal_bands(report)
+    made = []
+    for title, lines in drawn.items():
+        figure = _chart(lines, "shortest path to the goal, in its units", "goals reached, %", 105, title, unit=" %")
+        figure.update_traces(mode="lines+markers")
+        figure.update_xaxes(tickvals=[*names], ticktext=[*names.values()], tickmode="array")
+        made.append(figure)
+    return made
+
+
 def _top(drawn: Mapping[str, Sequence[Line]]) -> float:
     """Returns the upper end of y for charts that are compared."""
     tops = [np.nanmax([line.y, line.ends[1]]) for lines in drawn.values() for line in lines if line.ends]
@@ -91,7 +110,7 @@ def _chart(lines: Sequence[Line], x_label: str, y_label: str, top: float, title:
             y=line.y.tolist(),
             name=line.name,
             legendgroup=line.name,
-            mode="lines+markers" if line.ends else "lines",
+            mode="lines+markers" if line.ends and line.markers else "lines",
             line={"color": line.colour, "width": 2, "dash": "dash" if line.dashed else "solid"},
             marker={"size": 5},
             hovertemplate=f"{line.name}: %{{y:.1f}}{unit}<extra></extra>",

@@ -1,15 +1,19 @@
 """The report as one HTML page that needs no network: it contains plotly's script once."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
-from deploy.report import text
+from collector.behaviour import PREFIX
+from deploy.report import charts, text
 from deploy.report.contents import EnvironmentReport, Report
-from deploy.report.figures import figures
+from deploy.report.figures import figures, profile_figures
+from deploy.report.gallery.markup import View, player
 from shared.files import replace_file
 from shared.metrics_catalogue import Metric, find_metric
 
@@ -27,37 +31,44 @@ _MEASURES = (
 """Title on the page, kind of metrics file, and name of each metric that the page defines."""
 
 
-def write_page(report: Report, path: Path) -> Path:
-    """Replaces `path` by the page in one step and returns it. Raises OSError when the disk is full."""
+def write_page(report: Report, path: Path, views: Sequence[View] = ()) -> Path:
+    """Replaces `path` by the page, with the galleries `views`, and returns it. Raises OSError when the disk is full."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.loader = PackageLoader("deploy.report", "")
     page = environment.get_template("page.html.j2").render(
         text=text,
         report=report,
+        charts_of=charts,
         environments=[(each, _figures(each, len(report.seeds))) for each in report.envs],
+        galleries=[(view, view.render()) for view in views],
+        player=player() if views else "",
+        profiles=[_div(each, f"profiles-{index}") for index, each in enumerate(profile_figures(report.aggregates))],
         plotly=Markup(get_plotlyjs()),
         matrix_yaml=yaml.safe_dump(report.matrix, sort_keys=False),
         marked=[row for each in report.envs for row in each.fairness if row.mark],
         several=any(each.several for each in report.envs),
         varied=any(each.varied for each in report.envs),
-        measures=_measures(),
+        measures=_measures(report),
     )
     replace_file(path, page, sync=False)
     return path
 
 
-def _measures() -> dict[str, Metric]:
+def _measures(report: Report) -> dict[str, Metric]:
     """Returns the metrics of the page by what the page calls them."""
-    found = {title: find_metric(kind, name) for title, kind, name in _MEASURES}
+    measures = dict.fromkeys(name for each in report.envs for name in each.behaviour.measures)
+    behaviours = [(name.replace("_", " "), "evaluator", PREFIX + name) for name in measures]
+    found = {title: find_metric(kind, name) for title, kind, name in (*_MEASURES, *behaviours)}
     return {title: metric for title, metric in found.items() if metric is not None}
+
+
+def _div(figure: Figure, name: str) -> Markup:
+    return Markup(figure.to_html(div_id=name, **_DIV))
 
 
 def _figures(report: EnvironmentReport, seeds: int) -> dict[str, list[Markup]]:
     """Returns the figures of each section as `div`s, named after environment and section, such as `ant-matrix-0`."""
     return {
-        section: [
-            Markup(figure.to_html(div_id=f"{report.env}-{section}-{index}", **_DIV))
-            for index, figure in enumerate(made)
-        ]
+        section: [_div(figure, f"{report.env}-{section}-{index}") for index, figure in enumerate(made)]
         for section, made in figures(report, seeds).items()
     }

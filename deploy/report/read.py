@@ -6,21 +6,26 @@ reason. A single number that is unknown is NaN.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
+from collector.behaviour import PREFIX
 from collector.collector import coverage
-from deploy.matrix.expand import MatrixConfig, MatrixRun, load_matrix
+from deploy.matrix.expand import MatrixRun, load_matrix
 from deploy.matrix.folder import MATRIX, is_done, progress, runs_in
+from deploy.report.records import Exploration, MatrixRecord, Missing, Outcomes, Trial
 from deploy.report.statistics import Values, area_under_curve
+from deploy.run.episodes import read_episodes
 from deploy.run.run_dir import read_status
-from deploy.run.summary import headline, read_summary, run_seconds
+from deploy.run.summary import HEADLINE_EVALUATIONS, headline, read_summary, run_seconds
 from shared.config import ACTIVE
+from shared.envs.registry import make_envs
 from shared.errors import ConfigError
 from shared.metrics import Row, read_metrics
 from shared.roles import EVALUATOR, learner_role, source_roles
@@ -28,81 +33,6 @@ from shared.roles import EVALUATOR, learner_role, source_roles
 COVERAGE_POINTS = 40
 _FROM_SUMMARY = "gradient_steps", "samples_per_insert", "sample_age", "parameters", "gradient_steps_per_second"
 _UNKNOWN_ORIGIN = {"machine": "unknown", "python": "unknown", "versions": {}, "git_revision": "", "git_dirty": False}
-
-
-@dataclass(frozen=True, eq=False)
-class Treatment:
-    """Conditions under which one learner of one run trained."""
-
-    run: str
-    objective: str
-    learner_depth: int
-    active: bool  # the collector learner, which is never a cell
-    fed: bool  # trained on the recorded stream of another run, without collectors
-    chunk: int  # actions that the learner's policy decides at once
-    collector_chunk: int
-    discount: float  # of later rows as goals, and of returns
-    critic_layers: float  # hidden Dense layers between the critic's inputs and its heads; unknown in older versions
-    gradient_steps: float
-    samples_per_insert: float
-    sample_age: float
-
-
-@dataclass(frozen=True, eq=False)
-class Trial(Treatment):
-    """Results of one learner of one run. E: its evaluations; the first one is of the untrained policy."""
-
-    env: str
-    collector_depth: int
-    seed: int
-    steps: Values  # [E] environment steps
-    seconds: Values  # [E] wall clock from the start of the run until the learner had this policy; NaN if unknown
-    time_at_goal: Values  # [E] environment steps of an episode
-    final: float  # time at goal, mean over the last five evaluations
-    last: float  # time at goal at the last evaluation
-    area: float  # mean of time at goal over training
-    success_rate: float  # mean over the last five evaluations
-    age_spread: float  # most that sample ages of one run's learners may differ in lockstep, in steps of an environment
-    parameters: float
-    gradient_steps_per_second: float
-
-
-@dataclass(frozen=True, eq=False)
-class Exploration:
-    """Coverage by all collectors of one run. P: up to `COVERAGE_POINTS` points of the run; the last one is its end."""
-
-    run: str
-    env: str
-    collector_depth: int
-    seed: int
-    steps: Values  # [P] environment steps
-    coverage: Values  # [P] share of the cells of goal space visited so far
-    entropy: float  # entropy of all visits, as a share of its maximum
-    env_steps_per_second: float
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A run that is not in the report, or a part of a run; `part` is empty for a whole run."""
-
-    run: str
-    part: str
-    reason: str
-
-
-@dataclass
-class MatrixRecord:
-    """Content of a matrix's folder. `provenance`: each different origin of the runs, once."""
-
-    directory: Path
-    matrix: MatrixConfig
-    runs: int
-    done: int = 0
-    trials: list[Trial] = field(default_factory=list)
-    explorations: list[Exploration] = field(default_factory=list)
-    missing: list[Missing] = field(default_factory=list)
-    provenance: list[dict[str, Any]] = field(default_factory=list)
-    episode_lengths: dict[str, int] = field(default_factory=dict)
 
 
 def read_matrix(directory: Path) -> MatrixRecord:
@@ -120,11 +50,23 @@ def read_matrix(directory: Path) -> MatrixRecord:
             record.missing.append(Missing(run.name, "", reason))
             continue
         record.done += 1
+        _make_env(record, run)
         try:
             _RunReader(record, run).read()
         except OSError as error:
             record.missing.append(Missing(run.name, "", f"{error.filename or run_dir}: {error.strerror}"))
     return record
+
+
+def _make_env(record: MatrixRecord, run: MatrixRun) -> None:
+    """Adds the environment of a run's evaluations, once."""
+    experiment, part = run.experiment, f"goals of {run.experiment.env}"
+    if experiment.env in record.envs or any(each.part == part for each in record.missing):
+        return
+    try:
+        record.envs[experiment.env] = make_envs(experiment).evaluation
+    except ConfigError as error:
+        record.missing.append(Missing("", part, str(error)))
 
 
 class _RunReader:
@@ -134,6 +76,7 @@ class _RunReader:
         self._record, self._run = record, run
         self._run_dir = record.directory / run.name
         self._status, self._summary = read_status(self._run_dir), read_summary(self._run_dir)
+        self._episodes = self._read_episodes()
 
     def read(self) -> None:
         """Adds trials, exploration and origin; what cannot be used is added to `missing`. Raises OSError."""
@@ -190,6 +133,7 @@ class _RunReader:
         )
         return Trial(
             run=run.name,
+            learner=name,
             env=run.experiment.env,
             collector_depth=run.collector_depth,
             objective=algorithm.objective,
@@ -208,9 +152,32 @@ class _RunReader:
             last=time_at_goal[-1],
             area=area_under_curve(env_steps, time_at_goal),
             success_rate=headline(curve, "success_rate"),
+            behaviour={each.removeprefix(PREFIX): headline(curve, each) for each in _behaviours(curve)},
+            outcomes=self._outcomes(name),
             age_spread=self._age_spread(),
             **learner,
         )
+
+    def _outcomes(self, name: str) -> Outcomes | None:
+        """Returns the outcomes of a learner's last episodes; None without the run's table."""
+        if self._episodes is None:
+            return None
+        episodes = self._episodes.filter(pc.field("learner") == name)
+        evaluations = [updates for updates in pc.unique(episodes["updates"]).to_pylist() if updates > 0]
+        last = sorted(evaluations)[-HEADLINE_EVALUATIONS:]
+        episodes = episodes.filter(pc.field("updates").isin(last))
+        return Outcomes(
+            goals=np.array(episodes["goal"].to_pylist(), np.float64),
+            shortest_paths=episodes["shortest_path"].to_numpy(),
+            reached=episodes["time_at_goal"].to_numpy() > 0,
+        )
+
+    def _read_episodes(self) -> pa.Table | None:
+        try:
+            return read_episodes(self._run_dir)
+        except OSError as error:
+            self._miss("episodes", str(error.strerror))
+            return None
 
     def _seconds(self, name: str, updates: Values) -> Values:
         """Returns the wall clock `[E]` at which a learner had made `updates` `[E]`; NaN if it is unknown."""
@@ -271,6 +238,11 @@ class _RunReader:
             return "visits are of different numbers of cells"
         made, planned = sum(rows[-1]["env_steps"] for rows in sources.values()), number(self._status, "env_steps")
         return f"the collectors' rows end at {made:,} of {planned:,} environment steps" if made < planned else ""
+
+
+def _behaviours(evaluations: Sequence[Row]) -> list[str]:
+    """Returns the measures of behaviour that any of these rows has."""
+    return list(dict.fromkeys(name for row in evaluations for name in row if name.startswith(PREFIX)))
 
 
 def number(values: Any, *path: str) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from deploy.matrix.expand import MatrixConfig, MatrixRun, expand, write_matrix
+from deploy.run.episodes import write_episodes
 from deploy.run.provenance import write_config
 from shared.config import ACTIVE
 from shared.envs.registry import make_envs
@@ -107,7 +108,8 @@ def _write_run(folder: Path, run: MatrixRun) -> None:
             share = 0.0 if updates == 0 else 1.25 if updates == plan.updates else 0.75  # 1 in the mean of the last two
             evaluated = {"learner": name, "updates": updates, "env_steps": plan.env_steps_at(updates)}
             results = {"time_at_goal": final * share, "success_rate": final * share / 20}
-            writer.write(EVALUATOR, {"time": started + 99, **evaluated, **results})
+            behaviour = {"behaviour/path_length": float(config.depth), "episodes": _episodes(config.depth)}
+            writer.write(EVALUATOR, {"time": started + 99, **evaluated, **results, **behaviour})
         for updates in range(1, plan.updates + 1):
             row = {"time": started + SECONDS * updates / plan.updates, "updates": updates}
             writer.write(learner_role(name), row)
@@ -128,11 +130,27 @@ def _write_run(folder: Path, run: MatrixRun) -> None:
             visits = [unroll * (cell < visited) for cell in range(20)]
             writer.write(role, {"time": started + unroll, "env_steps": unroll * 20, "visits": visits})
     writer.close()
+    write_episodes(folder)
     collector = {"coverage": run.collector_depth / 20, "coverage_entropy": 0.5, "env_steps_per_second": 1000.0}
     write_json(
         folder / "summary.json",
         {"env": experiment.env, "plan": plan.model_dump(), "learners": learners, "collector": collector},
     )
+
+
+def _episodes(depth: int) -> dict[str, list[Any]]:
+    """Returns two episodes to each of two goals; only depths from 16 on reach the second goal, behind the wall."""
+    far = 5 if depth >= 16 else 0
+    return {
+        "start": [[1.0, 1.0]] * 4,
+        "goal": [[1.0, 3.0], [1.2, 2.9], [3.0, 1.0], [3.1, 1.2]],
+        "steps": [20] * 4,
+        "time_at_goal": [5, 4, far, far],
+        "final_distance": [0.1] * 4,
+        "broken": [False] * 4,
+        "shortest_path": [2.0, 1.9, 4.2, 4.0],
+        "behaviour/path_length": [float(depth)] * 4,
+    }
 
 
 def _final(run: MatrixRun, name: str) -> float:

@@ -6,31 +6,21 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from deploy.cli.main import run_command
 from deploy.report.analyse import make_report
 from deploy.report.page import write_page
 from deploy.report.read import read_matrix
+from tests.deploy.chromium import DESK, PHONE, open_chromium, show
 
-PHONE, DESK = 400, 1200
 WriteRuns = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert None not in (chromium, driver), "needs Chromium: apt-get install chromium chromium-driver"
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    opened = webdriver.Chrome(options=options, service=Service(driver))
-    opened.set_page_load_timeout(60)
-    yield opened
-    opened.quit()
+    with open_chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +34,6 @@ def whole(all_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def page_of(folder: Path) -> Path:
     return write_page(make_report(read_matrix(folder)), folder / "report.html")
-
-
-def show(browser: webdriver.Chrome, page: Path, width: int) -> None:
-    """Opens the page without a network in a window of `width` pixels."""
-    browser.execute_cdp_cmd("Network.enable", {})
-    browser.execute_cdp_cmd(
-        "Network.emulateNetworkConditions",
-        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
-    )
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width == PHONE}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get(page.as_uri())
 
 
 def heatmap(browser: webdriver.Chrome, name: str) -> tuple[list[str], list[str], list[list[float | None]]]:
@@ -79,13 +57,30 @@ def test_page_fits_a_phone_and_paper(browser: webdriver.Chrome, whole: Path) -> 
     show(browser, whole, PHONE)
     assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE
     figures = browser.find_elements(By.CLASS_NAME, "js-plotly-plot")
-    assert len(figures) == 11  # two heatmaps, twice three learning curves, coverage, two costs
+    assert len(figures) == 14  # two heatmaps, twice three learning curves, coverage, two costs, three profiles
     for figure in figures:
         drawn = figure.find_element(By.CLASS_NAME, "main-svg").size
         assert 300 < drawn["width"] <= PHONE
         assert drawn["height"] > 200
     assert browser.get_log("browser") == []
     assert len(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"]) > 50_000
+    assert browser.get_log("browser") == []
+
+
+def test_a_page_takes_environments_and_seeds_together(browser: webdriver.Chrome, whole: Path) -> None:
+    show(browser, whole, DESK)
+    script = "return document.getElementById('profiles-1').data.filter(d => d.showlegend !== false)"
+    shallow, deep = browser.execute_script(f"{script}.map(d => [d.name, d.x[30], d.y[30], d.y[65]])")
+    # Scores 0.3, 0.35, 0.4 and 0.6, 0.65, 0.7: a run at the threshold is not above it.
+    assert shallow == ["depth 4", 0.3, pytest.approx(200 / 3), 0]
+    assert deep == ["depth 16", 0.3, 100, pytest.approx(100 / 3)]
+    page = browser.find_element(By.TAG_NAME, "body").text
+    section = page[page.index("Across environments and seeds") : page.index("Fairness\n")]
+    assert "16 16 0.65 [0.60, 0.70] 1 3" in section  # depths, interquartile mean, environments, seeds
+    assert "learners, collector depth 16 16 over 4 1.00 [1.00, 1.00] 1 3" in section
+    assert "ordinary training 16 over 4 0.50 [0.50, 0.50] 1 3" in section
+    assert "in 2 of 20 cases" in section
+    assert "Not every learner" not in section
     assert browser.get_log("browser") == []
 
 

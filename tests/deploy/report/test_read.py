@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from deploy.cli.main import run_command
-from deploy.report.read import MatrixRecord, Missing, _points, read_matrix
+from deploy.report.read import _points, read_matrix
+from deploy.report.records import MatrixRecord, Missing
 from shared.files import write_json
 from tests.deploy.matrix.cases import replace_in_config
 

@@ -246,7 +246,7 @@ def test_files_have_the_numbers_of_the_page(write_runs: WriteRuns, capsys: pytes
     tables = {path.stem for path in (folder / "report").glob("*.csv")}
     assert tables >= {"cells", "active", "comparisons", "critical_depths", "coverage", "costs", "fairness", "curves"}
     pictures = sorted((folder / "report").glob("*.png"))
-    assert len(pictures) == 3
+    assert len(pictures) == 5
     for path in pictures:
         assert len(np.unique(np.asarray(Image.open(path).convert("L")))) > 20
         assert ElementTree.parse(path.with_suffix(".svg")).getroot().tag.endswith("svg")

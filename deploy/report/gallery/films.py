@@ -1,0 +1,93 @@
+"""Films of bodies: one for each shown episode, with every cell as a tile, so that the cells stay in step."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from deploy.render.episode import Episode
+from deploy.render.film import encode_film
+from deploy.render.scene import Scene
+from deploy.report.gallery.play import Cell
+from shared.envs.brax_env import BraxEnv
+
+TILE = 240, 180  # width and height in pixels
+FPS = 15.0
+_MAX_FRAMES = 120  # 8 seconds
+_STRIP = 4  # frames
+_QUALITY = 60  # of a strip's JPEG
+_SHADOWS = 1024  # pixels of the shadow map; a larger one doubles the time of a frame
+
+
+class Footage(NamedTuple):
+    """One episode in all cells. `steps`: environment steps of F frames. `frames`: cell -> `[F, height, width, 3]`."""
+
+    steps: Sequence[int]
+    frames: Mapping[Cell, np.ndarray]
+
+    def strip(self, cell: Cell) -> np.ndarray:
+        """Returns a few moments of a cell, side by side, `[height, k * width, 3]`."""
+        moments = np.linspace(0, len(self.steps) - 1, _STRIP).round().astype(int)
+        return np.concatenate(self.frames[cell][moments], axis=1)
+
+
+class Film(NamedTuple):
+    """Footage for a page.
+
+    `mp4`: the film of all cells. `steps`: environment steps of its frames. `tiles`: left upper corner of each cell's
+    tile. `strips`: a JPEG of each cell's strip.
+    """
+
+    mp4: bytes
+    steps: Sequence[int]
+    tiles: Mapping[Cell, tuple[int, int]]
+    strips: Mapping[Cell, bytes]
+
+
+def shoot(env: BraxEnv, episodes: Mapping[Cell, Episode]) -> Footage:
+    """Films all cells with the same camera. Raises ConfigError without OpenGL."""
+    steps = _steps(env, max(len(episode.states) for episode in episodes.values()))
+    scenes = {cell: Scene(env, _at(episode, steps)) for cell, episode in episodes.items()}
+    points = np.concatenate([scene.points for scene in scenes.values()])
+    frames = {}
+    for cell, scene in scenes.items():
+        scene.fit(points)
+        scene.model.vis.quality.shadowsize = _SHADOWS
+        seen = np.stack([*scene.frames(range(len(scene.positions)), *TILE)])
+        still = [seen[-1:]] * (len(steps) - len(seen))  # after the episode's end its last moment stands still
+        frames[cell] = np.concatenate([seen, *still])
+    return Footage(steps, frames)
+
+
+def make_film(footage: Footage) -> Film:
+    """Returns the film of all cells as tiles of one picture."""
+    columns = math.ceil(math.sqrt(len(footage.frames)))
+    rows = math.ceil(len(footage.frames) / columns)
+    picture = np.zeros((len(footage.steps), TILE[1] * rows, TILE[0] * columns, 3), np.uint8)
+    tiles = {}
+    for index, (cell, frames) in enumerate(footage.frames.items()):
+        left, top = tiles[cell] = TILE[0] * (index % columns), TILE[1] * (index // columns)
+        picture[:, top : top + TILE[1], left : left + TILE[0]] = frames
+    strips = {cell: _jpeg(footage.strip(cell)) for cell in footage.frames}
+    return Film(encode_film(picture, FPS), footage.steps, tiles, strips)
+
+
+def _steps(env: BraxEnv, count: int) -> list[int]:
+    """Returns the steps of the frames, evenly over `count` steps: in real time, or faster if these were too many."""
+    real_time = round(1 / (FPS * env.physics.seconds_per_step))
+    return list(range(0, count, max(1, real_time, -(-count // _MAX_FRAMES))))
+
+
+def _at(episode: Episode, steps: Sequence[int]) -> Episode:
+    """Returns the moments of `episode` at those of `steps` that it has."""
+    kept = [step for step in steps if step < len(episode.states)]
+    return Episode(*(column[kept] for column in episode))
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="JPEG", quality=_QUALITY)
+    return file.getvalue()

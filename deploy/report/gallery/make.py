@@ -1,0 +1,100 @@
+"""Galleries of a matrix from its folder: for a page, or as files of their own."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from deploy.render.film import write_film
+from deploy.report.gallery import pictures
+from deploy.report.gallery.films import Footage, make_film, shoot
+from deploy.report.gallery.markup import FilmStore, View, lay_out, player
+from deploy.report.gallery.paths import can_draw
+from deploy.report.gallery.play import Gallery, play_matrix
+from deploy.report.records import MatrixRecord, Missing
+from shared.envs.brax_env import BraxEnv
+from shared.errors import ConfigError
+from shared.files import replace_file
+
+FILMS = "films"  # folder, in that of the report's files
+PAGE = "behaviours.html"
+Say = Callable[[str], None]
+
+
+def make_views(record: MatrixRecord, page: Path, folder: Path, say: Say) -> list[View]:
+    """Returns the galleries of a matrix; what cannot be shown is added to `record.missing`.
+
+    Args:
+        record: the matrix, whole or half done.
+        page: the page that will hold them.
+        folder: the folder for films that are too many for the page.
+        say: gets a line on each environment.
+
+    Raises:
+        OSError: A film cannot be written.
+    """
+    galleries, missing = play_matrix(record, say)
+    record.missing += missing
+    store, views = FilmStore(page, folder / FILMS), []
+    for gallery in galleries:
+        made = {name: make_film(footage) for name, footage in _shoot(gallery, record, say).items()}
+        if made or can_draw(gallery.env):
+            views.append(lay_out(gallery, made, store))
+    return views
+
+
+def path_figures(views: Sequence[View]) -> Iterator[tuple[str, Figure]]:
+    """Yields the paths of all cells as a figure for each episode, after its name as a file."""
+    for view in views:
+        for name in view.gallery.shown if view.frame else ():
+            yield f"{view.gallery.name}-paths-{name}", pictures.still(view.gallery, name, None)
+
+
+def write_galleries(record: MatrixRecord, folder: Path, kind: Literal["png", "mp4", "html"], say: Say) -> list[Path]:
+    """Writes the galleries of a matrix to files of `kind` in `folder`, and returns these.
+
+    html is one page with the player. png and mp4 are a file for each gallery and episode; those of bodies show strips
+    and films, all others show paths. What cannot be shown is added to `record.missing`. Raises OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "html":
+        views = make_views(record, folder / PAGE, folder, say)
+        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment.loader = PackageLoader("deploy.report.gallery", "")
+        page = environment.get_template("alone.html.j2").render(
+            name=record.directory.name, views=views, player=player(), missing=record.missing
+        )
+        replace_file(folder / PAGE, page, sync=False)
+        return [folder / PAGE]
+    galleries, missing = play_matrix(record, say)
+    record.missing += missing
+    written = []
+    for gallery in galleries:
+        filmed = _shoot(gallery, record, say)
+        for name in gallery.shown if filmed or can_draw(gallery.env) else ():
+            path = folder / f"{gallery.name}-{name}.{kind}"
+            if kind == "mp4":
+                write_film(path, *pictures.frames(gallery, name, filmed.get(name)))
+            else:
+                pictures.save_still(gallery, name, filmed.get(name), path)
+            written.append(path)
+    return written
+
+
+def _shoot(gallery: Gallery, record: MatrixRecord, say: Say) -> Mapping[str, Footage]:
+    """Returns the footage of each episode; empty where there is nothing to film or no way to film it."""
+    part = f"behaviours in {gallery.env_id}"
+    if not isinstance(gallery.env, BraxEnv):
+        if not can_draw(gallery.env):
+            kind = type(gallery.env).__name__
+            reason = f"{kind} has no body to film, and its goals have one coordinate, too few for a path"
+            record.missing.append(Missing("", part, reason))
+        return {}
+    say(f"{gallery.env_id}: filming {len(gallery.cells)} cells, {gallery.objective}")
+    try:
+        return {name: shoot(gallery.env, gallery.episodes(name)) for name in gallery.shown}
+    except ConfigError as error:  # no OpenGL
+        record.missing.append(Missing("", part, f"no films: {error}"))
+        return {}
