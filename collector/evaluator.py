@@ -142,7 +142,7 @@ class Evaluator:
 
 
 def start_keys(seed: int, draw: int, episodes: int) -> jax.Array:
-    """Returns the keys `[episodes]` by which an evaluation of a run resets its environments; see `Evaluator.measure`."""
+    """Returns the keys `[episodes]` from which an evaluation draws its starts and goals; see `Evaluator.measure`."""
     return _split(_key(seed, draw), episodes)[0]
 
 

@@ -9,7 +9,6 @@ import jax
 from deploy.render.episode import Episode, Recorder
 from deploy.render.gl import choose_gl
 from shared.envs.base import GoalEnv
-from shared.envs.point_maze import PointMaze
 from shared.errors import ConfigError
 from shared.policy import PolicyFunction
 from shared.types import Params
@@ -30,10 +29,10 @@ def render(
     steps: int | None = None,
     chunk: int = 1,
 ) -> None:
-    """Plays one episode, or several of a point in a maze, and draws them to the file `out`.
+    """Plays one episode of a body, or several of anything else, and draws them to the file `out`.
 
     `picture`: html is a page with the scene to turn around in, which needs no network; mp4 is a film in real time; png
-    shows eight moments, or the paths through the maze. `seed` chooses start, goal and samples, `steps` limits an
+    shows eight moments, or paths through goal space. `seed` chooses start, goal and samples, `steps` limits an
     episode, `title` heads a png and names a page. `policy` decides `chunk` actions at once.
 
     Raises ConfigError, before anything is played, where `env` cannot be drawn so, and where png or mp4 find no OpenGL.
@@ -53,16 +52,19 @@ def render(
 
 def _writer(env: GoalEnv, picture: Picture) -> tuple[Writer, int]:
     """Returns the writer of `picture`, and how many episodes it draws. Raises ConfigError where there is none."""
-    if isinstance(env, PointMaze):
-        from deploy.render import plane
-
-        if picture not in plane.WRITERS:
-            raise ConfigError("point mazes have no 3-D page; use --format png or mp4")
-        return plane.WRITERS[picture], plane.EPISODES
     from shared.envs.brax_env import BraxEnv
 
     if not isinstance(env, BraxEnv):
-        raise ConfigError(f"{type(env).__name__} cannot be drawn; only point mazes and subclasses of BraxEnv can")
+        from deploy.render import paths, plane
+
+        if not paths.can_draw(env):
+            name = type(env).__name__
+            raise ConfigError(
+                f"{name} cannot be drawn: no subclass of BraxEnv, and goals of one coordinate have no path"
+            )
+        if picture not in plane.WRITERS:
+            raise ConfigError("paths have no 3-D page; use --format png or mp4")
+        return plane.WRITERS[picture], plane.EPISODES
     if picture != "html":
         choose_gl()  # before anything is compiled
     from deploy.render import body

@@ -8,10 +8,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from deploy.render.film import write_film
+from deploy.render.paths import can_draw
 from deploy.report.gallery import pictures
 from deploy.report.gallery.films import Footage, make_film, shoot
 from deploy.report.gallery.markup import FilmStore, View, lay_out, player
-from deploy.report.gallery.paths import can_draw
 from deploy.report.gallery.play import Gallery, play_matrix
 from deploy.report.records import MatrixRecord, Missing
 from shared.envs.brax_env import BraxEnv

@@ -13,8 +13,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from deploy.render import paths
 from deploy.render.episode import Episode
-from deploy.report.gallery import films, paths
+from deploy.report.gallery import films
 from deploy.report.gallery.films import Film
 from deploy.report.gallery.play import Cell, Gallery
 from shared.envs.base import EnvSpec
@@ -82,7 +83,11 @@ class FilmStore:
 def lay_out(gallery: Gallery, made: Mapping[str, Film], store: FilmStore) -> View:
     """Returns what the template shows of a gallery. `made`: its films by episode, empty if there are none."""
     spec = gallery.env.spec
-    frame = paths.make_frame(gallery) if paths.can_draw(gallery.env) else None
+    frame = (
+        paths.make_frame(gallery.env, [each for cell in gallery.cells.values() for each in cell])
+        if paths.can_draw(gallery.env)
+        else None
+    )
     timelines: list[Timeline] = []
     shots: dict[Cell, dict[str, Shot]] = {cell: {} for cell in gallery.cells}
     for index, (name, number) in enumerate(gallery.shown.items()):

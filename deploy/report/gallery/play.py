@@ -50,6 +50,10 @@ class Gallery:
         """Name for files and elements of the page."""
         return f"{self.env_id.replace(':', '.')}-{self.objective}"
 
+    @property
+    def all_episodes(self) -> list[Episode]:
+        return [episode for cell in self.cells.values() for episode in cell]
+
     def episodes(self, name: str) -> dict[Cell, Episode]:
         """Returns the episode of this name in each cell, up to a moment after all have ended or reached the goal."""
         index = [*self.shown].index(name)

@@ -202,7 +202,7 @@ def test_a_film_of_a_point_maze_grows(tmp_path: Path) -> None:
 def test_environments_that_cannot_be_drawn_are_refused_before_an_episode(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Falling cannot be drawn"):
         draw(Falling(), tmp_path / "a.png", "png")
-    with pytest.raises(ConfigError, match="point mazes have no 3-D page"):
+    with pytest.raises(ConfigError, match="paths have no 3-D page"):
         draw(make_env("point_u_maze"), tmp_path / "a.html", "html")
     assert not list(tmp_path.iterdir())
 
