@@ -23,23 +23,29 @@ _SHADOWS = 1024  # pixels of the shadow map; a larger one doubles the time of a 
 
 
 class Footage(NamedTuple):
-    """One episode in all cells. `steps`: environment steps of F frames. `frames`: cell -> `[F, height, width, 3]`."""
+    """One episode in all cells. F: frames.
+
+    `steps`: environment steps of the frames. `picture` `[F, height, width, 3]` uint8: all cells as tiles. `tiles`: left
+    upper corner of each cell's tile.
+    """
 
     steps: Sequence[int]
-    frames: Mapping[Cell, np.ndarray]
+    picture: np.ndarray
+    tiles: Mapping[Cell, tuple[int, int]]
+
+    def frames(self, cell: Cell) -> np.ndarray:
+        """Returns the frames of one cell `[F, height, width, 3]`, a view."""
+        left, top = self.tiles[cell]
+        return self.picture[:, top : top + TILE[1], left : left + TILE[0]]
 
     def strip(self, cell: Cell) -> np.ndarray:
         """Returns a few moments of a cell, side by side, `[height, k * width, 3]`."""
         moments = np.linspace(0, len(self.steps) - 1, _STRIP).round().astype(int)
-        return np.concatenate(self.frames[cell][moments], axis=1)
+        return np.concatenate(self.frames(cell)[moments], axis=1)
 
 
 class Film(NamedTuple):
-    """Footage for a page.
-
-    `mp4`: the film of all cells. `steps`: environment steps of its frames. `tiles`: left upper corner of each cell's
-    tile. `strips`: a JPEG of each cell's strip.
-    """
+    """Footage for a page, as bytes: `mp4` of the picture, and a JPEG of each cell's strip."""
 
     mp4: bytes
     steps: Sequence[int]
@@ -52,27 +58,23 @@ def shoot(env: BraxEnv, episodes: Mapping[Cell, Episode]) -> Footage:
     steps = _steps(env, max(len(episode.states) for episode in episodes.values()))
     scenes = {cell: Scene(env, _at(episode, steps)) for cell, episode in episodes.items()}
     points = np.concatenate([scene.points for scene in scenes.values()])
-    frames = {}
+    columns = math.ceil(math.sqrt(len(scenes)))
+    tiles = {cell: (TILE[0] * (index % columns), TILE[1] * (index // columns)) for index, cell in enumerate(scenes)}
+    size = TILE[1] * math.ceil(len(scenes) / columns), TILE[0] * columns
+    footage = Footage(steps, np.zeros((len(steps), *size, 3), np.uint8), tiles)
     for cell, scene in scenes.items():
         scene.fit(points)
         scene.model.vis.quality.shadowsize = _SHADOWS
-        seen = np.stack([*scene.frames(range(len(scene.positions)), *TILE)])
-        still = [seen[-1:]] * (len(steps) - len(seen))  # after the episode's end its last moment stands still
-        frames[cell] = np.concatenate([seen, *still])
-    return Footage(steps, frames)
+        frames, count = footage.frames(cell), len(scene.positions)
+        for index, frame in enumerate(scene.frames(range(count), *TILE)):
+            frames[index] = frame
+        frames[count:] = frames[count - 1]  # after the episode's end its last moment stands still
+    return footage
 
 
 def make_film(footage: Footage) -> Film:
-    """Returns the film of all cells as tiles of one picture."""
-    columns = math.ceil(math.sqrt(len(footage.frames)))
-    rows = math.ceil(len(footage.frames) / columns)
-    picture = np.zeros((len(footage.steps), TILE[1] * rows, TILE[0] * columns, 3), np.uint8)
-    tiles = {}
-    for index, (cell, frames) in enumerate(footage.frames.items()):
-        left, top = tiles[cell] = TILE[0] * (index % columns), TILE[1] * (index // columns)
-        picture[:, top : top + TILE[1], left : left + TILE[0]] = frames
-    strips = {cell: _jpeg(footage.strip(cell)) for cell in footage.frames}
-    return Film(encode_film(picture, FPS), footage.steps, tiles, strips)
+    strips = {cell: _jpeg(footage.strip(cell)) for cell in footage.tiles}
+    return Film(encode_film(footage.picture, FPS), footage.steps, footage.tiles, strips)
 
 
 def _steps(env: BraxEnv, count: int) -> list[int]:

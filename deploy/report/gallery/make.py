@@ -1,6 +1,6 @@
 """Galleries of a matrix from its folder: for a page, or as files of their own."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +39,7 @@ def make_views(record: MatrixRecord, page: Path, folder: Path, say: Say) -> list
     record.missing += missing
     store, views = FilmStore(page, folder / FILMS), []
     for gallery in galleries:
-        made = {name: make_film(footage) for name, footage in _shoot(gallery, record, say).items()}
+        made = {name: make_film(footage) for name, footage in _shoot(gallery, record, say) if footage}
         if made or can_draw(gallery.env):
             views.append(lay_out(gallery, made, store))
     return views
@@ -72,29 +72,36 @@ def write_galleries(record: MatrixRecord, folder: Path, kind: Literal["png", "mp
     record.missing += missing
     written = []
     for gallery in galleries:
-        filmed = _shoot(gallery, record, say)
-        for name in gallery.shown if filmed or can_draw(gallery.env) else ():
-            path = folder / f"{gallery.name}-{name}.{kind}"
-            if kind == "mp4":
-                write_film(path, *pictures.frames(gallery, name, filmed.get(name)))
-            else:
-                pictures.save_still(gallery, name, filmed.get(name), path)
-            written.append(path)
+        for name, footage in _shoot(gallery, record, say):
+            if footage or can_draw(gallery.env):
+                written.append(folder / f"{gallery.name}-{name}.{kind}")
+                _write(gallery, name, footage, written[-1])
     return written
 
 
-def _shoot(gallery: Gallery, record: MatrixRecord, say: Say) -> Mapping[str, Footage]:
-    """Returns the footage of each episode; empty where there is nothing to film or no way to film it."""
-    part = f"behaviours in {gallery.env_id}"
-    if not isinstance(gallery.env, BraxEnv):
-        if not can_draw(gallery.env):
-            kind = type(gallery.env).__name__
-            reason = f"{kind} has no body to film, and its goals have one coordinate, too few for a path"
-            record.missing.append(Missing("", part, reason))
-        return {}
-    say(f"{gallery.env_id}: filming {len(gallery.cells)} cells, {gallery.objective}")
-    try:
-        return {name: shoot(gallery.env, gallery.episodes(name)) for name in gallery.shown}
-    except ConfigError as error:  # no OpenGL
-        record.missing.append(Missing("", part, f"no films: {error}"))
-        return {}
+def _write(gallery: Gallery, name: str, footage: Footage | None, path: Path) -> None:
+    """Writes a film or a picture of the episodes `name`, by the suffix of `path`. Raises OSError."""
+    if path.suffix == ".mp4":
+        write_film(path, *pictures.frames(gallery, name, footage))
+    else:
+        pictures.save_still(gallery, name, footage, path)
+
+
+def _shoot(gallery: Gallery, record: MatrixRecord, say: Say) -> Iterator[tuple[str, Footage | None]]:
+    """Yields the footage of each episode, after its name; none where there is nothing to film or no way to film it."""
+    part, filming = f"behaviours in {gallery.env_id}", isinstance(gallery.env, BraxEnv)
+    if filming:
+        say(f"{gallery.env_id}: filming {len(gallery.cells)} cells, {gallery.objective}")
+    elif not can_draw(gallery.env):
+        kind = type(gallery.env).__name__
+        reason = f"{kind} has no body to film, and its goals have one coordinate, too few for a path"
+        record.missing.append(Missing("", part, reason))
+    for name in gallery.shown:
+        footage = None
+        if filming:
+            try:
+                footage = shoot(gallery.env, gallery.episodes(name))  # type: ignore[arg-type]
+            except ConfigError as error:  # no OpenGL
+                record.missing.append(Missing("", part, f"no films: {error}"))
+                filming = False
+        yield name, footage

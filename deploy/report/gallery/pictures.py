@@ -46,10 +46,10 @@ def frames(gallery: Gallery, name: str, footage: Footage | None) -> tuple[Iterat
 
 def _film(gallery: Gallery, name: str, footage: Footage) -> Iterator[np.ndarray]:
     figure, axes = _grid(gallery, name, _SIDE)
-    images = {cell: axis.imshow(footage.frames[cell][0]) for cell, axis in axes.items()}
+    images = {cell: axis.imshow(footage.frames(cell)[0]) for cell, axis in axes.items()}
     for index in range(len(footage.steps)):
         for cell, image in images.items():
-            image.set_data(footage.frames[cell][index])
+            image.set_data(footage.frames(cell)[index])
         yield pixels(figure)
     pyplot.close(figure)
 
