@@ -28,7 +28,10 @@ def check_env(env_id: str, env: Any) -> None:
     _check_state(f"{env_id}.step", after, spec)
     if jax.tree.map(_shape, after) != jax.tree.map(_shape, fresh):
         raise ValueError(f"{env_id}.step: its EnvState differs in structure, shapes or types from that of reset")
-    for name, value in jax.eval_shape(partial(step_measures, env), fresh).items():
+    measures = jax.eval_shape(partial(step_measures, env), fresh)
+    if not isinstance(measures, dict):
+        raise ValueError(f"{env_id}.measures: must return a dict of measures by name, not {type(measures).__name__}")
+    for name, value in measures.items():
         shape, got = _shape(value)
         if shape or got not in ("bool", "float32"):
             raise ValueError(f"{env_id}.measures: {name} must be a bool[] or float32[], not {got}{list(shape)}")

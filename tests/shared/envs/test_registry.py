@@ -68,6 +68,14 @@ class Alone(Line):
     def distance(self, state, goal):
         return jnp.linalg.norm(state - goal)
 
+class Measured(Line):
+    def measures(self, env_state):
+        return {"position": env_state.state}
+
+class Unnamed(Line):
+    def measures(self, env_state):
+        return env_state.state[0]
+
 class FirstCell(Line):
     """Its cell is right for one goal, but takes the first goal of a batch."""
     def cell(self, goal):
@@ -236,6 +244,8 @@ def test_dotted_path_names_an_environment(user_module: str) -> None:
         ("Growing", f"{user_module}:Growing.step: its EnvState differs in structure, shapes or types from that of res"),
         ("Alone", f"{user_module}:Alone.distance: must return float32[2, 3] for a batch of goals [2, 3, 1], not floa"),
         ("FirstCell", f"{user_module}:FirstCell.cell: must return int32[2, 3] for a batch of goals [2, 3, 1], not int"),
+        ("Measured", f"{user_module}:Measured.measures: position must be a bool[] or float32[], not float32[1]"),
+        ("Unnamed", f"{user_module}:Unnamed.measures: must return a dict of measures by name, not "),
         ("NoCells", f"{user_module}:NoCells.spec.num_cells: input should be greater than or equal to 1, got 0"),
         ("Unreachable", f"{user_module}:Unreachable.spec.goal_radius: input should be a finite number, got nan"),
         ("Lazy", f"{user_module}:Lazy: not a GoalEnv, it has no spec, reset, step, cell, distance"),
