@@ -59,7 +59,8 @@ class Render:
             raise ConfigError(f"--out: {error.filename}: {error.strerror or error}; name another folder") from error
         for each in record.missing:
             complain(": ".join(filter(None, (each.run, each.part, each.reason))))
-        say(f"{len(written)} files: {', '.join(map(str, written))}" if written else "nothing can be drawn")
+        count = f"{len(written)} file{'s' * (len(written) > 1)}"
+        say(f"{count}: {', '.join(map(str, written))}" if written else "nothing can be drawn")
         return 0 if written else EXIT_FAILED
 
     def _render_episode(self) -> int:

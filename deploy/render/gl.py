@@ -29,7 +29,7 @@ def choose_gl() -> str:
     if osmesa:
         return "osmesa"
     raise ConfigError(
-        "png and mp4 need an off-screen OpenGL: apt-get install libosmesa6 (CPU) or libegl1 (GPU); html needs none"
+        "png and mp4 need an off-screen OpenGL: apt-get install libosmesa6 (CPU) or libegl1 (GPU); 3-D pages need none"
     )
 
 
@@ -51,6 +51,6 @@ def open_gl(model: Any, width: int, height: int) -> Iterator[Any]:
             why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ConfigError(
                 f"OpenGL by {kind} does not work here ({why}); MUJOCO_GL=osmesa or MUJOCO_GL=egl chooses another "
-                "(apt-get install libosmesa6 or libegl1); html needs none"
+                "(apt-get install libosmesa6 or libegl1); 3-D pages need none"
             ) from error
         yield context

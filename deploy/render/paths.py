@@ -40,7 +40,7 @@ class PathPicture(NamedTuple):
     """One episode, in units of the picture.
 
     `pieces`: colours, and the points `[k, 2]` of each piece of the path; it begins where the one before ends. `stride`:
-    environment steps between two points.
+    environment steps between two points; before the last point there may be fewer.
     """
 
     pieces: Sequence[tuple[str, np.ndarray]]
@@ -48,6 +48,11 @@ class PathPicture(NamedTuple):
     goal: tuple[float, float]
     radius: float
     stride: int
+
+
+def spread(count: int, stride: int) -> list[int]:
+    """Returns every `stride`-th of `count` moments, from the first one, and the last one."""
+    return [*range(0, count - 1, stride), count - 1]
 
 
 def can_draw(env: GoalEnv) -> bool:
@@ -76,7 +81,7 @@ def draw_path(spec: EnvSpec, frame: Frame, episode: Episode, num_steps: int) -> 
     """Returns the picture of an episode, in colours of a time scale of `num_steps` steps."""
     points, goals = _points(spec, episode)
     stride = -(-len(points) // _MAX_POINTS)
-    steps = range(0, len(points), stride)
+    steps = spread(len(points), stride)
     places = frame.place(points[steps])
     size = -(-len(steps) // _PIECES)
     pieces = []

@@ -49,7 +49,7 @@ class PathPanel:
 
     def show(self, step: int) -> None:
         """Shows the path up to environment step `step`."""
-        left, shown = step // self._stride, []  # points
+        left, shown = -(-step // self._stride), []  # points
         for piece in self._pieces:
             shown.append(piece[: left + 1])
             if left < len(piece) - 1:

@@ -47,7 +47,14 @@ def load_trained(run_dir: Path, learner: str) -> Trained:
 
     envs, plan = make_envs_and_plan(experiment)
     spec = envs.training.spec
-    state = checkpoint.load(path, jax.eval_shape(lambda: Learner.initial_state(experiment, spec, learner)))
+    like = jax.eval_shape(lambda: Learner.initial_state(experiment, spec, learner))
+    try:
+        state = checkpoint.load(path, like)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{path}: damaged checkpoint ({reason}); put it back, or run again with --overwrite"
+        ) from error
     policy, chunk = evaluation_policy(experiment, learner, spec), experiment.algorithm_of(learner).chunk
     params = policy_params(state.actor, state.critic, experiment.evaluation.best_of)
     return Trained(experiment, plan, envs, int(state.updates), policy, chunk, jax.device_put(params))

@@ -10,6 +10,7 @@ from PIL import Image
 
 from deploy.render.episode import Episode
 from deploy.render.film import encode_film
+from deploy.render.paths import spread
 from deploy.render.scene import Scene
 from deploy.report.gallery.play import Cell
 from shared.envs.brax_env import BraxEnv
@@ -19,7 +20,7 @@ FPS = 15.0
 _MAX_FRAMES = 120  # 8 seconds
 _STRIP = 4  # frames
 _QUALITY = 60  # of a strip's JPEG
-_SHADOWS = 1024  # pixels of the shadow map; a larger one doubles the time of a frame
+_SHADOWS = 512  # pixels of the shadow map; a larger one, or smooth edges, double the time of a frame
 
 
 class Footage(NamedTuple):
@@ -64,7 +65,8 @@ def shoot(env: BraxEnv, episodes: Mapping[Cell, Episode]) -> Footage:
     footage = Footage(steps, np.zeros((len(steps), *size, 3), np.uint8), tiles)
     for cell, scene in scenes.items():
         scene.fit(points)
-        scene.model.vis.quality.shadowsize = _SHADOWS
+        quality = scene.model.vis.quality
+        quality.shadowsize, quality.offsamples = _SHADOWS, 0
         frames, count = footage.frames(cell), len(scene.positions)
         for index, frame in enumerate(scene.frames(range(count), *TILE)):
             frames[index] = frame
@@ -80,12 +82,12 @@ def make_film(footage: Footage) -> Film:
 def _steps(env: BraxEnv, count: int) -> list[int]:
     """Returns the steps of the frames, evenly over `count` steps: in real time, or faster if these were too many."""
     real_time = round(1 / (FPS * env.physics.seconds_per_step))
-    return list(range(0, count, max(1, real_time, -(-count // _MAX_FRAMES))))
+    return spread(count, max(1, real_time, -(-count // _MAX_FRAMES)))
 
 
 def _at(episode: Episode, steps: Sequence[int]) -> Episode:
-    """Returns the moments of `episode` at those of `steps` that it has."""
-    kept = [step for step in steps if step < len(episode.states)]
+    """Returns the moments of `episode` at `steps`; from its end on its last moment, once."""
+    kept = np.unique(np.minimum(steps, len(episode.states) - 1))
     return Episode(*(column[kept] for column in episode))
 
 

@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from deploy.render.film import write_film
 from deploy.render.paths import can_draw
 from deploy.report.gallery import pictures
 from deploy.report.gallery.films import Footage, make_film, shoot
-from deploy.report.gallery.markup import FilmStore, View, lay_out, player
+from deploy.report.gallery.markup import FilmStore, View, lay_out, page
 from deploy.report.gallery.play import Gallery, play_matrix
 from deploy.report.records import MatrixRecord, Missing
 from shared.envs.brax_env import BraxEnv
@@ -39,7 +38,11 @@ def make_views(record: MatrixRecord, page: Path, folder: Path, say: Say) -> list
     record.missing += missing
     store, views = FilmStore(page, folder / FILMS), []
     for gallery in galleries:
-        made = {name: make_film(footage) for name, footage in _shoot(gallery, record, say) if footage}
+        made = {}
+        for name, footage in _shoot(gallery, record, say):
+            if footage:
+                made[name] = make_film(footage)
+            del footage  # the next one is as large
         if made or can_draw(gallery.env):
             views.append(lay_out(gallery, made, store))
     return views
@@ -61,12 +64,7 @@ def write_galleries(record: MatrixRecord, folder: Path, kind: Literal["png", "mp
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "html":
         views = make_views(record, folder / PAGE, folder, say)
-        environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        environment.loader = PackageLoader("deploy.report.gallery", "")
-        page = environment.get_template("alone.html.j2").render(
-            name=record.directory.name, views=views, player=player(), missing=record.missing
-        )
-        replace_file(folder / PAGE, page, sync=False)
+        replace_file(folder / PAGE, page(record.directory.name, views, record.missing), sync=False)
         return [folder / PAGE]
     galleries, missing = play_matrix(record, say)
     record.missing += missing
@@ -89,19 +87,26 @@ def _write(gallery: Gallery, name: str, footage: Footage | None, path: Path) -> 
 
 def _shoot(gallery: Gallery, record: MatrixRecord, say: Say) -> Iterator[tuple[str, Footage | None]]:
     """Yields the footage of each episode, after its name; none where there is nothing to film or no way to film it."""
-    part, filming = f"behaviours in {gallery.env_id}", isinstance(gallery.env, BraxEnv)
+    filming = isinstance(gallery.env, BraxEnv)
     if filming:
         say(f"{gallery.env_id}: filming {len(gallery.cells)} cells, {gallery.objective}")
     elif not can_draw(gallery.env):
         kind = type(gallery.env).__name__
         reason = f"{kind} has no body to film, and its goals have one coordinate, too few for a path"
-        record.missing.append(Missing("", part, reason))
+        _miss(record, gallery, reason)
     for name in gallery.shown:
         footage = None
         if filming:
             try:
                 footage = shoot(gallery.env, gallery.episodes(name))  # type: ignore[arg-type]
             except ConfigError as error:  # no OpenGL
-                record.missing.append(Missing("", part, f"no films: {error}"))
+                _miss(record, gallery, f"no films: {error}")
                 filming = False
         yield name, footage
+
+
+def _miss(record: MatrixRecord, gallery: Gallery, reason: str) -> None:
+    """Adds what an environment lacks to `record.missing`, once for all of its galleries."""
+    missing = Missing("", f"behaviours in {gallery.env_id}", reason)
+    if missing not in record.missing:
+        record.missing.append(missing)

@@ -18,6 +18,7 @@ from deploy.render.episode import Episode
 from deploy.report.gallery import films
 from deploy.report.gallery.films import Film
 from deploy.report.gallery.play import Cell, Gallery
+from deploy.report.records import Missing
 from shared.envs.base import EnvSpec
 from shared.files import replace_file
 
@@ -55,6 +56,11 @@ class View:
     timelines: Sequence[Timeline]
     shots: Mapping[Cell, Mapping[str, Shot]]
 
+    @property
+    def files(self) -> list[str]:
+        """URLs of the films that are not inside of the page."""
+        return [each.film for each in self.timelines if each.film and not each.film.startswith("data:")]
+
     def render(self) -> Markup:
         template = _environment().get_template("gallery.html.j2")
         return Markup(template.render(view=self, width=paths.WIDTH, tile=films.TILE))
@@ -66,7 +72,6 @@ class FilmStore:
     def __init__(self, page: Path, folder: Path) -> None:
         self._page, self._folder = page, folder
         self._left = FILM_BUDGET_BYTES
-        self.files: list[Path] = []
 
     def url(self, film: Film, name: str) -> str:
         """Raises OSError where a file cannot be written."""
@@ -76,24 +81,19 @@ class FilmStore:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{name}.mp4"
         replace_file(path, film.mp4, sync=False)
-        self.files.append(path)
         return quote(path.relative_to(self._page.parent).as_posix())
 
 
 def lay_out(gallery: Gallery, made: Mapping[str, Film], store: FilmStore) -> View:
     """Returns what the template shows of a gallery. `made`: its films by episode, empty if there are none."""
     spec = gallery.env.spec
-    frame = (
-        paths.make_frame(gallery.env, [each for cell in gallery.cells.values() for each in cell])
-        if paths.can_draw(gallery.env)
-        else None
-    )
+    frame = paths.make_frame(gallery.env, gallery.all_episodes) if paths.can_draw(gallery.env) else None
     timelines: list[Timeline] = []
     shots: dict[Cell, dict[str, Shot]] = {cell: {} for cell in gallery.cells}
     for index, (name, number) in enumerate(gallery.shown.items()):
         episodes, film = gallery.episodes(name), made.get(name)
         num_steps = max(len(episode.states) for episode in episodes.values())
-        steps = film.steps if film else range(0, num_steps, -(-num_steps // _PATH_FRAMES))
+        steps = film.steps if film else paths.spread(num_steps, -(-num_steps // _PATH_FRAMES))
         url = store.url(film, f"{gallery.name}-{name}") if film else ""
         timelines.append(Timeline(name, number, list(steps), films.FPS if film else _PATH_FPS, url))
         for cell, episode in episodes.items():
@@ -109,6 +109,12 @@ def lay_out(gallery: Gallery, made: Mapping[str, Film], store: FilmStore) -> Vie
 def player() -> Markup:
     """Returns the styles and the script that galleries need, once for a page."""
     return Markup(_environment().get_template("player.html.j2").render())
+
+
+def page(name: str, views: Sequence[View], missing: Sequence[Missing]) -> str:
+    """Returns a page with the galleries of the matrix called `name`, and with what is `missing`."""
+    template = _environment().get_template("alone.html.j2")
+    return template.render(name=name, views=views, player=player(), missing=missing)
 
 
 def _environment() -> Environment:

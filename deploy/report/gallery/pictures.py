@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from deploy.render.paths import draw_path, make_frame
+from deploy.render.paths import draw_path, make_frame, spread
 from deploy.render.plane import PathPanel, add_time_scale, pixels
 from deploy.report.gallery import films
 from deploy.report.gallery.films import Footage
@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _PATH_FPS, _PATH_FRAMES = 15.0, 120  # 8 seconds
-_SIDE, _STRIP_WIDTH = 2.2, 4.8  # inches of a panel
+_PATH, _TILE, _STRIP = (2.2, 2.2), (2.2, 1.65), (4.8, 0.9)  # inches of a panel: width and height
 
 
 def save_still(gallery: Gallery, name: str, footage: Footage | None, path: Path) -> None:
@@ -30,7 +30,7 @@ def save_still(gallery: Gallery, name: str, footage: Footage | None, path: Path)
 
 def still(gallery: Gallery, name: str, footage: Footage | None) -> Figure:
     """Returns the picture of the episodes `name` in all cells; see `save_still`."""
-    figure, axes = _grid(gallery, name, _STRIP_WIDTH if footage else _SIDE)
+    figure, axes = _grid(gallery, name, _STRIP if footage else _PATH)
     if footage:
         for cell, axis in axes.items():
             axis.imshow(footage.strip(cell))
@@ -45,7 +45,7 @@ def frames(gallery: Gallery, name: str, footage: Footage | None) -> tuple[Iterat
 
 
 def _film(gallery: Gallery, name: str, footage: Footage) -> Iterator[np.ndarray]:
-    figure, axes = _grid(gallery, name, _SIDE)
+    figure, axes = _grid(gallery, name, _TILE)
     images = {cell: axis.imshow(footage.frames(cell)[0]) for cell, axis in axes.items()}
     for index in range(len(footage.steps)):
         for cell, image in images.items():
@@ -55,9 +55,9 @@ def _film(gallery: Gallery, name: str, footage: Footage) -> Iterator[np.ndarray]
 
 
 def _path_film(gallery: Gallery, name: str) -> Iterator[np.ndarray]:
-    figure, axes = _grid(gallery, name, _SIDE)
+    figure, axes = _grid(gallery, name, _PATH)
     panels, num_steps = _path_panels(gallery, name, figure, axes)
-    for step in range(0, num_steps, -(-num_steps // _PATH_FRAMES)):
+    for step in spread(num_steps, -(-num_steps // _PATH_FRAMES)):
         for panel in panels:
             panel.show(step)
         yield pixels(figure)
@@ -73,10 +73,10 @@ def _path_panels(gallery: Gallery, name: str, figure: Figure, axes: dict[Cell, A
     return panels, num_steps
 
 
-def _grid(gallery: Gallery, name: str, width: float) -> tuple[Figure, dict[Cell, Axes]]:
+def _grid(gallery: Gallery, name: str, panel: tuple[float, float]) -> tuple[Figure, dict[Cell, Axes]]:
     """Returns a figure with a panel for each cell, deep collectors above, and the panels of the cells with episodes."""
     rows, columns = gallery.rows[::-1], gallery.columns
-    size = 0.4 + width * len(columns), 0.7 + (_SIDE + 0.3) * len(rows)
+    size = 0.4 + panel[0] * len(columns), 0.7 + (panel[1] + 0.3) * len(rows)
     figure, axes = pyplot.subplots(len(rows), len(columns), figsize=size, dpi=100, layout="constrained", squeeze=False)
     figure.suptitle(f"{gallery.env_id}, {gallery.objective}, seed {gallery.seed}: {name} episode", fontsize=10)
     found: dict[Cell, Axes] = {}
@@ -90,5 +90,5 @@ def _grid(gallery: Gallery, name: str, width: float) -> tuple[Figure, dict[Cell,
         if (cell := (rows[row], columns[column])) in gallery.cells:
             found[cell] = axis
         else:
-            axis.text(0.5, 0.5, "no finished run", ha="center", fontsize=8, transform=axis.transAxes)
+            axis.text(0.5, 0.5, "no final policy", ha="center", fontsize=8, transform=axis.transAxes)
     return figure, found

@@ -24,6 +24,7 @@ Cell = tuple[int, int | None]
 """Collector depth and learner depth; None for the collector learner."""
 
 NAMES = "worst", "median", "best"
+_UNRANKED = "first", "second", "third"  # names where no table says which episodes are the best
 HOLD_STEPS = 40  # shown after the last cell has reached the goal
 
 
@@ -48,7 +49,7 @@ class Gallery:
     @property
     def name(self) -> str:
         """Name for files and elements of the page."""
-        return f"{self.env_id.replace(':', '.')}-{self.objective}"
+        return f"{self.env_id}-{self.objective}".replace(":", ".")
 
     @property
     def all_episodes(self) -> list[Episode]:
@@ -106,8 +107,9 @@ def _end(episode: Episode, radius: float) -> int:
 
 def _galleries(record: MatrixRecord, trials: Sequence[Trial], missing: list[Missing]) -> list[Gallery]:
     """Returns a gallery for each objective that passive learners have; `trials` are of one environment and seed."""
-    matrix, shown = record.matrix, _choose(record, trials)
+    matrix = record.matrix
     recorder: Recorder | None = None
+    shown: dict[str, int] = {}
     played: dict[Trial, list[Episode]] = {}
     for trial in trials:
         try:
@@ -115,15 +117,17 @@ def _galleries(record: MatrixRecord, trials: Sequence[Trial], missing: list[Miss
         except ConfigError as error:
             missing.append(Missing(trial.run, f"behaviour of {trial.learner}", str(error)))
             continue
-        recorder = recorder or Recorder(trained.envs.evaluation)
-        starts = start_keys(trial.seed, trained.updates, trained.experiment.evaluation.episodes)
-        starts = starts[np.array([*shown.values()])]
+        episodes = trained.experiment.evaluation.episodes
+        if recorder is None:
+            recorder = Recorder(trained.envs.evaluation)
+            shown = _choose(record, trials, recorder.env.spec.goal_radius, episodes)
+        starts = start_keys(trial.seed, trained.updates, episodes)[np.array([*shown.values()])]
         played[trial] = recorder.play(
             trained.policy, trained.params, starts, jax.random.key(trial.seed), chunk=trained.chunk
         )
     if recorder is None:
         return []
-    return [
+    galleries = [
         Gallery(
             env_id=trials[0].env,
             objective=objective,
@@ -140,10 +144,11 @@ def _galleries(record: MatrixRecord, trials: Sequence[Trial], missing: list[Miss
         )
         for objective in matrix.objective_keys
     ]
+    return [gallery for gallery in galleries if gallery.cells]
 
 
-def _choose(record: MatrixRecord, trials: Sequence[Trial]) -> dict[str, int]:
-    """Returns the episodes to show, by the tables of the runs; the first three if no table can be read."""
+def _choose(record: MatrixRecord, trials: Sequence[Trial], goal_radius: float, episodes: int) -> dict[str, int]:
+    """Returns those of `episodes` to show, by the tables of the runs; the first three if no table can be read."""
     times: list[np.ndarray] = []
     trivial = np.zeros(0, bool)
     for trial in trials:
@@ -153,6 +158,7 @@ def _choose(record: MatrixRecord, trials: Sequence[Trial]) -> dict[str, int]:
             continue
         table = table.filter(pc.field("learner") == trial.learner)
         table = table.filter(pc.field("updates") == pc.max(table["updates"]))
-        times.append(table["time_at_goal"].to_numpy())
-        trivial = table["shortest_path"].to_numpy() < record.envs[trial.env].spec.goal_radius
-    return choose_episodes(np.array(times), trivial) if times else dict(zip(NAMES, range(3), strict=True))
+        if len(table) == episodes:
+            times.append(table["time_at_goal"].to_numpy())
+            trivial = table["shortest_path"].to_numpy() < goal_radius
+    return choose_episodes(np.array(times), trivial) if times else dict(zip(_UNRANKED, range(episodes), strict=False))

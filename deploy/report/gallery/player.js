@@ -55,19 +55,21 @@ class Player {
       video.src = film.startsWith("data:") ? toBlobUrl(film) : film;
       video.addEventListener("seeked", () => this.draw());
       video.addEventListener("loadeddata", () => { if (video === this.video) this.seek(this.frame); });
-      video.addEventListener("error", () => this.films.set(film, null) && video === this.video && this.drop());
+      video.addEventListener("error", () => this.drop(film, video));
       this.films.set(film, video);
     }
     return this.films.get(film);
   }
 
-  drop() {
+  drop(film, video) {
+    this.films.set(film, null);
+    if (video !== this.video) return;
     this.video = null;
     this.gallery.classList.remove("plays");
   }
 
   press(event) {
-    const own = event.target === this.gallery || event.target === this.playButton;
+    const own = event.target !== this.speed && !event.altKey && !event.ctrlKey && !event.metaKey;
     const jumps = { ArrowRight: this.frame + 1, ArrowLeft: this.frame - 1, Home: 0, End: this.last };
     if (event.key === " " && event.target === this.gallery) this.toggle();
     else if (own && event.key in jumps) this.seek(jumps[event.key]);
@@ -82,15 +84,19 @@ class Player {
     this.playing = true;
     this.mark();
     this.before = null;
-    if (this.video) {
-      this.video.playbackRate = this.rate;
-      this.video.play().catch(() => this.pause());
-    }
-    requestAnimationFrame((now) => this.tick(now));
+    if (this.video) this.start(this.video);
+    this.request = requestAnimationFrame((now) => this.tick(now));
+  }
+
+  // A browser may refuse to play. A pause ends this promise, too, when another episode may play already.
+  start(video) {
+    video.playbackRate = this.rate;
+    video.play().catch((error) => { if (error.name === "NotAllowedError" && video === this.video) this.pause(); });
   }
 
   pause() {
     this.playing = false;
+    cancelAnimationFrame(this.request);
     if (this.video) this.video.pause();
     this.mark();
   }
@@ -101,7 +107,6 @@ class Player {
   }
 
   tick(now) {
-    if (!this.playing) return;
     const passed = this.before === null ? 0 : (now - this.before) / 1000;
     this.before = now;
     this.frame = this.video ? this.video.currentTime * this.fps : this.frame + passed * this.fps * this.rate;
@@ -109,7 +114,7 @@ class Player {
     this.frame = over ? this.last : Math.min(this.frame, this.last);
     this.draw();
     if (over) this.pause();
-    else requestAnimationFrame((later) => this.tick(later));
+    else this.request = requestAnimationFrame((later) => this.tick(later));
   }
 
   // Moves to a frame; a film draws when it is there.
@@ -120,10 +125,10 @@ class Player {
   }
 
   draw() {
-    const frame = Math.floor(this.frame), step = this.steps[frame];
+    const frame = Math.floor(this.frame), step = this.steps[frame], last = String(this.steps[this.last]);
     for (const cell of this.cells) cell.draw(step, this.video);
     this.scrub.value = frame;
-    this.clock.value = `step ${step} of ${this.steps[this.last]}`;
+    this.clock.value = `step ${String(step).padStart(last.length, "\u2007")} of ${last}`; // always as wide
     this.gallery.dataset.frame = frame;
   }
 }
@@ -144,7 +149,7 @@ class Cell {
 
   draw(step, video) {
     if (this.body) {
-      const index = Math.min(Math.floor(step / this.stride), this.points.length - 1);
+      const index = Math.min(Math.ceil(step / this.stride), this.points.length - 1);
       [["cx", 0], ["cy", 1]].forEach(([name, axis]) => this.body.setAttribute(name, this.points[index][axis]));
       this.pieces.forEach((piece, place) => piece.classList.toggle("later", this.ends[place] > index));
     }

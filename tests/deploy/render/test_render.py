@@ -211,7 +211,7 @@ def test_missing_opengl_error_names_the_package(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(gl, "find_library", lambda name: None)
     for picture in ("png", "mp4"):
-        with pytest.raises(ConfigError, match=r"apt-get install libosmesa6 .*html needs none"):
+        with pytest.raises(ConfigError, match=r"apt-get install libosmesa6 .*3-D pages need none"):
             draw(make_env("ant"), tmp_path / "a", picture)
     draw(make_env("point_u_maze"), tmp_path / "maze.png", "png", steps=2)
 
@@ -242,6 +242,6 @@ def test_broken_opengl_gives_a_one_line_error(slider: Slider, slide: Episode, mo
     # A process can use either EGL or OSMesa. It uses one already, so the other fails.
     other = "egl" if gl.choose_gl() == "osmesa" else "osmesa"
     monkeypatch.setenv("MUJOCO_GL", other)
-    with pytest.raises(ConfigError, match=rf"^OpenGL by {other} does not work here \(.*html needs none$") as caught:
+    with pytest.raises(ConfigError, match=rf"^OpenGL by {other} does not work here \(.*3-D pages need none$") as caught:
         list(scene.frames([0], 64, 48))
     assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -32,9 +33,10 @@ def record(all_runs: Path) -> MatrixRecord:
 
 
 @pytest.fixture(scope="module")
-def files(record: MatrixRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(all_runs: Path, record: MatrixRecord, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder `report` of a matrix with all runs done, in a folder like that of the documentation."""
     folder = tmp_path_factory.mktemp("working") / "runs/matrix/report"
+    shutil.copytree(all_runs, folder.parent)
     write_files(make_report(record), folder)
     write_marl_eval(record, folder)
     return folder
@@ -44,7 +46,7 @@ def files(record: MatrixRecord, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def snippets(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """Variables of each piece of Python in the documentation, after it ran beside `runs/matrix`."""
     monkeypatch.chdir(files.parents[2])
-    found: list[dict[str, Any]] = [{}, {}]
+    found: list[dict[str, Any]] = [{}, {}, {}]
     codes = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of colorcet, on its own imports
@@ -59,7 +61,8 @@ def test_the_documented_lines_give_the_numbers_of_the_report(
     snippets: list[dict[str, Any]], record: MatrixRecord, files: Path
 ) -> None:
     expected = {each.name: each.iqm for each in make_report(record).aggregates.algorithms}
-    by_rliable, by_marl_eval = snippets
+    of_episodes, by_rliable, by_marl_eval = snippets
+    assert len(of_episodes["episodes"]) == 4 * 3 * 3  # of three evaluations of three learners
     assert by_rliable["values"] == {name: [pytest.approx(iqm.value)] for name, iqm in expected.items()}
     ends = by_rliable["ends"]["contrastive-c16-d16"][:, 0]
     assert ends == pytest.approx([0.6, 0.7])
