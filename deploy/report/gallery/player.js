@@ -153,7 +153,7 @@ class Cell {
       [["cx", 0], ["cy", 1]].forEach(([name, axis]) => this.body.setAttribute(name, this.points[index][axis]));
       this.pieces.forEach((piece, place) => piece.classList.toggle("later", this.ends[place] > index));
     }
-    if (this.canvas && video && video.readyState > 1) {
+    if (this.canvas && video && video.readyState > 1 && !video.seeking) {
       const { width, height, dataset } = this.canvas;
       this.canvas.getContext("2d").drawImage(video, dataset.left, dataset.top, width, height, 0, 0, width, height);
     }
