@@ -218,21 +218,14 @@ def _verdict(success: statistics.Difference, split: statistics.Difference | None
     """Returns what changed clearly, in words: an interval lies to one side of 0."""
     if success.interval is None:
         return "one seed: no interval"
-    found = [
-        *(
-            text
-            for text, up in (("more goals reached", True), ("fewer goals reached", False))
-            if _is_clear(success, up)
-        ),
-        *(
-            text
-            for text, up in (("success differs more by goal", True), ("success differs less by goal", False))
-            if split and _is_clear(split, up)
-        ),
-    ]
-    return ", ".join(found) or "no clear change"
+    found = (
+        _direction(success, "more goals reached", "fewer goals reached"),
+        _direction(split, "success differs more by goal", "success differs less by goal"),
+    )
+    return ", ".join(filter(None, found)) or "no clear change"
 
 
-def _is_clear(difference: statistics.Difference, up: bool) -> bool:
-    ends = difference.interval
-    return ends is not None and (ends.low > 0 if up else ends.high < 0)
+def _direction(difference: statistics.Difference | None, rises: str, falls: str) -> str:
+    """Returns `rises` or `falls` if the interval is clear of 0, else nothing."""
+    ends = difference.interval if difference else None
+    return rises if ends and ends.low > 0 else falls if ends and ends.high < 0 else ""

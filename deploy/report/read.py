@@ -166,6 +166,8 @@ class _RunReader:
         evaluations = [updates for updates in pc.unique(episodes["updates"]).to_pylist() if updates > 0]
         last = sorted(evaluations)[-HEADLINE_EVALUATIONS:]
         episodes = episodes.filter(pc.field("updates").isin(last))
+        if not len(episodes):  # of a run that an older version evaluated
+            return None
         return Outcomes(
             goals=np.array(episodes["goal"].to_pylist(), np.float64),
             shortest_paths=episodes["shortest_path"].to_numpy(),

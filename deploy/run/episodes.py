@@ -35,8 +35,9 @@ def read_episodes(run_dir: Path) -> pa.Table:
     """
     try:
         return feather.read_table(run_dir / EPISODES, memory_map=False)
-    except (pa.ArrowException, FileNotFoundError) as error:
-        reason = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+    except (pa.ArrowException, OSError) as error:  # Arrow's own errors of a cut file have no text of the system
+        missing, text = isinstance(error, FileNotFoundError), getattr(error, "strerror", None)
+        reason = "missing" if missing else f"not readable ({text})" if text else "damaged"
         raise OSError(None, f"{EPISODES} is {reason}", str(run_dir / EPISODES)) from error
 
 

@@ -1,10 +1,13 @@
 """Behaviour along depth, from episodes with outcomes chosen by hand."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
+from pyarrow import feather
 
 from deploy.report.analyse import make_report
 from deploy.report.behaviours import split
@@ -70,6 +73,16 @@ def test_older_runs_have_no_changes(record: MatrixRecord) -> None:
     behaviour = make_report(dataclasses.replace(record, trials=trials)).envs[0].behaviour
     assert (behaviour.measures, behaviour.changes, behaviour.goals) == ((), (), ())
     assert {jump.measure for jump in behaviour.jumps} == {"time_at_goal"}
+
+
+def test_a_learner_without_episodes_has_no_changes(write_runs: Callable[..., Path]) -> None:
+    folder = write_runs()
+    for path in folder.glob("*/episodes.arrow"):
+        table = feather.read_table(path)
+        feather.write_feather(table.filter(pc.field("learner") != "d16"), path)
+    record = read_matrix(folder)
+    assert {trial.learner for trial in record.trials if trial.outcomes is None} == {"d16"}
+    assert {each.axis for each in make_report(record).envs[0].behaviour.changes} == {"collector", "active"}
 
 
 def test_measures_are_means_of_the_last_evaluations(behaviour: Behaviour) -> None:

@@ -78,8 +78,9 @@ def test_episodes_of_equal_updates_pair_across_learners(run_dir: Path) -> None:
 def test_a_missing_or_damaged_table_is_named(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"episodes\.arrow is missing"):
         read_episodes(tmp_path)
-    (tmp_path / EPISODES).write_bytes((run_dir / EPISODES).read_bytes()[:-100])
-    with pytest.raises(OSError, match=r"episodes\.arrow is damaged"):
-        read_episodes(tmp_path)
+    for size in (0, 10, 500, -100, -1):
+        (tmp_path / EPISODES).write_bytes((run_dir / EPISODES).read_bytes()[:size])
+        with pytest.raises(OSError, match=r"episodes\.arrow is damaged"):
+            read_episodes(tmp_path)
     write_episodes(tmp_path / "none")
     assert not (tmp_path / "none").exists()
