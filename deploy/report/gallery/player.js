@@ -12,6 +12,7 @@ class Player {
     this.speed = gallery.querySelector(".speed");
     this.clock = gallery.querySelector(".clock");
     this.films = new Map();
+    this.picture = document.createElement("canvas").getContext("2d");
     this.frame = 0;
     this.playing = false;
     this.listen();
@@ -94,11 +95,14 @@ class Player {
     video.play().catch((error) => { if (error.name === "NotAllowedError" && video === this.video) this.pause(); });
   }
 
+  // Stops, and draws the frame that the clock names: a video goes on while a pause reaches it.
   pause() {
+    const stops = this.playing && this.video;
     this.playing = false;
     cancelAnimationFrame(this.request);
     if (this.video) this.video.pause();
     this.mark();
+    if (stops) this.seek(this.frame);
   }
 
   mark() {
@@ -126,10 +130,21 @@ class Player {
 
   draw() {
     const frame = Math.floor(this.frame), step = this.steps[frame], last = String(this.steps[this.last]);
-    for (const cell of this.cells) cell.draw(step, this.video);
+    const film = this.takePicture();
+    for (const cell of this.cells) cell.draw(step, film);
     this.scrub.value = frame;
     this.clock.value = `step ${String(step).padStart(last.length, "\u2007")} of ${last}`; // always as wide
     this.gallery.dataset.frame = frame;
+  }
+
+  // Returns one frame of the film for all cells, as a video may go on from one cell's drawing to the next one's.
+  takePicture() {
+    const { video, picture } = this;
+    if (!video || video.readyState < 2 || video.seeking) return null;
+    if (picture.canvas.width !== video.videoWidth) picture.canvas.width = video.videoWidth;
+    if (picture.canvas.height !== video.videoHeight) picture.canvas.height = video.videoHeight;
+    picture.drawImage(video, 0, 0);
+    return picture.canvas;
   }
 }
 
@@ -147,15 +162,15 @@ class Cell {
     runs.reduce((end, points) => (this.ends.push(end + points.length - 1), end + points.length - 1), 0);
   }
 
-  draw(step, video) {
+  draw(step, film) {
     if (this.body) {
       const index = Math.min(Math.ceil(step / this.stride), this.points.length - 1);
       [["cx", 0], ["cy", 1]].forEach(([name, axis]) => this.body.setAttribute(name, this.points[index][axis]));
       this.pieces.forEach((piece, place) => piece.classList.toggle("later", this.ends[place] > index));
     }
-    if (this.canvas && video && video.readyState > 1 && !video.seeking) {
+    if (this.canvas && film) {
       const { width, height, dataset } = this.canvas;
-      this.canvas.getContext("2d").drawImage(video, dataset.left, dataset.top, width, height, 0, 0, width, height);
+      this.canvas.getContext("2d").drawImage(film, dataset.left, dataset.top, width, height, 0, 0, width, height);
     }
   }
 }
