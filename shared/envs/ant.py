@@ -1,10 +1,12 @@
 """Brax's ant on an open plane and in mazes, with a ball, and with a block to push aside."""
 
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 
 from shared.config import EnvOptions
 from shared.envs.base import EnvState
@@ -24,6 +26,13 @@ _FEET = ("left_foot_geom", "right_foot_geom", "third_foot_geom", "fourth_foot_ge
 _BALL_DISTANCE = 5.0
 _BLOCK = (8.0, 8.0, 2.0)
 _COLOUR = (0.8, 0.3, 0.2, 1)  # of bodies that an ant can move
+
+
+@cache
+def _rest() -> np.ndarray:
+    """Returns the ant's generalised positions at rest, `[15]`: a copy, because MuJoCo's array is gone with its model."""
+    spec = brax_model("ant")
+    return np.array(spec.numeric("init_qpos").data)
 
 
 class Ant(BraxEnv):
@@ -58,7 +67,7 @@ class Ant(BraxEnv):
     def start(self, key: Array) -> tuple[Array, Array, Array]:
         space_key, q_key, qd_key = jax.random.split(key, 3)
         place, goal = self.space.draw(space_key)
-        rest = jnp.array(brax_model("ant").numeric("init_qpos").data, jnp.float32).at[:2].set(place)
+        rest = jnp.array(_rest(), jnp.float32).at[:2].set(place)
         q = rest + jax.random.uniform(q_key, (_Q,), minval=-_NOISE, maxval=_NOISE)
         if isinstance(self.space, Maze) and self.space.hops:  # short hops start exactly at a cell's centre
             q = q.at[:2].set(place)

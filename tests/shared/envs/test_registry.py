@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -222,6 +223,27 @@ def test_no_family_is_imported_before_it_is_used() -> None:
         "assert not {'brax', 'mujoco'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", probe], check=True, timeout=60)
+
+
+@pytest.mark.processes
+def test_a_compiled_start_holds_nothing_that_differs_between_processes() -> None:
+    """Or the compilation cache would never hit. Freed memory is filled, with another byte in each process."""
+    probe = (
+        "import jax; from shared.envs.registry import make_env\n"
+        f"for env in map(make_env, {('ant', 'humanoid', 'reacher', 'pusher_easy')}):\n"
+        "    print(jax.jit(env.reset).lower(jax.random.key(0)).as_text())"
+    )
+    programs = [
+        subprocess.run(
+            [sys.executable, "-c", probe],
+            env=os.environ | {"MALLOC_PERTURB_": fill},
+            capture_output=True,
+            check=True,
+            timeout=120,
+        ).stdout
+        for fill in ("165", "90")
+    ]
+    assert programs[0] == programs[1]
 
 
 @pytest.fixture
