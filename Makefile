@@ -48,7 +48,7 @@ test-chaos: $(VENV)/.dev-ready
 
 docs: $(VENV)/.run-ready
 	$(BIN)/fathom envs --markdown > docs/environments.md
-	$(BIN)/python -c 'from shared.metrics_catalogue import metrics_page; print(metrics_page(), end="")' > docs/metrics.md
+	$(BIN)/python -c 'from shared.metrics_page import metrics_page; print(metrics_page(), end="")' > docs/metrics.md
 
 lint: $(VENV)/.dev-ready
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,8 @@ class Report(NamedTuple):
         working_seconds: time since the last wait of any kind ended.
         longest_work_seconds: longest time between two waits so far.
         position: position of a source after its last row; none before its first row, and for other roles.
+        start: the start of the role's process, in the report after its first call; see `Reporter.describe_start`.
+        memory_mb: memory of the role's process; NaN while it is not known.
     """
 
     rows: list[Row]
@@ -61,6 +63,8 @@ class Report(NamedTuple):
     working_seconds: float = math.inf
     longest_work_seconds: float = 0.0
     position: Position | None = None
+    start: Row | None = None
+    memory_mb: float = math.nan
 
 
 class Reporter:
@@ -84,6 +88,9 @@ class Reporter:
         self.server = self.lost_server = 0
         self.sizes: dict[str, Callable[[], float]] = {}
         """Values that every row includes as they are at that moment, such as the length of a queue, by metric."""
+        self.describe_start: Callable[[Mapping[str, float]], Row] | None = None
+        """Returns metrics of the process's start; gets the seconds of each wait until the end of the first call."""
+        self._start: Row | None = None
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -121,6 +128,8 @@ class Reporter:
         now = time.monotonic()
         seconds = max(now - self._last_row, 1e-9)
         waits = {f"wait/{what}": waited / seconds for what, waited in self._waits.items()}
+        if self._calls == 0 and self.describe_start is not None:
+            self._start = self.describe_start(dict(self._waits))
         for what in self._waits:
             self._waits[what] = 0.0  # stays in later rows, so that curves show the end of the wait
         sizes = {name: size() for name, size in self.sizes.items()}
@@ -139,6 +148,7 @@ class Reporter:
             waiting_for = self._waiting_for  # first: a pause that ends now must not look like idle work
             rows = list(self._rows)
             self._rows.clear()
+            start, self._start = self._start, None
             now = time.monotonic()
             return Report(
                 rows,
@@ -154,6 +164,7 @@ class Reporter:
                 working_seconds=now - self._last_wait,
                 longest_work_seconds=self._longest_work,
                 position=self._position,
+                start=start,
             )
 
 
@@ -214,19 +225,53 @@ def read_metrics(run_dir: Path, role: Role | str) -> list[Row]:
     return parse_rows(path.read_bytes()) if path.exists() else []
 
 
+def read_scalars(run_dir: Path, role: Role | str, numbers: Sequence[str] = ()) -> list[Row]:
+    """Returns what `read_metrics` does, in a fraction of the time: rows may lack lists, tables, and null.
+
+    `numbers`: the metrics that the caller needs, all of them numbers; rows may lack all others. Empty: all.
+    """
+    path = metrics_file(run_dir, role)
+    content = path.read_bytes() if path.exists() else b""
+    rows = _parse_scalars(content, numbers)
+    return parse_rows(content) if rows is None else _without_undone(rows)
+
+
 def parse_rows(content: bytes) -> list[Row]:
     """Returns the rows in the lines of a metrics file. A null in the file is NaN in the row.
 
     A line that is damaged, or that a crash cut short, is left out.
     """
+    return _without_undone(map(_parse_row, content.split(b"\n")[:-1]))
+
+
+def _without_undone(lines: Iterable[Row]) -> list[Row]:
+    """Returns the rows of `lines` that are neither empty nor rewound by a later line."""
     rows: list[Row] = []
-    for line in content.split(b"\n")[:-1]:
-        row = _parse_row(line)
+    for row in lines:
         if REWOUND_TO in row:
             rows = [old for old in rows if not _is_undone(old, row)]
         elif row:
             rows.append(row)
     return rows
+
+
+def _parse_scalars(content: bytes, numbers: Sequence[str]) -> Iterator[Row] | None:
+    """Returns a row for each line; None if a line is damaged, or if a metric has values of different types."""
+    import pyarrow as pa  # here, because the roles of a run read no metrics
+    from pyarrow import json as arrow_json
+
+    known = dict.fromkeys((*numbers, "index", REWOUND_TO), pa.float64()) | {"learner": pa.string()}
+    options = arrow_json.ParseOptions(
+        explicit_schema=pa.schema([*known.items()]), unexpected_field_behavior="ignore" if numbers else "infer"
+    )
+    try:
+        table = arrow_json.read_json(pa.BufferReader(content), parse_options=options)
+    except pa.ArrowInvalid:
+        return None
+    if len(table) != content.count(b"\n"):  # a line holds several objects, or has no end
+        return None
+    table = table.select([field.name for field in table.schema if not pa.types.is_nested(field.type)])
+    return ({name: value for name, value in row.items() if value is not None} for row in table.to_pylist())
 
 
 def _parse_row(line: bytes) -> Row:

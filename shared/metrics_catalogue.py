@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 SOURCES = ("collector", "feeder")
 ROLES = (*SOURCES, "learner", "evaluator")
-EVERYWHERE = (*ROLES, "replay", "snapshots", "recovery")
+EVERYWHERE = (*ROLES, "replay", "snapshots", "recovery", "start", "memory")
 SHARE, STEPS = "share", "environment steps"
 
 
@@ -44,7 +44,7 @@ CATALOGUE: tuple[Metric, ...] = (
         ("time", "s since 1970", "Wall clock when the row was reported.", "", ""),
     ),
     *_row(
-        (*ROLES, "snapshots", "recovery"),
+        (*ROLES, "snapshots", "recovery", "start", "memory"),
         ("env_steps", STEPS, "Environment steps behind the row: made by the role, or behind its data.", "", ""),
     ),
     *_row(
@@ -222,6 +222,40 @@ CATALOGUE: tuple[Metric, ...] = (
         ("seconds", "s", "Time from the fault's discovery until the role worked again.", "recovery", ""),
     ),
     *_row(
+        ("start",),
+        ("role", "", "Role whose process has started and finished its first call.", "", ""),
+        ("seconds", "s", "Time from the start of the process to the end of its first call.", "start", ""),
+        ("process", "s", "Time until the role's own work began: Python, Ray, imports.", "start", ""),
+        ("tracing", "s", "Time in which JAX traced and lowered functions.", "start", ""),
+        (
+            "compiling",
+            "s",
+            "Time in which functions were compiled that the compilation cache did not have.",
+            "start",
+            "",
+        ),
+        ("loading", "s", "Time in which functions were loaded from the compilation cache.", "start", ""),
+        ("waiting", "s", "Time of all waits: for the replay server, for a policy, for windows.", "start", ""),
+        ("loaded", "functions", "Functions that the compilation cache had.", "start", ""),
+        ("compiled", "functions", "Functions that it did not have.", "start", ""),
+        ("slow", "", "Those that took half a second or longer to compile, with their seconds.", "", ""),
+    ),
+    *_row(
+        ("memory",),
+        (
+            "<role>",
+            "MB",
+            "Memory of the role's process; pages that processes share count for each in parts.",
+            "memory",
+            "",
+        ),
+        ("driver", "MB", "Memory of the run's own process.", "memory", ""),
+        ("replay", "MB", "Memory of the replay server.", "memory", ""),
+        ("services", "MB", "Memory of Ray's own processes and of the actors that serve roles.", "memory", ""),
+        ("helpers", "MB", "Memory of all other processes of the run.", "memory", ""),
+        ("total", "MB", "Sum of all of these.", "memory", ""),
+    ),
+    *_row(
         SOURCES,
         ("wait/replay full", SHARE, "Wall time spent waiting until replay takes an unroll.", "", "wait_share"),
         ("wait/replay refill", SHARE, "Wall time spent refilling a new server.", "", "wait_share"),
@@ -304,26 +338,3 @@ def describe_gauges() -> dict[str, str]:
     """Returns the meaning of every Prometheus gauge, by name."""
     single = {metric.gauge: metric.meaning for metric in CATALOGUE if metric.gauge}
     return single | FAMILIES | {name: meaning for name, (_, meaning) in RATES.items()}
-
-
-def metrics_page() -> str:
-    """Returns `docs/metrics.md`."""
-    lines = [
-        "# Metrics",
-        "",
-        "Made by `make docs` from `shared/metrics_catalogue.py`. A run writes one JSON object a line to",
-        "`metrics/<role>.jsonl` in its directory; the driver alone writes. A resumed run appends a line with",
-        "`rewound_to` where rows are undone, and readers leave those rows out. A number that is not finite is null.",
-        "TensorBoard groups are given where a name has none of its own; gauges are what Prometheus finds as",
-        "`ray_fathom_...`.",
-    ]
-    for kind in EVERYWHERE:
-        lines += ["", f"## `{kind}`", "", "| metric | unit | meaning | TensorBoard | gauge |", "|---|---|---|---|---|"]
-        lines += [
-            f"| `{metric.name}` | {metric.unit} | {metric.meaning} | {metric.group} | {metric.gauge} |"
-            for metric in CATALOGUE
-            if kind in metric.files
-        ]
-    lines += ["", "## Gauges that are rates", "", "| gauge | unit | meaning |", "|---|---|---|"]
-    lines += [f"| `{name}` | {unit} | {meaning} |" for name, (unit, meaning) in RATES.items()]
-    return "\n".join(lines) + "\n"

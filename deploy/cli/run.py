@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +15,21 @@ from deploy.cli.output import complain, make_console, say
 from deploy.cli.overrides import override
 from deploy.mode import Mode, choose_mode
 from deploy.run.interrupt import Interrupted, Interruption
+from deploy.scheduling.fork_server import fork_server
 from shared.config import Experiment
 from shared.config_file import load_experiment
+from shared.envs.registry import find_module
 from shared.errors import ConfigError
 from shared.files import OWNER_ONLY
 
 RUNS = Path("runs")  # results without a --run-dir
+_ROLES = (
+    "collector.evaluator",
+    "deploy.recovery.restart_states",
+    "deploy.run.sources",
+    "learner.learner",
+    "shared.replay.reconnecting",
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,12 @@ class Run:
             raise ConfigError("--resume: resumes the run in --run-dir; name it, and leave out --overwrite")
         path = find_file(self.experiment, "experiment")
         experiment = self._load(path, overrides)
+        with fork_server(_modules_of_roles(experiment)) if mode is Mode.DISTRIBUTED else nullcontext():
+            return self._begin(path, experiment, mode, resume, overwrite, dir_mode)
+
+    def _begin(
+        self, path: Path, experiment: Experiment, mode: Mode, resume: bool, overwrite: bool, dir_mode: int
+    ) -> int:
         from deploy.run.setup import check_stream, make_envs_and_plan, prepare_jax
 
         prepare_jax(cpu_only=mode is Mode.DISTRIBUTED)
@@ -99,6 +114,12 @@ class Run:
         if self.total_env_steps is not None:
             overrides = [*overrides, "--budget.env-steps", self.total_env_steps]
         return override(experiment, overrides, self.experiment) if overrides else experiment
+
+
+def _modules_of_roles(experiment: Experiment) -> list[str]:
+    """Modules that the processes of roles import, without Ray, which a fork must import for itself."""
+    envs = [find_module(env) for env in (experiment.env, experiment.evaluation.env) if env]
+    return [*_ROLES, *(module for module in envs if module)]
 
 
 def _new_run_dir(stem: str, mode: int) -> Path:
@@ -141,7 +162,7 @@ def _check_one_device() -> None:
 def _execute(record: Any, envs: Any, mode: Mode) -> int:
     """Runs until the budget is spent; however the run ends, status.json and one line say why."""
     from deploy.run.setup import explain_failure
-    from deploy.run.summary import table
+    from deploy.run.summary import describe_costs, table
     from deploy.telemetry.wandb_mirror import Mirror
 
     mirror = Mirror(record.run_dir, say, complain) if record.experiment.wandb.project else None
@@ -165,6 +186,7 @@ def _execute(record: Any, envs: Any, mode: Mode) -> int:
         if mirror:  # after the last status, which it reports
             mirror.close()
     make_console().print(table(summary))
+    say(describe_costs(summary))
     say(f"results: {record.run_dir}")
     return 0
 

@@ -21,6 +21,7 @@ from deploy.run.actors.services import ParamStoreActor, ReplayServerActor
 from deploy.run.actors.source import CollectorActor, FeederActor
 from deploy.run.interrupt import Interruption
 from deploy.run.limits import find_short_limits, first_call_s
+from deploy.run.memory_watch import MemoryWatch
 from deploy.run.policy_sizes import max_waiting_bytes, object_store_bytes
 from deploy.run.record import RunRecord
 from deploy.run.snapshot_taker import SnapshotTaker
@@ -106,10 +107,12 @@ class Launch:
                     Mode.DISTRIBUTED,
                     lambda role, updates: supervisor.actor(role).take_part.remote(updates),
                 )
+                memory = MemoryWatch(self.record)
                 with self._interruption.deferred():
                     while not supervisor.done:
                         supervisor.tick()
                         taker.tick()
+                        memory.tick(supervisor.memory)
                         self.record.phase = supervisor.phase
                         on_progress(supervisor.states)
                         self._tend_interruption(supervisor, taker)

@@ -1,11 +1,32 @@
 """States of roles, and the phase of a run before it trains, in a word or two for the user."""
 
+import time
 from collections.abc import Mapping
 
 from shared.metrics import Report
 from shared.roles import EVALUATOR, Role
 
 STARTING, COMPILING, FILLING = "starting", "compiling", "filling"
+
+
+class Phases:
+    """Seconds of each phase of a run, from the start of its process to its first update."""
+
+    def __init__(self, before: float) -> None:
+        """Begins with the second phase; `before`: seconds of the first, the command itself."""
+        self.seconds = {"the command": before}
+        self._current, self._since = "preparing", time.monotonic()
+
+    def enter(self, phase: str) -> None:
+        """Ends the current phase; the first update has none."""
+        now = time.monotonic()
+        if self._current:
+            self.seconds[self._current] = self.seconds.get(self._current, 0.0) + now - self._since
+        self._current, self._since = phase, now
+
+    @property
+    def over(self) -> bool:
+        return not self._current
 
 
 def describe_state(report: Report | None) -> str:

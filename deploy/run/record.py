@@ -3,12 +3,13 @@
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from deploy.layout import SNAPSHOTS, STATE, STREAM
 from deploy.recovery.snapshots import Snapshot, read_position
+from deploy.run.phase import Phases
 from deploy.run.provenance import write_config
 from deploy.run.run_dir import read_status
 from shared.config import Experiment
@@ -17,8 +18,9 @@ from shared.metrics import MetricsWriter, Row, curves, metrics_files, read_metri
 from shared.plan import Plan
 from shared.position import Position
 from shared.roles import EVALUATOR, REPLAY, Role, learner_role, source_roles
+from shared.start import process_seconds
 
-RECOVERY = "recovery"  # events, in a metrics file of their own
+RECOVERY, START, MEMORY = "recovery", "start", "memory"  # events, in metrics files of their own
 ROWS_KEPT = 8  # newest rows of each role in memory, from which rates are computed
 
 
@@ -47,8 +49,10 @@ class RunRecord:
         self._writer = MetricsWriter(self.run_dir, newest)
         self.watchers: list[Callable[[Role, Row], None]] = []
         """Each gets every role's rows as they are written."""
-        self.phase = ""
-        """Activity of the run before it trains, in its status; empty once it trains."""
+        self._phase = ""
+        self._phases = Phases(process_seconds())
+        self._starts: dict[str, Row] = {}
+        self._memory: dict[str, float] = {}
         self.ending = ""
         """Reason for which the run is about to end, in its status from then on; empty before."""
 
@@ -83,6 +87,8 @@ class RunRecord:
             if index <= self._indices.get(curve, -1):
                 return  # a restarted process repeats what its predecessor has reported
             self._indices[curve] = index
+        if role.is_learner and not self._phases.over:
+            self._phases.enter("")
         self._write(role, row)
 
     def add_counts(self, counts: Row) -> None:
@@ -183,10 +189,42 @@ class RunRecord:
             sync=state != "running",
         )
 
+    @property
+    def phase(self) -> str:
+        """Activity of the run before it trains, in its status; empty once it trains."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: str) -> None:
+        if phase and phase != self._phase and not self._phases.over:
+            self._phases.enter(phase)
+        self._phase = phase
+
     def enter(self, phase: str) -> None:
         """Writes to status.json what the run is doing before it trains."""
         self.phase = phase
         self.status("running")
+
+    def note_start(self, role: Role, row: Row) -> None:
+        """Records the start of a role's process; see `describe_start`."""
+        self._starts[str(role)] = row
+        self.note(START, {"env_steps": self.env_steps, "role": str(role), **row})
+
+    def note_memory(self, megabytes: Mapping[str, float]) -> None:
+        """Records the memory of the run's processes by role, and of all together."""
+        row = {**megabytes, "total": sum(megabytes.values())}
+        self._memory = {name: max(value, self._memory.get(name, 0.0)) for name, value in row.items()}
+        self.note(MEMORY, {"env_steps": self.env_steps, **row})
+
+    @property
+    def start(self) -> Row:
+        """The start of this incarnation: `phases` with their seconds up to the first update, and each role's row."""
+        return {"phases": self._phases.seconds, "roles": self._starts}
+
+    @property
+    def memory(self) -> Row:
+        """Most memory of each role, and of all together at one time, in MB."""
+        return self._memory
 
     def close(self) -> None:
         self._writer.close()

@@ -28,6 +28,9 @@ def prepare_jax(cpu_only: bool) -> None:
     cache = Path(os.environ.get("FATHOM_CACHE") or "~/.cache/fathom").expanduser() / "xla"
     folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     jax.config.update("jax_compilation_cache_dir", folder)
+    # Small functions, too: a role has dozens of them.
+    shortest = os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", float(shortest))
     if "://" not in folder and (reason := find_write_fault(Path(folder))):
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         jax.config.update("jax_enable_compilation_cache", False)

@@ -59,6 +59,8 @@ def summarise(record: RunRecord, spec: EnvSpec) -> dict[str, Any]:
         "untrained_success_rate": _mean(untrained, "success_rate"),
         "learners": learners,
         "collector": _source_summary(record),
+        "start": record.start,
+        "memory_mb": record.memory,
     }
 
 
@@ -176,6 +178,18 @@ def table(summary: dict[str, Any]) -> Table:
             _figure(learner["sample_age"], ",.0f"),
         )
     return result
+
+
+def describe_costs(summary: dict[str, Any]) -> str:
+    """Returns one line on the start and the memory of a run."""
+    start, memory = summary["start"], summary["memory_mb"]
+    phases = start["phases"]
+    each = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases.items() if seconds >= 0.1)
+    compiled = sum(row["compiled"] for row in start["roles"].values())
+    slow = ", ".join(f"{role} {row['slow']}" for role, row in start["roles"].items() if row["slow"])
+    cache = f"; {compiled} functions were compiled, not loaded" + f" ({slow})" * bool(slow) if compiled else ""
+    most = f"; memory {memory['total'] / 1000:.1f} GB" if memory else ""
+    return f"first update after {sum(phases.values()):.1f} s ({each}){cache}{most}"
 
 
 def _figure(value: float, form: str) -> str:

@@ -131,6 +131,12 @@ class Supervisor:
     def done(self) -> bool:
         return all(watched.done for watched in self._roles.values())
 
+    @property
+    def memory(self) -> dict[int, tuple[str, float]]:
+        """Name and memory in MB of each role that runs, by its process id."""
+        found = ((watched, watched.report) for watched in self._roles.values())
+        return {one.pid: (str(one.role), report.memory_mb) for one, report in found if one.pid and report}
+
     def actor(self, role: Role) -> Any:
         """The actor that fills `role` now."""
         return self._roles[role].actor
@@ -185,6 +191,8 @@ class Supervisor:
                 for row in report.rows:
                     self._record.add(watched.role, row)
                 self._record.move(watched.role, report.position)
+                if report.start:
+                    self._record.note_start(watched.role, report.start)
 
     def _limit_s(self, report: Report) -> float:
         return work_limit_s(report, self._limits.progress_seconds, self._first_call_s)

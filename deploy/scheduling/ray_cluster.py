@@ -20,6 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from deploy.scheduling.fork_server import as_python
 from deploy.scheduling.packages import package_importer
 from deploy.scheduling.placement import read_nodes
 from deploy.scheduling.reaper import guarded, kill_marked, marked
@@ -51,6 +52,7 @@ def cluster(object_store_bytes: int, namespace: str, say: Callable[[str], None] 
         # Ray puts the driver's working directory first on the workers' path.
         "runtime_env": {"worker_process_setup_hook": package_importer()},
     }
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # of workers without a role
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # JAX_PLATFORMS keeps a role off the GPUs
     # JAX warns of any fork; Ray's children exec at once.
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
@@ -77,7 +79,8 @@ def _start(options: dict[str, Any], say: Callable[[str], None]) -> None:
     for last in (False, True):
         with marked() as token:
             try:
-                ray.init(address="local", include_dashboard=False, **options)
+                with as_python():
+                    ray.init(address="local", include_dashboard=False, **options)
                 return
             except Exception as error:  # Ray raises errors of many types, also plain ones
                 ray.shutdown()

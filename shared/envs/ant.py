@@ -30,7 +30,7 @@ _COLOUR = (0.8, 0.3, 0.2, 1)  # of bodies that an ant can move
 
 @cache
 def _rest() -> np.ndarray:
-    """Returns the ant's generalised positions at rest, `[15]`: a copy, because MuJoCo's array is gone with its model."""
+    """Returns the ant's generalised positions at rest, `[15]`; a copy, for MuJoCo's array is gone with its model."""
     spec = brax_model("ant")
     return np.array(spec.numeric("init_qpos").data)
 

@@ -131,6 +131,11 @@ def env_entries() -> tuple[EnvEntry, ...]:
     return (*ours, *foreign)
 
 
+def find_module(env_id: str) -> str | None:
+    """Returns the name of the module that makes a built-in environment; none for all others."""
+    return _MODULES.get(env_id) or ("shared.envs.ant" if HOPS.fullmatch(env_id) else None)
+
+
 def make_env(env_id: str, options: EnvOptions = EnvOptions()) -> GoalEnv:  # noqa: B008 - frozen
     """Returns the environment named `env_id`, changed by `options`.
 
@@ -138,7 +143,7 @@ def make_env(env_id: str, options: EnvOptions = EnvOptions()) -> GoalEnv:  # noq
         ValueError: The id is unknown, the environment does not have one of the options, or a user's own environment
             does not do what `GoalEnv` asks for.
     """
-    module = _MODULES.get(env_id) or ("shared.envs.ant" if HOPS.fullmatch(env_id) else None)
+    module = find_module(env_id)
     if module:
         return importlib.import_module(module).build(env_id, options)
     if DOTTED.fullmatch(env_id):

@@ -10,10 +10,10 @@ from shared.metrics_catalogue import (
     RATES,
     describe_gauges,
     find_metric,
-    metrics_page,
     tensorboard_tag,
     unknown_metrics,
 )
+from shared.metrics_page import metrics_page
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,8 +16,10 @@ from learner.guard import NonFiniteError
 from shared.config import Experiment
 from shared.disk import NO_ROOM, Disk, StoppedWaiting
 from shared.errors import ConfigError, RunFailed
+from shared.memory import Memory
 from shared.metrics import Report, Reporter
 from shared.replay.errors import ReplayStopped, ReplayTimeout
+from shared.start import describe_start, jax_watch, process_seconds
 
 # Errors that another process would meet as well.
 FATAL = (NonFiniteError, ReplayTimeout, ConfigError, RunFailed)
@@ -37,7 +39,11 @@ class RoleActor(Process, ABC):
             faulthandler.register(signal.SIGUSR1)
         else:
             faulthandler.register(signal.SIGUSR1, file=self._stacks)
+        jax_watch()
+        process = process_seconds()
         self._reporter = Reporter()
+        self._reporter.describe_start = lambda waits: describe_start(process, waits)
+        self._memory = Memory()
         self._stop = threading.Event()
         self._done = False
         self._error = self._details = ""
@@ -56,7 +62,8 @@ class RoleActor(Process, ABC):
     def poll(self, others_work: bool) -> Report:
         """Returns what happened since the last poll. `others_work`: see `Supervisor`; waits for them are no fault."""
         self._others_work = others_work
-        return self._reporter.drain(self._done, self._error, self._details)._replace(fatal=self._fatal)
+        report = self._reporter.drain(self._done, self._error, self._details)
+        return report._replace(fatal=self._fatal, memory_mb=self._memory.megabytes)
 
     def stop(self) -> None:
         """Asks the work to end; `poll` reports when it has ended."""
