@@ -3,6 +3,7 @@
 import json
 import select
 import statistics
+import tempfile
 import time
 from contextlib import ExitStack, closing
 from itertools import count
@@ -33,10 +34,6 @@ MAX_WINDOWS = 4096
 FLUSH_S = 30.0
 STOCK_CLIENT = Path(__file__).parents[1] / "replay" / "server" / "stock_client.py"
 TABLES, STOCK_TABLES = ["bench/a", "bench/b"], ["stock/a", "stock/b"]
-SPEEDS = (
-    *("insert_steps_per_second", "ahead_steps_per_second", "stock_insert_steps_per_second"),
-    *("sample_megabytes_per_second", "stock_sample_megabytes_per_second"),
-)
 
 
 class StockClient:
@@ -75,38 +72,50 @@ def bench_replay(against_stock: bool, repeats: int, unrolls: int, batches: int) 
     uncompressed megabytes (1e6) a second of one `Sampler`, without inserts, decoded into its contiguous host batch of
     64 windows; the transfer to a device is left out. `stock_sample_megabytes_per_second`: from the same table through
     Reverb's `TrajectoryDataset` (its own Python and process), single windows as numpy arrays, not batched.
-    `ahead_ratio`: ahead to plain inserts; `insert_ratio`, `sample_ratio`: ours to stock's; all three of the medians.
-    Turns alternate. States are random floats, which do not compress. Stock's figures are None unless `against_stock`.
+    `ahead_ratio`: ahead to plain inserts; `insert_ratio`, `sample_ratio`: ours to stock's; all three of medians of
+    turns that alternate with each other. Stock's process starts after the first of them: its threads never rest.
+    States are random floats, which do not compress. Stock's figures are None unless `against_stock`.
     """
     with ExitStack() as stack:
         tables = [TableSpec(name, MAX_WINDOWS, min_size_to_sample=1) for name in TABLES + STOCK_TABLES]
         _, address, folder = stack.enter_context(replay_server(tables))
         sources = count()
-        inserts: Measurements = {
-            "insert_steps_per_second": lambda: _insert_speed(address, next(sources), unrolls),
-            "ahead_steps_per_second": lambda: _insert_speed(address, next(sources), unrolls, folder / "stream"),
-        }
-        samples: Measurements = {"sample_megabytes_per_second": lambda: _sample_speed(address, batches)}
-        if against_stock:
+
+        def insert() -> float:
+            return _insert_speed(address, next(sources), unrolls)
+
+        def insert_ahead() -> float:
+            with tempfile.TemporaryDirectory(dir=folder) as stream:
+                return _insert_speed(address, next(sources), unrolls, Path(stream))
+
+        def sample() -> float:
+            return _sample_speed(address, batches)
+
+        ours = _medians({"insert": insert, "ahead": insert_ahead}, repeats)
+        theirs: dict[str, float] = {}
+        sample()  # the first call meets cold memory; stock warms up by itself
+        if not against_stock:
+            ours |= _medians({"sample": sample}, repeats)
+        else:
             stock = stack.enter_context(closing(StockClient(reverb_python(to_stderr))))
-            inserts["stock_insert_steps_per_second"] = lambda: _stock_insert_speed(stock, address, unrolls)
-            samples["stock_sample_megabytes_per_second"] = lambda: _stock_sample_speed(stock, address, batches)
-        turns = take_turns(inserts, repeats)
-        _sample_speed(address, batches)  # the first call meets cold memory; stock warms up by itself
-        turns |= take_turns(samples, repeats)
-    speeds: dict[str, float | None] = dict.fromkeys(SPEEDS)
-    speeds |= {name: statistics.median(turn) for name, turn in turns.items()}
-
-    def ratio(name: str, other: str) -> float | None:
-        speed, other_speed = speeds[name], speeds[other]
-        return speed / other_speed if speed and other_speed else None
-
+            inserts = {"insert": insert, "stock_insert": lambda: _stock_insert_speed(stock, address, unrolls)}
+            theirs = _medians(inserts, repeats)
+            samples = {"sample": sample, "stock_sample": lambda: _stock_sample_speed(stock, address, batches)}
+            theirs |= _medians(samples, repeats)
     return {
-        **speeds,
-        "ahead_ratio": ratio("ahead_steps_per_second", "insert_steps_per_second"),
-        "insert_ratio": ratio("insert_steps_per_second", "stock_insert_steps_per_second"),
-        "sample_ratio": ratio("sample_megabytes_per_second", "stock_sample_megabytes_per_second"),
+        "insert_steps_per_second": ours["insert"],
+        "ahead_steps_per_second": ours["ahead"],
+        "stock_insert_steps_per_second": theirs.get("stock_insert"),
+        "sample_megabytes_per_second": theirs["sample"] if theirs else ours["sample"],
+        "stock_sample_megabytes_per_second": theirs.get("stock_sample"),
+        "ahead_ratio": ours["ahead"] / ours["insert"],
+        "insert_ratio": theirs["insert"] / theirs["stock_insert"] if theirs else None,
+        "sample_ratio": theirs["sample"] / theirs["stock_sample"] if theirs else None,
     }
+
+
+def _medians(measurements: Measurements, repeats: int) -> dict[str, float]:
+    return {name: statistics.median(turn) for name, turn in take_turns(measurements, repeats).items()}
 
 
 def _insert_speed(address: str, source: int, unrolls: int, stream: Path | None = None) -> float:

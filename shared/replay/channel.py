@@ -40,9 +40,15 @@ def open_channel(address: str) -> grpc.Channel:
 
 def named_error(error: grpc.RpcError, address: str, doing: str) -> ReplayError:
     """Returns a gRPC error as a `ReplayError` that says what was being done, and where."""
-    code, details = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, None)
+    if isinstance(error, grpc.Call):
+        return status_error(error.code(), error.details(), address, doing)
+    return ReplayError(f"the replay server refused {doing} at {address}: {type(error).__name__}: no details")
+
+
+def status_error(code: grpc.StatusCode, details: str | None, address: str, doing: str) -> ReplayError:
+    """Returns a status of gRPC as a `ReplayError` that says what was being done, and where."""
     details = " ".join((details or "no details").split())[:DETAILS_CHARS]
-    text = f"{doing} at {address}: {code.name if code else type(error).__name__}: {details}"
+    text = f"{doing} at {address}: {code.name}: {details}"
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED):
         return ReplayUnavailable(f"the replay server is gone while {text}")
     if code is grpc.StatusCode.NOT_FOUND:

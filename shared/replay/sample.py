@@ -1,7 +1,6 @@
 """Sample client: a thread that keeps batches of windows ready."""
 
 import math
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -11,18 +10,13 @@ import grpc
 import numpy as np
 
 from shared.replay import reverb_pb2 as pb
-from shared.replay import wire
-from shared.replay.channel import (
-    CONNECT_TIMEOUT_S,
-    SAMPLE_STREAM,
-    BackgroundClient,
-    ShouldStop,
-    named_error,
-    open_channel,
-)
+from shared.replay.channel import CONNECT_TIMEOUT_S, SAMPLE_STREAM, BackgroundClient, ShouldStop, status_error
 from shared.replay.codec import INT_COLUMNS, Columns
 from shared.replay.errors import ReplayError, ReplayExhausted
+from shared.replay.http2 import CallEnded, StreamingCall
 from shared.replay.info import check_tables, server_info
+from shared.replay.response import PartialWindow, read_entries
+from shared.replay.wire import WireError
 
 # One batch that is trained on or decoded, one on its way; they stay unused when a learner stops.
 REQUESTS_OUTSTANDING = 2
@@ -30,7 +24,7 @@ REQUESTS_OUTSTANDING = 2
 RATE_LIMITER_TIMEOUT_S = 3.0
 CLOSE_WAIT_S = 5.0
 REOPEN_PAUSE_S = 0.05  # keeps a core idle if the server ends every stream at once
-# A window may come with chunks that hold more than its rows, and all of it stays in memory until its end.
+# A window may come with chunks that hold more than its rows.
 SPARE_BYTES = 2**26
 
 X = TypeVar("X")
@@ -82,7 +76,6 @@ class Sampler(BackgroundClient, Generic[X]):
         self._received = 0
         self._stream: _Stream | None = None
         check_tables(server_info(address, CONNECT_TIMEOUT_S), [table], address)
-        self._channel = open_channel(address)
         self._thread = threading.Thread(target=self._run, name="replay-sample", daemon=True)
 
     def sample(self, should_stop: ShouldStop = None) -> tuple[X, float]:
@@ -128,7 +121,6 @@ class Sampler(BackgroundClient, Generic[X]):
             if self._stream is not None:
                 self._stream.cancel()
             self._changed.notify_all()
-        self._channel.close()
         if self._thread.ident is not None:
             self._thread.join(CLOSE_WAIT_S)
 
@@ -156,14 +148,21 @@ class Sampler(BackgroundClient, Generic[X]):
     def _open_stream(self) -> bool:
         """Opens a stream and requests on it what is missing; returns False once nothing more is needed."""
         with self._changed:
-            if self._closed:
+            if self._closed or self._batches_asked + self._batches_left == 0:
                 return False
-            self._stream = stream = _Stream(self._channel, self._table)
+        try:
+            stream = _Stream(self._address, self._table)
+        except CallEnded as end:
+            raise self._named(end) from end
+        with self._changed:
+            self._stream = stream
+            if self._closed:
+                stream.cancel()
             # `_ready` holds the batches that are decoded; the next one may be in the buffers in part.
             for number in range(self._batches_asked - len(self._ready)):
                 stream.ask(self._num_windows - (self._filled if number == 0 else 0))
             self._ask_for_more()
-            return self._batches_asked + self._batches_left > 0
+            return True
 
     def _ask_for_more(self) -> None:
         """Requests as many batches as are permitted. Needs the lock."""
@@ -175,37 +174,42 @@ class Sampler(BackgroundClient, Generic[X]):
     def _receive(self) -> None:
         """Receives windows until the stream ends. A rate limiter's time-out is a normal end; others raise."""
         assert self._stream is not None
-        chunks: dict[int, pb.ChunkData] = {}
-        window: pb.FlatTrajectory | None = None
-        held_bytes = 0
+        window: PartialWindow | None = None
+        window_bytes = 0
         try:
-            for response_bytes, response in self._stream.call:
-                held_bytes += response_bytes
-                if held_bytes > self._most_bytes:
-                    raise wire.WireError(f"a window of {self._table} does not end after {held_bytes} bytes")
-                for entry in response.entries:
-                    if entry.info.HasField("item"):
-                        window = entry.info.item.flat_trajectory
-                    chunks.update((chunk.chunk_key, chunk) for chunk in entry.data)
-                    if entry.end_of_sequence:
-                        self._take(window, chunks)
-                        chunks, window, held_bytes = {}, None, 0
-            raise ReplayError(f"the replay server at {self._address} ended the sample stream")
-        except grpc.RpcError as error:
-            timed_out = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            if not timed_out and not self._closed:
-                raise named_error(error, self._address, f"sampling from {self._table}") from error
+            while True:
+                response = self._stream.receive()
+                window_bytes += len(response)
+                if window_bytes > self._most_bytes:
+                    raise WireError(f"a window of {self._table} does not end after {window_bytes} bytes")
+                for entry in read_entries(response):
+                    if entry.item is not None:
+                        window = self._begin(entry.item)
+                    if window is None:
+                        raise WireError(f"a sample of {self._table} came without its item")
+                    for chunk in entry.chunks:
+                        window.write(chunk)
+                    if entry.ends:
+                        window.finish()
+                        window, window_bytes = None, 0
+                        self._count_window()
+        except CallEnded as end:
+            if end.code is grpc.StatusCode.OK:
+                raise ReplayError(f"the replay server at {self._address} ended the sample stream") from end
+            if end.code is not grpc.StatusCode.DEADLINE_EXCEEDED and not self._closed:
+                raise self._named(end) from end
         finally:
-            self._stream.cancel()
+            self._stream.close()
 
-    def _take(self, window: pb.FlatTrajectory | None, chunks: dict[int, pb.ChunkData]) -> None:
-        """Decodes a window into the buffers, and transfers a batch once they are full."""
-        if window is None:
-            raise wire.WireError(f"a sample of {self._table} came without its item")
+    def _begin(self, item: pb.FlatTrajectory) -> PartialWindow:
+        """Returns a window that is decoded into the next place of the buffers."""
         with self._changed:
             if self._batches_asked == len(self._ready):
-                raise wire.WireError(f"{self._table} gave a window that was not requested")
-        wire.read_window(window, chunks, (self._floats[self._filled], self._ints[self._filled]))
+                raise WireError(f"{self._table} gave a window that was not requested")
+        return PartialWindow(item, (self._floats[self._filled], self._ints[self._filled]))
+
+    def _count_window(self) -> None:
+        """Counts a window that is decoded, and transfers a batch once the buffers are full."""
         self._filled += 1
         with self._changed:
             self._received += 1
@@ -217,26 +221,18 @@ class Sampler(BackgroundClient, Generic[X]):
                 self._ready.append(batch)
                 self._changed.notify_all()
 
+    def _named(self, end: CallEnded) -> ReplayError:
+        return status_error(end.code, end.details, self._address, f"sampling from {self._table}")
 
-class _Stream:
+
+class _Stream(StreamingCall):
     """A SampleStream and its requests."""
 
-    def __init__(self, channel: grpc.Channel, table: str) -> None:
+    def __init__(self, address: str, table: str) -> None:
+        super().__init__(address, SAMPLE_STREAM)
         self._table = table
-        self._requests: queue.SimpleQueue[pb.SampleStreamRequest | None] = queue.SimpleQueue()
-        method = channel.stream_stream(SAMPLE_STREAM, pb.SampleStreamRequest.SerializeToString, _with_size)
-        self.call = method(iter(self._requests.get, None))
 
     def ask(self, windows: int) -> None:
         timeout = pb.Timeout(milliseconds=int(RATE_LIMITER_TIMEOUT_S * 1000))
-        self._requests.put(pb.SampleStreamRequest(table=self._table, num_samples=windows, rate_limiter_timeout=timeout))
-
-    def cancel(self) -> None:
-        """Ends the call, and the thread in which gRPC waits for requests."""
-        self.call.cancel()
-        self._requests.put(None)
-
-
-def _with_size(content: bytes) -> tuple[int, pb.SampleStreamResponse]:
-    """Returns a response and its number of bytes, which is known here without cost."""
-    return len(content), pb.SampleStreamResponse.FromString(content)
+        request = pb.SampleStreamRequest(table=self._table, num_samples=windows, rate_limiter_timeout=timeout)
+        self.send(request.SerializeToString())

@@ -1,16 +1,15 @@
-"""Chunks and windows as Reverb's messages, and back. Pure: numpy and protobuf, no connection.
+"""Chunks and windows as Reverb's messages; `response.py` reads them. Pure: numpy and protobuf, no connection.
 
 The n chunks or items of a message differ in keys and content alone. So protobuf writes one of them, with placeholders,
 and numpy writes the rest: protobuf objects for each would take six times as long.
 
-Rows are sent uncompressed, as one literal of Snappy's raw format: float32 hardly compresses. Any Snappy is read.
+Rows are sent uncompressed, as one literal of Snappy's raw format: float32 hardly compresses.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import cramjam
 import numpy as np
 from google.protobuf.message import Message
 
@@ -26,9 +25,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
     9: np.dtype(np.int64),
     10: np.dtype(np.bool_),
 }
-MOST_EXPANSION = 22  # 3 bytes of Snappy stand for 64 at most; no memory is allocated for a chunk that claims more
-MOST_DIMENSIONS = 8  # that an error shows
-_DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
+DTYPE_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 _KEY = 2**64 - 1  # placeholder of a key
 _KEY_BYTES = b"\xff" * 9 + b"\x01"  # the same on the wire, of a width that every key can take
 
@@ -53,7 +50,7 @@ def chunks(keys: np.ndarray, columns: Sequence[np.ndarray], episode_ids: np.ndar
     literals = [_literal(content.shape[1]) for content in contents]
     tensors = [
         pb.Tensor(
-            dtype=_DTYPE_NUMBERS[column.dtype],
+            dtype=DTYPE_NUMBERS[column.dtype],
             tensor_shape={"dim": [{"size": size} for size in column.shape[1:]]},
             tensor_content=literal,
         )
@@ -97,69 +94,19 @@ def keep_chunk_keys(keys: np.ndarray) -> bytes:
     return pb.InsertStreamRequest(keep_chunk_keys=keys.tolist()).SerializeToString()
 
 
-def read_window(window: pb.FlatTrajectory, chunks: dict[int, pb.ChunkData], outs: Sequence[np.ndarray]) -> None:
-    """Writes a sampled item into `outs`, one contiguous array `[rows, ...]` for each column.
+def read_varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
+    """Returns the integer in protobuf's encoding that begins at `at`, and the place after it.
 
-    `chunks` are those that came with the item, by key. Raises `WireError` if columns, types, row shapes or the number
-    of rows differ from `outs`; the item decides its slices (offset, length, tensor).
+    Raises WireError if it has more than 10 bytes, IndexError if it is cut off.
     """
-    if len(window.columns) != len(outs):
-        raise WireError(f"an item has {len(window.columns)} columns, {len(outs)} were expected")
-    for number, (column, out) in enumerate(zip(window.columns, outs, strict=True)):
-        row = 0
-        for piece in column.chunk_slices:
-            if piece.length < 1:
-                raise WireError(f"column {number}: a slice has {piece.length} rows")
-            if row + piece.length > len(out):
-                row += piece.length
-                break
-            chunk = chunks.get(piece.chunk_key)
-            if chunk is None:
-                raise WireError(f"column {number}: chunk {piece.chunk_key} did not come with its item")
-            _read_slice(chunk, piece, out[row : row + piece.length], number)
-            row += piece.length
-        if row != len(out):
-            raise WireError(f"column {number}: an item has {row} or more rows, {len(out)} were expected")
-
-
-def _read_slice(chunk: pb.ChunkData, piece: pb.FlatTrajectory.ChunkSlice, out: np.ndarray, number: int) -> None:
-    """Writes `piece` of `chunk` into `out` `[piece.length, ...]`, contiguous."""
-    if not 0 <= piece.index < len(chunk.data.tensors):
-        raise WireError(f"column {number}: chunk {chunk.chunk_key} has no tensor {piece.index}")
-    tensor = chunk.data.tensors[piece.index]
-    if not tensor.tensor_shape.dim:
-        raise WireError(f"column {number}: chunk {chunk.chunk_key} has no rows")
-    steps, *row_shape = (dim.size for dim in tensor.tensor_shape.dim)
-    if tensor.dtype != _DTYPE_NUMBERS[out.dtype] or tuple(row_shape) != out.shape[1:]:
-        held = DTYPES.get(tensor.dtype, f"type {tensor.dtype}")
-        raise WireError(
-            f"column {number}: an item holds {held} rows {row_shape[:MOST_DIMENSIONS]},"
-            f" {out.dtype} rows {list(out.shape[1:])} were expected"
-        )
-    if piece.offset < 0 or piece.offset + piece.length > steps:
-        raise WireError(f"column {number}: a slice ends beyond its chunk of {steps} rows")
-    delta = chunk.delta_encoded and out.dtype.kind in "iu"
-    if piece.length == steps and not delta:
-        _decompress(tensor.tensor_content, out, number)
-        return
-    size = steps * out[0].nbytes
-    if size > MOST_EXPANSION * len(tensor.tensor_content):
-        raise WireError(f"column {number}: {len(tensor.tensor_content)} bytes cannot be a chunk of {steps} rows")
-    whole = np.empty((steps, *row_shape), out.dtype)
-    _decompress(tensor.tensor_content, whole, number)
-    if delta:
-        # Differences wrap around in their own type, and so does this sum.
-        np.cumsum(whole, axis=0, dtype=whole.dtype, out=whole)
-    out[...] = whole[piece.offset : piece.offset + piece.length]
-
-
-def _decompress(content: bytes, out: np.ndarray, number: int) -> None:
-    try:
-        written = cramjam.snappy.decompress_raw_into(content, out.reshape(-1).view(np.uint8).data)
-    except cramjam.DecompressionError as error:
-        raise WireError(f"column {number}: {error}") from error
-    if written != out.nbytes:
-        raise WireError(f"column {number}: a chunk holds {written} bytes, {out.nbytes} were expected")
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+    raise WireError("an integer has more than 10 bytes")
 
 
 def _literal(size: int) -> bytes:

@@ -1,14 +1,15 @@
 """Format of a stream: the unrolls of a run's collectors on disk.
 
     DIR/collector-0/part-000000123.arrow    a shard for each collector, cut into parts, named by their first unroll
-    DIR/collector-0/shard.json              the shard's index: its finished parts and their checksums
+    DIR/collector-0/shard.json              the shard's index: finished parts and their checksums
     DIR/collector-0/lock                    held by the one process that writes the shard
     DIR/manifest.json                       written last: a recording without it is unfinished
 
 A stream is replay's backup; a complete recording feeds other learners. The unrolls of a shard have numbers that grow
 from 0. A collector that starts again skips one, so that no relabelling window spans a gap. A part holds consecutive
 numbers, and is an Arrow file by itself: a record batch is an unroll, a row of it one environment's chunk. The name of a
-part that is being written ends in `.partial`; such a file has no end yet.
+part that is being written ends in `.partial`; such a file has no end yet. The index may lack the newest parts: those of
+a tail get their checksums when a snapshot needs them.
 """
 
 import json

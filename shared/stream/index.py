@@ -1,4 +1,4 @@
-"""Index of a shard: its finished parts, so that a writer resumes without reading gigabytes."""
+"""Index of a shard: finished parts and their checksums. A writer that resumes has to read no part that is listed."""
 
 import hashlib
 import json

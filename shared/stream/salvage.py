@@ -25,8 +25,8 @@ _SALVAGED = ".salvaged"  # such a file is written again if it is left, since its
 def recover(folder: Path, index: int, description: StreamDescription, recorded: bool) -> ShardSummary:
     """Puts all unrolls of collector `index` into finished parts, and returns its shard. Needs the shard's lock.
 
-    A part that the index lacks was finished right before its writer's end. Raises ConfigError, one line, if index and
-    files contradict each other or belong to another run; OSError.
+    Reads parts that the index lacks: a tail's, or one that was finished right before its writer's end. Raises
+    ConfigError, one line, if index and files contradict each other or belong to another run; OSError.
     """
     there = (folder / INDEX).exists()
     listed = read_index(folder, "remove it: it is made again from the parts") if there else None

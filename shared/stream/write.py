@@ -19,6 +19,7 @@ from shared.stream.format import (
     ShardSummary,
     StreamDescription,
     miscount,
+    part_name,
     shard_folder,
 )
 from shared.stream.index import write_index
@@ -67,16 +68,18 @@ class StreamWriter:
         if keep_unrolls is not None:
             self._part_unrolls = min(self._part_unrolls, max(1, keep_unrolls // PARTS_OF_A_TAIL))
         self._part: PartWriter | None = None
+        # Newer than the shard's. Most parts of a tail are deleted before a snapshot needs their checksums.
+        self._unlisted: tuple[PartWriter, ...] = ()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_shard(self._folder, wait_s)
         with self._closed_on_error():
             self._shard = recover(self._folder, index, description, self._recorded)
-            self._keep_newest(self._shard.parts)
+            self._delete_oldest()
 
     @property
     def next_number(self) -> int:
         """Number after the newest unroll; 0 for an empty shard."""
-        part = self._part  # read once: another thread may ask
+        part = self._part or next(reversed(self._unlisted), None)  # read once: another thread may ask
         return part.first + part.unrolls if part else self._shard.next_number
 
     def write(self, columns: Columns, number: int) -> None:
@@ -98,9 +101,13 @@ class StreamWriter:
                 self._finish_part()
 
     def cut(self) -> ShardSummary:
-        """Finishes the last part and returns all that is kept, for a snapshot. Raises as `close` does."""
+        """Finishes the last part and returns all that is kept, for a snapshot. Raises as `close` does.
+
+        Reads what a tail got since the last call: about half a second for a GB.
+        """
         with self._closed_on_error():
             self._finish_part()
+            self._list_parts()
         return self._shard
 
     def close(self) -> ShardSummary:
@@ -120,21 +127,37 @@ class StreamWriter:
 
     def _finish_part(self) -> None:
         if self._part is not None:
-            self._keep_newest((*self._shard.parts, self._part.finish()))
+            self._part.finish()
+            self._unlisted = (*self._unlisted, self._part)
             self._part = None
+            if self._recorded:
+                self._list_parts()
+            self._delete_oldest()
 
-    def _keep_newest(self, parts: tuple[PartSummary, ...]) -> None:
-        """Deletes the oldest of finished `parts`, as many as the kept unrolls allow."""
+    def _list_parts(self) -> None:
+        """Adds all finished parts to the shard and its index."""
+        if self._unlisted:
+            self._list((*self._shard.parts, *(part.summary() for part in self._unlisted)))
+            self._unlisted = ()
+
+    def _delete_oldest(self) -> None:
+        """Deletes the oldest finished parts, as many as the kept unrolls allow."""
+        listed = self._shard.parts
+        parts: tuple[PartSummary | PartWriter, ...] = (*listed, *self._unlisted)
         spare = 0 if self._keep is None else sum(part.unrolls for part in parts) - self._keep
         gone = 0
         while parts and parts[gone].unrolls <= spare:
             spare -= parts[gone].unrolls
             gone += 1
-        if parts[gone:] != self._shard.parts:
-            self._shard = self._shard.model_copy(update={"parts": parts[gone:]})
-            write_index(self._folder, self._shard, self._recorded)  # before the deletions: what it lists exists
+        if listed[:gone]:
+            self._list(listed[gone:])  # before the deletions: what it lists exists
+        self._unlisted = self._unlisted[max(gone - len(listed), 0) :]
         for part in parts[:gone]:
-            (self._folder / part.name).unlink(missing_ok=True)
+            (self._folder / part_name(part.first)).unlink(missing_ok=True)
+
+    def _list(self, parts: tuple[PartSummary, ...]) -> None:
+        self._shard = self._shard.model_copy(update={"parts": parts})
+        write_index(self._folder, self._shard, self._recorded)
 
     @contextmanager
     def _closed_on_error(self) -> Iterator[None]:

@@ -357,6 +357,23 @@ def snapshot(writer: StreamWriter, shard: Path, to: Path) -> ShardSummary:
     return summary
 
 
+def test_a_tail_is_listed_when_a_snapshot_needs_it(tmp_path: Path) -> None:
+    """The index never lists a part that does not exist, and a resumed writer keeps parts that the index lacks."""
+    shard = tmp_path / "collector-0"
+    writer = writer_of(tmp_path, keep_unrolls=8)  # a part is an unroll
+    write(writer, 5)
+    assert read_index(shard, "").parts == ()
+    assert [part.first for part in writer.cut().parts] == [0, 1, 2, 3, 4]
+    write(writer, 6)
+    assert [part.first for part in read_index(shard, "").parts] == [3, 4]
+    assert writer.next_number == 11
+    del writer
+    writer = writer_of(tmp_path, keep_unrolls=8)
+    summary = writer.close()
+    assert summary == read_index(shard, "")
+    assert [part.first for part in summary.parts] == read(shard) == list(range(3, 11))
+
+
 @pytest.mark.parametrize("keep", [None, 4])
 def test_a_shard_is_restored_from_a_snapshot(shard: Path, tmp_path: Path, keep: int | None) -> None:
     writer, to = writer_of(shard.parent, keep_unrolls=keep), tmp_path / "snapshot" / "collector-0"

@@ -382,9 +382,17 @@ def test_a_stream_that_ends_early_is_an_error(server: Server) -> None:
 
 def unfinished_window(size: int) -> bytes:
     """Returns a response with a chunk of `size` bytes, but without the end of its window."""
-    response = pb.SampleStreamResponse()
-    response.entries.add().data.add(chunk_key=1).data.tensors.add(tensor_content=bytes(size))
+    response = window()
+    response.entries[0].end_of_sequence = False
+    response.entries[0].data.add(chunk_key=1).data.tensors.add(tensor_content=bytes(size))
     return response.SerializeToString()
+
+
+def test_chunks_before_their_item_are_an_error(server: Server) -> None:
+    response = window()
+    response.entries[0].ClearField("info")
+    server.sample = lambda requests, context: [response.SerializeToString()]
+    assert "came without its item" in str(replay_error(lambda: sample_twice(server)))
 
 
 def test_a_window_without_an_end_is_an_error(server: Server) -> None:

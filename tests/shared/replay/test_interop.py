@@ -8,11 +8,12 @@ import pytest
 
 from deploy.bench.replay import StockClient
 from shared.replay import reverb_pb2 as pb
-from shared.replay import wire
-from shared.replay.channel import SAMPLE_STREAM, open_channel
+from shared.replay.channel import SAMPLE_STREAM
 from shared.replay.codec import INT_COLUMNS, Columns
+from shared.replay.http2 import StreamingCall
 from shared.replay.info import server_info
 from shared.replay.insert import Inserter
+from shared.replay.response import PartialWindow, read_entries
 from shared.replay.sample import Sampler
 
 N, T, F, K = 3, 5, 4, 3
@@ -35,21 +36,22 @@ def read_items(
 ) -> list[list[np.ndarray]]:
     """Reads `windows` items with columns shaped as `outs`, by the wire functions without a client."""
     request = pb.SampleStreamRequest(table=table, num_samples=windows, rate_limiter_timeout={"milliseconds": 2000})
-    items = []
-    with open_channel(address) as channel:
-        call = channel.stream_stream(
-            SAMPLE_STREAM, pb.SampleStreamRequest.SerializeToString, pb.SampleStreamResponse.FromString
-        )
-        for response in call(iter([request]), timeout=10):
-            for entry in response.entries:
-                assert entry.end_of_sequence  # a small item comes in one response
-                chunks = {chunk.chunk_key: chunk for chunk in entry.data}
-                assert all(chunk.delta_encoded == delta_encoded for chunk in entry.data)
-                copies = [np.empty_like(out) for out in outs]
-                wire.read_window(entry.info.item.flat_trajectory, chunks, copies)
-                items.append(copies)
-            if len(items) == windows:
-                break
+    items: list[list[np.ndarray]] = []
+    call = StreamingCall(address, SAMPLE_STREAM)
+    try:
+        call.send(request.SerializeToString())
+        while len(items) < windows:
+            for entry in read_entries(call.receive()):
+                assert entry.ends  # a small item comes in one response
+                assert entry.item is not None
+                assert all(chunk.delta_encoded == delta_encoded for chunk in entry.chunks)
+                items.append([np.empty_like(out) for out in outs])
+                window = PartialWindow(entry.item, items[-1])
+                for chunk in entry.chunks:
+                    window.write(chunk)
+                window.finish()
+    finally:
+        call.close()
     return items
 
 

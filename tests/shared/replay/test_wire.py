@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from shared.replay import reverb_pb2 as pb
 from shared.replay import wire
+from shared.replay.response import PartialWindow, read_entries
 
 T, F = 5, 4
 KEYS = st.integers(0, 2**64 - 1)
@@ -17,13 +18,26 @@ def key_array(*shape: int) -> st.SearchStrategy[np.ndarray]:
     return stn.arrays(np.uint64, shape, elements=KEYS)
 
 
+def read_window(item: pb.FlatTrajectory, chunks: list[pb.ChunkData], outs: list[np.ndarray]) -> None:
+    """Writes the item of a response into `outs`."""
+    response = pb.SampleStreamResponse()
+    response.entries.add(info={"item": {"flat_trajectory": item}}, data=chunks, end_of_sequence=True)
+    (entry,) = read_entries(memoryview(response.SerializeToString()))
+    assert entry.ends
+    assert entry.item == item
+    window = PartialWindow(entry.item, outs)
+    for chunk in entry.chunks:
+        window.write(chunk)
+    window.finish()
+
+
 def contents(chunk: pb.ChunkData, columns: list[np.ndarray]) -> list[bytes]:
     """Returns the contents of the chunk's tensors, uncompressed, one for each of `columns` `[n, T, ...]`."""
     key, steps = chunk.chunk_key, columns[0].shape[1]
     slices = [pb.FlatTrajectory.ChunkSlice(chunk_key=key, length=steps, index=i) for i in range(len(columns))]
     window = pb.FlatTrajectory(columns=[pb.FlatTrajectory.Column(chunk_slices=[piece]) for piece in slices])
     outs = [np.empty(column.shape[1:], column.dtype) for column in columns]
-    wire.read_window(window, {key: chunk}, outs)
+    read_window(window, [chunk], outs)
     return [out.tobytes() for out in outs]
 
 
@@ -99,7 +113,7 @@ def test_read_window_refuses_unexpected_windows() -> None:
     request = pb.InsertStreamRequest.FromString(message)
     chunk, window = request.chunks[0], request.items[0].flat_trajectory
     good = [np.empty((2 * T, F), np.float32), np.empty((2 * T, 4), np.int32)]
-    wire.read_window(window, {7: chunk}, good)
+    read_window(window, [chunk], good)
     np.testing.assert_array_equal(good[0], np.concatenate([floats, floats]))
     bad_outs = {
         "rows": [np.empty((2 * T + 1, F), np.float32), good[1]],
@@ -110,9 +124,9 @@ def test_read_window_refuses_unexpected_windows() -> None:
     }
     for text, outs in bad_outs.items():
         with pytest.raises(wire.WireError, match=text):
-            wire.read_window(window, {7: chunk}, outs)
+            read_window(window, [chunk], outs)
     with pytest.raises(wire.WireError, match="did not come"):
-        wire.read_window(window, {}, good)
+        read_window(window, [], good)
     window.columns[0].chunk_slices[1].offset = 1
     with pytest.raises(wire.WireError, match="beyond"):
-        wire.read_window(window, {7: chunk}, good)
+        read_window(window, [chunk], good)
