@@ -1,12 +1,19 @@
 """`fathom report`: report.html and report/ in a matrix's folder."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
 from deploy.cli.options import EXIT_FAILED
 from deploy.cli.output import complain, say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from deploy.report.gallery.markup import View
 
 
 @dataclass(frozen=True)
@@ -22,18 +29,23 @@ class Report:
         from deploy.report.analyse import make_report
         from deploy.report.exports import write_marl_eval
         from deploy.report.files import save_figures, write_files
-        from deploy.report.gallery.make import make_views, path_figures
         from deploy.report.page import write_page
         from deploy.report.read import read_matrix
 
         folder, beside = self.matrix_dir, self.matrix_dir / "report"
         record, page = read_matrix(folder), folder / "report.html"
+        views: list[View] = []
+        pictures: Iterable[tuple[str, Figure]] = ()
         try:
-            views = make_views(record, page, beside, say) if self.behaviours else []
+            if self.behaviours:
+                from deploy.report.gallery.make import make_views, path_figures
+
+                views = make_views(record, page, beside, say)
+                pictures = path_figures(views)
             report = make_report(record)
             write_page(report, page, views)
             files = write_files(report, beside)
-            files += [*save_figures(path_figures(views), beside), *write_marl_eval(record, beside)]
+            files += [*save_figures(pictures, beside), *write_marl_eval(record, beside)]
         except OSError as error:
             complain(f"{error.filename or folder}: {error.strerror}; make room, or copy the runs to another disk")
             return EXIT_FAILED

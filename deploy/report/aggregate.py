@@ -225,11 +225,11 @@ def _bootstrapped(statistic: Callable[..., Values], *scores: Values) -> tuple[Va
     rliable draws from numpy's global generator, whatever `random_state` it is given. Equal seeds for every call give
     the same report each time.
     """
-    from rliable.library import get_interval_estimates  # here, because its import takes seconds
-
     values = statistic(*scores)
     if len(scores[0]) < 2:
         return values, *np.full((2, *values.shape), np.nan)
+    from rliable.library import get_interval_estimates  # here, because its import takes seconds
+
     state = np.random.get_state()
     np.random.seed(BOOTSTRAP_SEED)
     try:

@@ -13,6 +13,7 @@ from deploy.report import text
 from deploy.report.contents import Curve, EnvironmentReport, Goals
 from deploy.report.statistics import Values
 
+MAX_POINTS = 500  # of a line, about as many as a chart has pixels
 ACTIVE_COLOUR = "#8a8f98"
 INK = "#1f2430"
 _OBJECTIVE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4c566a")
@@ -50,6 +51,21 @@ class Line(NamedTuple):
     ends: tuple[Values, Values] | None = None
     dashed: bool = False
     markers: bool = True
+
+
+def thinned(line: Line) -> Line:
+    """Returns `line` with at most `MAX_POINTS` points.
+
+    Kept are its ends, and the extremes of `y` and of the interval in each of equally long parts.
+    """
+    if len(line.x) <= MAX_POINTS:
+        return line
+    low, high = line.ends or (line.y, line.y)
+    extremes = (line.y, -line.y, low, -high)
+    parts = np.array_split(np.arange(len(line.x)), (MAX_POINTS - 2) // len(extremes))
+    lowest = {int(part[values[part].argmin()]) for part in parts for values in extremes}
+    kept = sorted({0, len(line.x) - 1} | lowest)
+    return line._replace(x=line.x[kept], y=line.y[kept], ends=(low[kept], high[kept]) if line.ends else None)
 
 
 def depth_colours(depths: Sequence[int]) -> dict[int, str]:
@@ -234,7 +250,7 @@ def _line(curve: Curve, by_steps: bool, colour: str) -> Line:
     name = f"active {curve.learner_depth}" if curve.active else f"depth {curve.learner_depth}"
     x, band = (curve.steps, curve.by_steps) if by_steps else (curve.seconds / 60, curve.by_seconds)
     assert band
-    return Line(name, x, band.centre, colour, (band.low, band.high), dashed=curve.active)
+    return thinned(Line(name, x, band.centre, colour, (band.low, band.high), dashed=curve.active))
 
 
 def coverage(report: EnvironmentReport) -> list[Line]:

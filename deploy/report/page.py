@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,9 +14,11 @@ from collector.behaviour import PREFIX
 from deploy.report import charts, text
 from deploy.report.contents import EnvironmentReport, Report
 from deploy.report.figures import figures, profile_figures
-from deploy.report.gallery.markup import View, player
 from shared.files import replace_file
 from shared.metrics_catalogue import Metric, find_metric
+
+if TYPE_CHECKING:
+    from deploy.report.gallery.markup import View
 
 _SETTINGS = {"responsive": True, "displaylogo": False, "displayModeBar": False}
 _DIV = {"config": _SETTINGS, "include_plotlyjs": False, "full_html": False}
@@ -31,7 +34,7 @@ _MEASURES = (
 """Title on the page, kind of metrics file, and name of each metric that the page defines."""
 
 
-def write_page(report: Report, path: Path, views: Sequence[View] = ()) -> Path:
+def write_page(report: Report, path: Path, views: Sequence["View"] = ()) -> Path:
     """Replaces `path` by the page, with the galleries `views`, and returns it. Raises OSError when the disk is full."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.loader = PackageLoader("deploy.report", "")
@@ -41,7 +44,7 @@ def write_page(report: Report, path: Path, views: Sequence[View] = ()) -> Path:
         charts_of=charts,
         environments=[(each, _figures(each, len(report.seeds))) for each in report.envs],
         galleries=[(view, view.render()) for view in views],
-        player=player() if views else "",
+        player=_player() if views else "",
         profiles=[_div(each, f"profiles-{index}") for index, each in enumerate(profile_figures(report.aggregates))],
         plotly=Markup(get_plotlyjs()),
         matrix_yaml=yaml.safe_dump(report.matrix, sort_keys=False),
@@ -52,6 +55,12 @@ def write_page(report: Report, path: Path, views: Sequence[View] = ()) -> Path:
     )
     replace_file(path, page, sync=False)
     return path
+
+
+def _player() -> Markup:
+    from deploy.report.gallery.markup import player  # here, because it imports what draws and films episodes
+
+    return player()
 
 
 def _measures(report: Report) -> dict[str, Metric]:

@@ -13,6 +13,7 @@ and 95 % for the interquartile mean. BCa measured no better (mean, 5 and 10 seed
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -207,9 +208,19 @@ def curve_band(curves: ArrayLike) -> Band:
 
 def _resampled(values: Values, statistic: Statistic) -> Values:
     """Returns `statistic` `[R]` of each resample of `values` `[S]`. Equal S, equal draws: comparisons stay paired."""
-    seeds = len(values)
+    draws, resamples = _draws(len(values))
+    return np.asarray(statistic(values[draws], axis=-1))[resamples]
+
+
+@lru_cache
+def _draws(seeds: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the different draws `[D, S]` of a bootstrap, and the draw `[R]` of each resample.
+
+    Five seeds have 3,125 different draws, so a statistic of the draws takes a third of the time.
+    """
     draws = np.random.default_rng(BOOTSTRAP_SEED).integers(seeds, size=(RESAMPLES, seeds))
-    return np.asarray(statistic(values[draws], axis=-1))
+    different, resamples = np.unique(draws, axis=0, return_inverse=True)
+    return different, resamples.reshape(-1)  # numpy 2.0 returns `[R, 1]`
 
 
 def _interval(resampled: Values) -> Interval:

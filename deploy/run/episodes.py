@@ -5,6 +5,7 @@ equally many updates. So they pair across learners and collector depths.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ def write_episodes(run_dir: Path) -> None:
         replace_file(run_dir / EPISODES, file.getvalue())
 
 
-def read_episodes(run_dir: Path) -> pa.Table:
+def read_episodes(run_dir: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Returns the table: learner, updates, env_steps, number of the episode, and the columns of `measure_episodes`.
 
-    Raises OSError where the file is missing or damaged.
+    Raises OSError where the file is missing or damaged. `columns`: the columns that are read; None: all.
     """
     try:
-        return feather.read_table(run_dir / EPISODES, memory_map=False)
+        return feather.read_table(run_dir / EPISODES, columns=columns, memory_map=False)
     except (pa.ArrowException, OSError) as error:  # Arrow's own errors of a cut file have no text of the system
         missing, text = isinstance(error, FileNotFoundError), getattr(error, "strerror", None)
         reason = "missing" if missing else f"not readable ({text})" if text else "damaged"

@@ -2,8 +2,9 @@
 
 import io
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -11,9 +12,11 @@ from PIL import Image
 from deploy.render.episode import Episode
 from deploy.render.film import encode_film
 from deploy.render.paths import spread
-from deploy.render.scene import Scene
 from deploy.report.gallery.play import Cell
-from shared.envs.brax_env import BraxEnv
+from shared.envs.base import GoalEnv
+
+if TYPE_CHECKING:
+    from shared.envs.brax_env import BraxEnv
 
 TILE = 240, 180  # width and height in pixels
 FPS = 15.0
@@ -54,8 +57,16 @@ class Film(NamedTuple):
     strips: Mapping[Cell, bytes]
 
 
-def shoot(env: BraxEnv, episodes: Mapping[Cell, Episode]) -> Footage:
+def has_body(env: GoalEnv) -> bool:
+    """Returns true for a `BraxEnv`, which can be filmed."""
+    module = sys.modules.get("shared.envs.brax_env")  # brax is slow to import, and other environments do not need it
+    return module is not None and isinstance(env, module.BraxEnv)
+
+
+def shoot(env: "BraxEnv", episodes: Mapping[Cell, Episode]) -> Footage:
     """Films all cells with the same camera. Raises ConfigError without OpenGL."""
+    from deploy.render.scene import Scene  # here, because it imports brax
+
     steps = _steps(env, max(len(episode.states) for episode in episodes.values()))
     scenes = {cell: Scene(env, _at(episode, steps)) for cell, episode in episodes.items()}
     points = np.concatenate([scene.points for scene in scenes.values()])
@@ -79,7 +90,7 @@ def make_film(footage: Footage) -> Film:
     return Film(encode_film(footage.picture, FPS), footage.steps, footage.tiles, strips)
 
 
-def _steps(env: BraxEnv, count: int) -> list[int]:
+def _steps(env: "BraxEnv", count: int) -> list[int]:
     """Returns the steps of the frames, evenly over `count` steps: in real time, or faster if these were too many."""
     real_time = round(1 / (FPS * env.physics.seconds_per_step))
     return spread(count, max(1, real_time, -(-count // _MAX_FRAMES)))

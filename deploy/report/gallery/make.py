@@ -9,11 +9,10 @@ from matplotlib.figure import Figure
 from deploy.render.film import write_film
 from deploy.render.paths import can_draw
 from deploy.report.gallery import pictures
-from deploy.report.gallery.films import Footage, make_film, shoot
+from deploy.report.gallery.films import Footage, has_body, make_film, shoot
 from deploy.report.gallery.markup import FilmStore, View, lay_out, page
 from deploy.report.gallery.play import Gallery, play_matrix
 from deploy.report.records import MatrixRecord, Missing
-from shared.envs.brax_env import BraxEnv
 from shared.errors import ConfigError
 from shared.files import replace_file
 
@@ -87,7 +86,7 @@ def _write(gallery: Gallery, name: str, footage: Footage | None, path: Path) -> 
 
 def _shoot(gallery: Gallery, record: MatrixRecord, say: Say) -> Iterator[tuple[str, Footage | None]]:
     """Yields the footage of each episode, after its name; none where there is nothing to film or no way to film it."""
-    filming = isinstance(gallery.env, BraxEnv)
+    filming = has_body(gallery.env)
     if filming:
         say(f"{gallery.env_id}: filming {len(gallery.cells)} cells, {gallery.objective}")
     elif not can_draw(gallery.env):

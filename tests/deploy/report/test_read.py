@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from dataclasses import astuple
 from html import unescape
@@ -14,6 +15,7 @@ from deploy.cli.main import run_command
 from deploy.report.read import _points, read_matrix
 from deploy.report.records import MatrixRecord, Missing
 from shared.files import write_json
+from shared.metrics import MetricsWriter, metrics_file, read_metrics, read_scalars
 from tests.deploy.matrix.cases import replace_in_config
 
 RUN = "point_u_maze-c4-s0"
@@ -105,6 +107,10 @@ DAMAGES: dict[str, tuple[Damage, list[tuple[str, str]]]] = {
         in_rows("collector-0", lambda rows: []),
         [("coverage", "collector-0 has no rows with visits")],
     ),
+    "visits that are no counts": (
+        in_rows("collector-0", lambda rows: [row | {"visits": [None] * 20} for row in rows]),
+        [("coverage", "collector-0 has no rows with visits")],
+    ),
     "a collector cut short": (
         in_rows("collector-0", lambda rows: rows[:15]),
         [("coverage", "the collectors' rows end at 300 of 400 environment steps")],
@@ -149,6 +155,47 @@ def test_runs_of_older_versions_have_the_contrastive_objective(write_runs: Write
 
 def parts(record: MatrixRecord) -> set[str]:
     return {f"learner {'active' if trial.active else f'd{trial.learner_depth}'}" for trial in record.trials}
+
+
+LINE = b'{"time": 1.5, "index": 1, "learner": "d4", "updates": 1, "visits": [1, 2], "episodes": {"goal": [[1.0, 2.0]]}}'
+LATER = LINE.replace(b": 1,", b": 2,")
+OTHER = LATER.replace(b"d4", b"d16")
+CONTENTS = {
+    "whole": [LINE, LATER, OTHER],
+    "null": [LINE.replace(b'"updates": 1', b'"updates": null'), LATER],
+    "a number of another form": [LINE.replace(b'"updates": 1', b'"updates": 1.0'), LATER],
+    "a metric more": [LINE, LATER.replace(b'"updates"', b'"wait/weights": 0.5, "updates"')],
+    "rewound": [LINE, LATER, OTHER, b'{"time": 3.0, "learner": "d4", "rewound_to": 1}'],
+    "rewound and made again": [LINE, LATER, b'{"time": 3.0, "learner": "d4", "rewound_to": 0}', LATER],
+    "a text in the place of a number": [LINE, LATER.replace(b"1.5", b'"late"')],
+    "a damaged line": [LINE, LATER[:50], OTHER],
+    "bytes that are no text": [LINE, b"\xff\xfe\x00", LATER],
+    "two rows in a line": [LINE, LATER + OTHER],
+    "a line without a row": [LINE, b"5", b"", LATER],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("end", [b"", LINE[:40], LINE], ids=["", "half a line", "a line that has no end"])
+@pytest.mark.parametrize("numbers", [(), ("time", "updates")], ids=["all", "two"])
+def test_scalars_are_those_of_all_rows(content: str, end: bytes, numbers: tuple[str, ...], tmp_path: Path) -> None:
+    MetricsWriter(tmp_path).close()
+    metrics_file(tmp_path, "evaluator").write_bytes(b"".join(line + b"\n" for line in CONTENTS[content]) + end)
+
+    def known(rows: list[dict]) -> list[dict]:
+        scalars = [{key: value for key, value in row.items() if not isinstance(value, (list, dict))} for row in rows]
+        return [
+            {
+                key: value
+                for key, value in row.items()
+                if (not numbers or key in numbers) and not (isinstance(value, float) and math.isnan(value))
+            }
+            for row in scalars
+        ]
+
+    assert known(read_scalars(tmp_path, "evaluator", numbers)) == known(read_metrics(tmp_path, "evaluator"))
+    assert read_scalars(tmp_path, "collector-0", numbers) == []
 
 
 def test_a_report_names_what_it_cannot_use(write_runs: WriteRuns, capsys: pytest.CaptureFixture[str]) -> None:

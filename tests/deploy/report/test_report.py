@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from deploy.report.objectives import gain_differences, objective_gains
 from deploy.report.read import read_matrix
 from deploy.report.statistics import Interval, estimate, paired_difference, paired_known
 
+ROOT = Path(__file__).parents[3]
 WriteRuns = Callable[..., Path]
 
 
@@ -250,6 +253,20 @@ def test_files_have_the_numbers_of_the_page(write_runs: WriteRuns, capsys: pytes
     for path in pictures:
         assert len(np.unique(np.asarray(Image.open(path).convert("L")))) > 20
         assert ElementTree.parse(path.with_suffix(".svg")).getroot().tag.endswith("svg")
+
+
+@pytest.mark.processes
+def test_a_report_imports_what_it_needs_alone(write_runs: WriteRuns) -> None:
+    folder = write_runs(skip=("point_u_maze-c16-*", "point_u_maze-c4-s[12]"))  # points, and one seed
+    probe = (
+        "import sys\n"
+        "from deploy.cli.main import run_command\n"
+        f"assert run_command(['report', {str(folder)!r}]) == 0\n"
+        "assert not {'brax', 'mujoco', 'rliable'} & sys.modules.keys()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert (folder / "report.html").exists()
 
 
 def test_a_folder_without_a_matrix_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

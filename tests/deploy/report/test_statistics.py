@@ -66,6 +66,14 @@ def test_the_interval_is_scipys_percentile_bootstrap(ours: Statistic, scipys: St
     assert (ends.low, ends.high) == pytest.approx((expected.low, expected.high))
 
 
+@pytest.mark.parametrize("seeds", [2, 5, 12])
+def test_resamples_are_those_of_all_draws_one_by_one(seeds: int) -> None:
+    values = np.random.default_rng(seeds).exponential(size=seeds)
+    draws = np.random.default_rng(statistics.BOOTSTRAP_SEED).integers(seeds, size=(statistics.RESAMPLES, seeds))
+    one_by_one = [values[draw].mean() for draw in draws]
+    np.testing.assert_array_equal(statistics._resampled(values, np.mean), one_by_one)
+
+
 def test_the_interval_of_few_seeds_by_hand() -> None:
     # A resample holds only the lowest value in 1 of 4 cases (2 seeds) and 1 of 27 (3 seeds), both more than 2.5 %.
     assert interval_of([1, 5], np.mean) == Interval(1, 5)
