@@ -223,7 +223,8 @@ CATALOGUE: tuple[Metric, ...] = (
     ),
     *_row(
         ("start",),
-        ("role", "", "Role whose process has started and finished its first call.", "", ""),
+        ("role", "", "Role whose process has finished its first call; `run` for all until the first update.", "", ""),
+        ("phase/<phase>", "s", "Time of a phase of the run until its first update.", "", ""),
         ("seconds", "s", "Time from the start of the process to the end of its first call.", "start", ""),
         ("process", "s", "Time until the role's own work began: Python, Ray, imports.", "start", ""),
         ("tracing", "s", "Time in which JAX traced and lowered functions.", "start", ""),

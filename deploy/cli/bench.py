@@ -127,10 +127,34 @@ class EndToEnd(_Options):
     """The experiment's YAML file, or a shipped one's name; none: one whose learner is slower than its collector."""
     repeats: int = 9
     """Turns of the collector and of its policy's rollout."""
+    matrix: bool = False
+    """Instead: the cost of a matrix, which EXPERIMENT names then, to that of its cells as runs of their own."""
 
     def arguments(self) -> dict[str, Any]:
-        path = self.experiment and find_file(self.experiment, "experiment")
+        path = self.experiment and find_file(self.experiment, "matrix" if self.matrix else "experiment")
         return {"path": path, "quick": self.quick, "repeats": self.repeats}
+
+    def measure(self) -> dict[str, Any]:
+        if not self.matrix:
+            return super().measure()
+        from deploy.bench.matrix_cost import bench_matrix_cost
+
+        return bench_matrix_cost(self.arguments()["path"])
+
+
+@dataclass(frozen=True)
+class Start(_Options):
+    """Seconds from the command to the first update, cold and warm, by phase and role."""
+
+    experiment: Positional[Path] = Path("point_u_maze")
+    """The experiment's YAML file, or a shipped one's name."""
+    modes: tuple[Literal["in_process", "distributed", "matrix"], ...] = ("in_process", "distributed", "matrix")
+    """matrix: the second distributed run of a matrix."""
+    repeats: int = 3
+    """Warm starts of each mode."""
+
+    def arguments(self) -> dict[str, Any]:
+        return {"path": find_file(self.experiment, "experiment"), "modes": self.modes, "repeats": self.repeats}
 
 
 @dataclass(frozen=True)
@@ -176,6 +200,7 @@ QUICK: dict[type[_Options], dict[str, Any]] = {
     Replay: {"repeats": 2, "unrolls": 8, "batches": 4},
     Weights: {"depth": 64, "repeats": 3},
     EndToEnd: {"repeats": 3},
+    Start: {"repeats": 1},
     Scaling: {"collectors": (1, 4), "learners": (1, 4), "seconds": 1.0, "environments": 8},
     Entries: {"tables": (1, 2), "unrolls": 10},
     RowBytes: {"envs": ("point_u_maze",), "unrolls": 6},
@@ -186,7 +211,7 @@ QUICK: dict[type[_Options], dict[str, Any]] = {
 class Bench:
     """Measure the speed of one part, or of a whole run."""
 
-    what: Annotated[Update | Rollout | Replay | Weights | EndToEnd | Scaling | Entries | RowBytes, arg(name="")]
+    what: Annotated[Update | Rollout | Replay | Weights | EndToEnd | Start | Scaling | Entries | RowBytes, arg(name="")]
 
     def execute(self) -> int:
         sized = self.what.sized()

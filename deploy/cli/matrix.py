@@ -1,5 +1,6 @@
 """`fathom matrix`: every run of a matrix."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,21 @@ class Matrix:
         dir_mode = folder_mode(self.dir_mode)
         self._check_options()
         path = find_file(self.matrix, "matrix")
-        from deploy.matrix.estimate import estimate_matrix
         from deploy.matrix.expand import expand, load_matrix
-        from deploy.run.run_dir import lock_folder
-        from deploy.run.setup import prepare_jax
+        from deploy.run.forks import serve_forks
         from deploy.telemetry.wandb_mirror import check_installed
 
         matrix = load_matrix(path)
-        check_installed(expand(matrix)[0].experiment)
+        runs = expand(matrix)
+        check_installed(runs[0].experiment)
+        with nullcontext() if self.dry_run else serve_forks(run.experiment for run in runs):
+            return self._begin(matrix, path, dir_mode)
+
+    def _begin(self, matrix: Any, path: Path, dir_mode: int) -> int:
+        from deploy.matrix.estimate import estimate_matrix
+        from deploy.run.run_dir import lock_folder
+        from deploy.run.setup import prepare_jax
+
         prepare_jax(cpu_only=True)  # the GPUs belong to the runs
         estimate = estimate_matrix(matrix)  # also refuses runs that cannot be made, before any starts
         out = (self.out or Path("runs") / path.stem).absolute()

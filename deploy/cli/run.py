@@ -14,22 +14,14 @@ from deploy.cli.options import EXIT_FAILED, folder_mode
 from deploy.cli.output import complain, make_console, say
 from deploy.cli.overrides import override
 from deploy.mode import Mode, choose_mode
+from deploy.run.forks import serve_forks
 from deploy.run.interrupt import Interrupted, Interruption
-from deploy.scheduling.fork_server import fork_server
 from shared.config import Experiment
 from shared.config_file import load_experiment
-from shared.envs.registry import find_module
 from shared.errors import ConfigError
 from shared.files import OWNER_ONLY
 
 RUNS = Path("runs")  # results without a --run-dir
-_ROLES = (
-    "collector.evaluator",
-    "deploy.recovery.restart_states",
-    "deploy.run.sources",
-    "learner.learner",
-    "shared.replay.reconnecting",
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class Run:
             raise ConfigError("--resume: resumes the run in --run-dir; name it, and leave out --overwrite")
         path = find_file(self.experiment, "experiment")
         experiment = self._load(path, overrides)
-        with fork_server(_modules_of_roles(experiment)) if mode is Mode.DISTRIBUTED else nullcontext():
+        with serve_forks([experiment]) if mode is Mode.DISTRIBUTED else nullcontext():
             return self._begin(path, experiment, mode, resume, overwrite, dir_mode)
 
     def _begin(
@@ -114,12 +106,6 @@ class Run:
         if self.total_env_steps is not None:
             overrides = [*overrides, "--budget.env-steps", self.total_env_steps]
         return override(experiment, overrides, self.experiment) if overrides else experiment
-
-
-def _modules_of_roles(experiment: Experiment) -> list[str]:
-    """Modules that the processes of roles import, without Ray, which a fork must import for itself."""
-    envs = [find_module(env) for env in (experiment.env, experiment.evaluation.env) if env]
-    return [*_ROLES, *(module for module in envs if module)]
 
 
 def _new_run_dir(stem: str, mode: int) -> Path:

@@ -6,12 +6,13 @@ import select
 import shutil
 import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import psutil
 
 from deploy.matrix.expand import MatrixRun
+from deploy.scheduling.fork_server import python_program
 from deploy.scheduling.packages import module_command
 from deploy.scheduling.placement import Node, Roles, asks_nothing, assign_resources, find_shortage, pack, roles_of
 from deploy.scheduling.reaper import end_child
@@ -21,6 +22,7 @@ from shared.errors import ConfigError
 
 START_S = 180.0  # a healthy cluster starts within seconds; on a busy machine, two tries take over a minute each
 STOP_S = 30.0
+NOTICE_S = 8.0  # the holder of a cluster notices its death within this time
 STORE_SHARE = 0.3  # of the machine's memory; Ray's own default for its object store
 
 
@@ -83,18 +85,25 @@ class Capacity(NamedTuple):
         """True after the death of the shared cluster."""
         return self.holder is not None and self.holder.poll() is not None
 
+    def is_dying(self) -> bool:
+        """Returns whether the cluster is lost, also if its holder has not noticed that yet."""
+        if self.holder is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self.holder.wait(NOTICE_S)
+        return self.lost
+
 
 @contextmanager
 def open_capacity(runs: Sequence[MatrixRun], parallel: int | None, in_process: bool) -> Iterator[Capacity]:
-    """Opens one Ray cluster for all `runs` if any of them needs resources: the one at RAY_ADDRESS, or a new one.
+    """Opens one Ray cluster for all `runs`: the one at RAY_ADDRESS, or a new one.
 
     Raises ConfigError if there is no cluster, or if the cluster is too small for a run.
     """
-    # Runs without resources take nothing from each other, so each starts as it would outside of a matrix.
-    if in_process or all(_needs_no_cluster(run.experiment) for run in runs):
+    if in_process or not runs or (len(runs) == 1 and _needs_no_cluster(runs[0].experiment)):
         yield Capacity({run.name: {} for run in runs})
         return
-    command = module_command("deploy.scheduling.ray_cluster", str(_store_bytes(runs, parallel)))
+    store_bytes = str(_store_bytes(runs, parallel))
+    command = module_command("deploy.scheduling.ray_cluster", store_bytes, python=python_program())
     holder = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )

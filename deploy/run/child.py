@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from deploy.scheduling.fork_server import python_program
 from deploy.scheduling.packages import module_command
 from shared.config import Experiment
 from shared.files import replace_file
@@ -33,7 +34,9 @@ def start_run(
     """
     path = run_dir.with_name(f"{run_dir.name}.yaml")
     replace_file(path, yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False))
-    command = module_command("deploy.cli", "run", str(path), "--run-dir", str(run_dir), *options)
+    command = module_command(
+        "deploy.cli", "run", str(path), "--run-dir", str(run_dir), *options, python=python_program()
+    )
     with open(log_file(run_dir), "w", encoding="utf-8") as output:
         return subprocess.Popen(
             command,

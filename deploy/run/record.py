@@ -89,6 +89,9 @@ class RunRecord:
             self._indices[curve] = index
         if role.is_learner and not self._phases.over:
             self._phases.enter("")
+            phases = {f"phase/{name}": seconds for name, seconds in self._phases.seconds.items()}
+            row_of_run = {"env_steps": self.env_steps, "role": "run", "seconds": sum(phases.values()), **phases}
+            self.note(START, row_of_run)
         self._write(role, row)
 
     def add_counts(self, counts: Row) -> None:

@@ -13,9 +13,9 @@ ROOT = Path(__file__).absolute().parents[2]
 PACKAGES = ("collector", "deploy", "learner", "shared")
 
 
-def module_command(module: str, *arguments: str) -> list[str]:
-    """Returns the command that runs a module of the project in a process of its own."""
-    return [sys.executable, "-P", __file__, module, *arguments]
+def module_command(module: str, *arguments: str, python: str = sys.executable) -> list[str]:
+    """Returns the command that runs a module of the project in a process of its own, by the program `python`."""
+    return [python, "-P", __file__, module, *arguments]
 
 
 def package_importer(root: str = str(ROOT), packages: tuple[str, ...] = PACKAGES) -> Callable[[], None]:

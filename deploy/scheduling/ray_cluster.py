@@ -17,6 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError
 
@@ -29,6 +30,7 @@ from shared.errors import RunFailed
 
 CONNECT_S = 10.0
 LOOK_S = 5.0
+SERVERS = ("gcs_server", "raylet")  # without one of these, a cluster is dead
 PASSED_ON = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")  # variables by which other drivers enter a cluster
 LONGEST_PATH = 43  # bytes of Ray's folder: its sockets' paths have 64 more, and an operating system allows 107 at most
 
@@ -169,7 +171,10 @@ def hold(store_bytes: int) -> None:
                 environ |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
                 answer = {"environ": environ, "nodes": [node._asdict() for node in read_nodes(ray.nodes())]}
                 print(json.dumps(answer), file=output, flush=True)
+                servers = [child for child in psutil.Process().children() if child.name() in SERVERS]
                 while not select.select([sys.stdin], [], [], LOOK_S)[0]:  # nothing is ever written
+                    if any(server.status() == psutil.STATUS_ZOMBIE for server in servers):
+                        os._exit(1)  # Ray would wait a minute for the dead; the reaper ends the rest
                     if not ray.cluster_resources():  # every node is dead
                         return
         except Exception as error:  # noqa: BLE001 - the parent waits for an answer, whatever the error

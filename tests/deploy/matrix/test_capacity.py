@@ -138,6 +138,31 @@ def test_runs_share_one_cluster_and_leave_no_process(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(2 * DEADLINE_S)
+def test_runs_go_on_after_the_death_of_their_cluster(
+    write_matrix: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    sizes = {"width": 8, "environments": 4, "unroll_length": 5}
+    driver = start_matrix(write_matrix(collector=sizes, budget={"env_steps": 4000}), tmp_path / "out")
+    request.addfinalizer(driver.kill)
+    deadline = time.monotonic() + DEADLINE_S
+    started: set[psutil.Process] = set()
+    while not named(started, "ray::LearnerActor"):
+        assert driver.poll() is None, driver.communicate()
+        assert time.monotonic() < deadline
+        started |= set(psutil.Process(driver.pid).children(recursive=True))
+        time.sleep(0.1)
+    for server in named(started, "raylet/raylet"):
+        server.kill()
+    printed, errors = driver.communicate(timeout=DEADLINE_S)
+    assert (driver.returncode, errors) == (0, "")
+    assert printed.count("the Ray cluster that the runs share died; they go on in another one") == 1
+    assert printed.count(": done after") == 2
+    assert psutil.wait_procs(started, timeout=20)[1] == []
+
+
+@pytest.mark.ray
 @pytest.mark.usefixtures("shared_cluster")
 def test_a_matrix_too_large_for_the_cluster_starts_nothing(write_matrix: Callable[..., Path], tmp_path: Path) -> None:
     sizes = {"width": 8, "environments": 4, "unroll_length": 5}
