@@ -1,5 +1,6 @@
 """The evaluator: measures every learner's policy on fresh episodes, with the same keys for all."""
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -38,7 +39,7 @@ class EvaluationQueue:
     The newest request and last ones are never dropped, so the queue may exceed its bound by one policy of each learner.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: float = math.inf) -> None:
         """`max_bytes` bounds the policies that wait: each of them takes that much memory in the object store."""
         self._max_bytes = max_bytes
         self._changed = threading.Condition()
@@ -57,13 +58,22 @@ class EvaluationQueue:
                     held -= _num_bytes(waiting)
                     self.dropped += 1
             self._waiting.append(request)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def get(self, timeout_s: float) -> EvaluationRequest | None:
         """Returns the oldest request, or None if no request comes within `timeout_s` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting, timeout_s)
-            return self._waiting.popleft() if self._waiting else None
+            request = self._waiting.popleft() if self._waiting else None
+            self._changed.notify_all()
+            return request
+
+    def wait_taken(self, learner: str, timeout_s: float) -> bool:
+        """Waits until no request of `learner` waits; False if one still waits after `timeout_s` seconds."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: all(waiting.learner != learner for waiting in self._waiting), timeout_s
+            )
 
 
 def _num_bytes(request: EvaluationRequest) -> int:
@@ -124,18 +134,25 @@ class Evaluator:
         reporter: Reporter,
         should_stop: Callable[[], bool],
         finished: Collection[str] = (),
+        evaluate: Callable[[str, Policy], Metrics] | None = None,
     ) -> None:
         """Evaluates requests until the last one of every learner is done or `should_stop()`.
 
-        `finished` names learners whose last policy was evaluated before.
+        Args:
+            queue: holds the requests.
+            reporter: gets one row per request.
+            should_stop: asked before each request, and twice a second while there is none.
+            finished: names of learners whose last policy was evaluated before.
+            evaluate: returns the row of a learner's policy; none: `self.evaluate`.
         """
+        evaluate = evaluate or self.evaluate
         unfinished = set(self._experiment.all_learners) - set(finished)
         while unfinished and not should_stop():
             with reporter.waiting("policies"):
                 request = queue.get(timeout_s=0.5)
             if request is None:
                 continue
-            row = self.evaluate(request.learner, request.policy) | {"dropped": queue.dropped}
+            row = evaluate(request.learner, request.policy) | {"dropped": queue.dropped}
             reporter.row(row, index=request.policy.version)
             if request.last:
                 unfinished.discard(request.learner)

@@ -1,7 +1,7 @@
 """Rollout of a policy: the same for collecting and for evaluating, which differ by the policy alone."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -71,6 +71,19 @@ def first_not_finite(numbers: Array) -> jax.Array:
     return jnp.min(jnp.where(jnp.isfinite(numbers), count, jnp.arange(count)), axis=-1)
 
 
+class _Simulation(NamedTuple):
+    """`reset` and `step` of one environment, for `vmap`."""
+
+    reset: Callable[[Array], EnvState]
+    step: Callable[[EnvState, Array], EnvState]
+
+
+@lru_cache
+def _simulation(env: GoalEnv) -> _Simulation:
+    """Returns functions of `env` that are traced once in a process: a simulator takes a second or more to trace."""
+    return _Simulation(jax.jit(env.reset), jax.jit(env.step))
+
+
 def make_start(env: GoalEnv, environments: int, chunk: int = 1) -> Callable[[Array], RolloutState]:
     """Returns `start(key) -> RolloutState` of new episodes, for a policy that decides `chunk` actions at once.
 
@@ -83,11 +96,13 @@ def make_start(env: GoalEnv, environments: int, chunk: int = 1) -> Callable[[Arr
 def make_start_at(env: GoalEnv) -> Callable[[Array, int], RolloutState]:
     """Returns `start_at(keys, chunk) -> RolloutState` of one new episode for each of `keys` `[N]`; see `make_start`."""
 
+    reset, _ = _simulation(env)  # type: ignore[arg-type]
+
     def start_at(keys: Array, chunk: int) -> RolloutState:
         environments = len(keys)
         zeros = jnp.zeros(environments, jnp.int32)
         due = ActionChunk(jnp.zeros((environments, chunk, env.spec.action_size)), zeros, zeros) if chunk > 1 else ()
-        return RolloutState(jax.vmap(env.reset)(keys), zeros, zeros, jnp.zeros((), jnp.int32), keys, due)
+        return RolloutState(jax.vmap(reset)(keys), zeros, zeros, jnp.zeros((), jnp.int32), keys, due)
 
     return start_at
 
@@ -127,6 +142,7 @@ def make_unroll(
     each step. `key` is consumed.
     """
     spec = env.spec
+    simulation = _simulation(env)  # type: ignore[arg-type]
     goal_indices = jnp.array(spec.goal_indices)
 
     def unroll(params: Params, version: Array, state: RolloutState, key: Array) -> tuple[RolloutState, Unroll]:
@@ -135,13 +151,13 @@ def make_unroll(
         # Starts are drawn once for the whole unroll: in a simulator, one start costs as much as several steps.
         # The pool is so large that no environment gets a start twice: no environment ends more often than it steps.
         keys = state.start_keys if fixed_goals else jax.random.split(pool_key, max(environments, length))
-        pool = jax.vmap(env.reset)(keys)
+        pool = jax.vmap(simulation.reset)(keys)
         first_episode, first_start = state.episode, jnp.arange(environments)
 
         def step(state: RolloutState, key: Array) -> tuple[RolloutState, Unroll]:
             action, decided_by, chunk = _act(policy, params, version, state, key)
             assert action.shape == (environments, spec.action_size), f"the policy decides actions {action.shape}"
-            after = jax.vmap(env.step)(state.env, action)
+            after = jax.vmap(simulation.step)(state.env, action)
             distance = env.distance(after.state, after.goal)
             numbers = jnp.concatenate([action, after.state, distance[:, None]], axis=-1)
             entry = first_not_finite(numbers)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from learner.acting import policy_params
@@ -16,14 +17,14 @@ from learner.guard import Guard
 from learner.objectives.base import Objective
 from learner.objectives.registry import make_objective
 from learner.state import LearnerState, init_state
-from learner.update import UpdateStep, UpdateSteps, make_update_step, make_update_steps
+from learner.update import make_update_step, make_update_steps
 from shared.config import Experiment
 from shared.envs.base import EnvSpec
 from shared.metrics import Reporter
 from shared.params import Policy
 from shared.plan import Plan
-from shared.replay.codec import Columns
-from shared.types import Array, Metrics
+from shared.replay.codec import INT_COLUMNS, Columns
+from shared.types import Metrics
 
 _KEY_DOMAIN = 3  # separates learners' keys from those of collectors and evaluator
 
@@ -39,7 +40,7 @@ class _Kind(NamedTuple):
 
 
 @lru_cache
-def _jitted_update(kind: _Kind) -> UpdateStep:
+def _jitted_update(kind: _Kind) -> jax.stages.Wrapped:
     objective, plan, (replicated, split) = kind
     update_step = make_update_step(objective, plan, split)
     return jax.jit(
@@ -48,13 +49,13 @@ def _jitted_update(kind: _Kind) -> UpdateStep:
 
 
 @lru_cache
-def _jitted_updates(kind: _Kind) -> UpdateSteps:
+def _jitted_updates(kind: _Kind) -> jax.stages.Wrapped:
     update_step = make_update_step(kind.objective, kind.plan)
     return jax.jit(make_update_steps(update_step), donate_argnums=0)
 
 
 @lru_cache
-def _jitted_init(objective: Objective) -> Callable[[Array], LearnerState]:
+def _jitted_init(objective: Objective) -> jax.stages.Wrapped:
     return jax.jit(partial(init_state, objective))
 
 
@@ -101,6 +102,30 @@ class Learner:
         key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), config.seed)
         return _jitted_init(make_objective(experiment, name, spec))(key)
 
+    def prepare(self) -> None:
+        """Compiles the update, which its first call would do otherwise."""
+        _jitted_update(self.kind).lower(self.state, self._windows).compile()
+
+    @staticmethod
+    def prepare_together(learners: Sequence["Learner"]) -> None:
+        """Compiles the joint update of several learners; see `update_together`."""
+        states = tuple(learner.state for learner in learners)
+        _jitted_updates(learners[0].kind).lower(states, tuple(learner._windows for learner in learners)).compile()
+
+    @property
+    def _windows(self) -> Columns:
+        """The windows of one update, as `_place` returns them, without content."""
+        objective, plan, layout = self.kind
+        rows, row_floats = (plan.windows_per_update, plan.window_rows), objective.spec.row_floats
+        shapes = jax.eval_shape(
+            lambda: Columns(jnp.zeros((*rows, row_floats)), jnp.zeros((*rows, INT_COLUMNS), jnp.int32))
+        )
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.split), shapes)
+
+    def _place(self, windows: Columns) -> Columns:
+        """Returns windows where the update takes them; elsewhere, it would be compiled again for their place."""
+        return jax.device_put(windows, self._layout.split)
+
     def update(self, windows: Columns) -> Metrics:
         """Makes one update on Columns `[windows_per_update, K * T, ...]`, waits until it is done, and times it.
 
@@ -108,7 +133,7 @@ class Learner:
             NonFiniteError: too few of the update's gradient steps are finite. The state has the finite steps only.
         """
         start, key = time.perf_counter(), self._key()
-        self.state, metrics = _jitted_update(self.kind)(self.state, windows)
+        self.state, metrics = _jitted_update(self.kind)(self.state, self._place(windows))
         return self._finish_update(metrics, windows, key, start)
 
     @staticmethod
@@ -119,7 +144,8 @@ class Learner:
         """
         start, keys = time.perf_counter(), [learner._key() for learner in learners]
         states = tuple(learner.state for learner in learners)
-        states, metrics = _jitted_updates(learners[0].kind)(states, tuple(windows))
+        placed = tuple(learner._place(each) for learner, each in zip(learners, windows, strict=True))
+        states, metrics = _jitted_updates(learners[0].kind)(states, placed)
         for learner, state in zip(learners, states, strict=True):
             learner.state = state
         return [
@@ -150,8 +176,12 @@ class Learner:
         reporter: Reporter,
         should_stop: Callable[[], bool],
         update: Update | None = None,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
         """Trains until all updates of the plan are made or `should_stop()`.
+
+        The update is compiled while replay fills. The first policy is submitted after the first update, since compiling
+        its evaluation delays whatever else compiles or computes on the same cores.
 
         Args:
             sample: returns the windows of one update; blocks until replay has them.
@@ -162,32 +192,37 @@ class Learner:
             reporter: gets one row per update.
             should_stop: asked before each update.
             update: makes one update on windows; none: `self.update`.
+            prepare: compiles `update`; none: `self.prepare`.
         """
-        update = update or self.update
-        self._hand_out(publish, submit)
+        update, prepare = update or self.update, prepare or self.prepare
+        unevaluated = self._hand_out(publish)
+        if self.updates < self._plan.updates and not should_stop():
+            prepare()
         while self.updates < self._plan.updates and not should_stop():
             with reporter.waiting("replay starved"):
                 windows = sample()
             inserted = windows_inserted()
             metrics = update(windows)
             with reporter.waiting("publish"):
-                self._hand_out(publish, submit)
+                unevaluated += self._hand_out(publish)
+                _submit_all(unevaluated, submit)
             with reporter.waiting("keeping its state"):
                 save()
             reporter.row(self.describe(metrics, inserted), index=self.updates)
+        _submit_all(unevaluated, submit)  # of a learner that resumes after its last update
 
-    def _hand_out(self, publish: Callable[[Policy], None] | None, submit: Callable[[Policy], None]) -> None:
+    def _hand_out(self, publish: Callable[[Policy], None] | None) -> list[Policy]:
+        """Publishes the policy. Returns the policy to submit if the plan wants it evaluated."""
         is_evaluated = self.updates in self._plan.evaluation_updates
         if publish is None and not is_evaluated:
-            return
+            return []
         collecting, evaluation = self._best_of
         ranks = (publish is not None and collecting > 1) or (is_evaluated and evaluation > 1)
         # Copied to the host: the next update takes the device's buffers.
         actor, critic = jax.device_get((self.state.actor, self.state.critic if ranks else ()))
         if publish is not None:
             publish(Policy(self.updates, policy_params(actor, critic, collecting)))
-        if is_evaluated:
-            submit(Policy(self.updates, policy_params(actor, critic, evaluation)))
+        return [Policy(self.updates, policy_params(actor, critic, evaluation))] if is_evaluated else []
 
     def describe(self, metrics: Metrics, windows_inserted: int) -> Metrics:
         """Returns one row: the last update's `metrics`, the learner's counts, and the age of its data.
@@ -209,3 +244,8 @@ class Learner:
         }
         row["sample_age"] = newest_step - row.pop("data/last_step")
         return row
+
+
+def _submit_all(policies: list[Policy], submit: Callable[[Policy], None]) -> None:
+    while policies:
+        submit(policies.pop(0))

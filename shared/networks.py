@@ -5,6 +5,7 @@ Source: Wang et al., "1000 Layer Networks for Self-Supervised RL" (2025), sectio
 alternative to layer norm.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from shared.types import Array, Params
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"swish": nn.swish, "relu": nn.relu}
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 _NORM_EPSILON = 1e-6  # flax's
+_MAX_BLOCKS_AT_ONCE = 16  # enough for several cores
 
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -136,7 +138,7 @@ class Trunk(nn.Module):
         num_plain = 0 if self.num_blocks else self.depth - 1
         self._plain = [self._layer(name="stem"), *(self._layer(name=f"layer_{i + 1}") for i in range(num_plain))]
         # A plain trunk has no such parameter: checkpoints cannot hold arrays of size 0.
-        self.blocks = self.param("blocks", self._init_blocks) if self.num_blocks else {}
+        self.blocks = self._find_blocks() if self.num_blocks else {}
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.after_blocks(run_blocks([self.block], [self.blocks], [self.before_blocks(x)])[0])
@@ -165,9 +167,17 @@ class Trunk(nn.Module):
         interpolation = 1 / (self.num_blocks + 1) if self.hyperspherical else None
         return _Block(self._layer, self.residual, interpolation, parent=None)
 
+    def _find_blocks(self) -> Params:
+        """Returns the parameter "blocks". Where it exists, flax's `param` would trace its initialiser for its shape."""
+        if self.has_variable("params", "blocks"):
+            return self.get_variable("params", "blocks")
+        return self.param("blocks", self._init_blocks)
+
     def _init_blocks(self, key: Array) -> Params:
+        """Returns the parameters of all blocks, made a few blocks at a time: all random bits at once take memory."""
         keys = jax.random.split(key, self.num_blocks)
-        return jax.vmap(lambda key: self.block.init(key, jnp.zeros(self.width))["params"])(keys)
+        at_once = math.gcd(self.num_blocks, _MAX_BLOCKS_AT_ONCE)  # equal batches are compiled once
+        return jax.lax.map(lambda key: self.block.init(key, jnp.zeros(self.width))["params"], keys, batch_size=at_once)
 
 
 def run_blocks(blocks: Sequence[_Block], stacked: Sequence[Params], xs: Sequence[jax.Array]) -> list[jax.Array]:

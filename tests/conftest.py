@@ -30,6 +30,7 @@ import pytest
 
 from deploy.replay.server.process import ReplayServer, TableSpec
 from deploy.replay.server.provision import reverb_python as provision
+from deploy.scheduling.fork_server import PYTHON
 from shared.metrics import parse_rows
 from shared.metrics_catalogue import unknown_metrics
 
@@ -75,10 +76,14 @@ def _starts_ray(path: Path) -> bool:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     global _may_start_processes
     _may_start_processes = item.get_closest_marker("processes") is not None
+    if not _may_start_processes:
+        os.environ[PYTHON] = sys.executable  # commands open no fork server
     try:
         return (yield)
     finally:
         _may_start_processes = True
+        if os.environ.get(PYTHON) == sys.executable:
+            del os.environ[PYTHON]
 
 
 def _refuse_processes(event: str, arguments: tuple[Any, ...]) -> None:

@@ -25,7 +25,7 @@ DEPLOY_MAY_IMPORT = {  # for each package of deploy: the other packages of deplo
     "run": {"recovery", "replay", "scheduling", "telemetry"},
     "matrix": {"run", "recovery", "scheduling"},
     "report": {"matrix", "render", "run"},
-    "bench": {"run", "replay", "scheduling"},
+    "bench": {"matrix", "run", "replay", "scheduling"},
     "cli": {"matrix", "report", "render", "bench", "run", "recovery", "replay", "scheduling", "telemetry"},
 }
 FOR_ALL_PACKAGES = {"layout", "mode"}  # modules of deploy that every package may import

@@ -28,23 +28,37 @@ DEFAULT = {
         "budget": {"env_steps": 80_000},
     },
 }
+# Runs every part in seconds; its figures mean nothing.
+QUICK = DEFAULT | {
+    "collector_depths": [4],
+    "experiment": {
+        "env_options": {"episode_length": 20},
+        "collector": {"width": 8, "environments": 4, "unroll_length": 5},
+        "algorithm": {"batch_size": 16, "windows_per_update": 8, "minibatches_per_update": 4},
+        "replay": {"steps_per_environment": 400, "prefill_steps": 40},
+        "evaluation": {"count": 1, "episodes": 8},
+        "budget": {"env_steps": 400},
+    },
+}
 
 
-def bench_matrix_cost(path: Path | None) -> dict[str, Any]:
+def bench_matrix_cost(path: Path | None, quick: bool) -> dict[str, Any]:
     """Returns seconds, from the start of the command to its end, of one matrix in three ways.
 
     `in_process`, `distributed`: `fathom matrix`, where all learners of a collector depth train on its stream.
     `separate`: for each cell and seed one `fathom run` in one process, with a collector of its own and the cell's
     learner alone, one after the other. Each way starts with an empty compilation cache. `ratio`: separate to in
-    process. Raises ConfigError for a mistake in the matrix, RunFailed if a run fails.
+    process. `quick`: a small matrix, and the usual cache.
+
+    Raises ConfigError for a mistake in the matrix, RunFailed if a run fails.
     """
-    matrix = load_matrix(path) if path else MatrixConfig.model_validate(DEFAULT)
+    matrix = load_matrix(path) if path else MatrixConfig.model_validate(QUICK if quick else DEFAULT)
     runs = expand(matrix)
     with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder:
         seconds = {
-            "in_process": _time_matrix(matrix, Path(folder) / "in_process", "--in-process"),
-            "distributed": _time_matrix(matrix, Path(folder) / "distributed"),
-            "separate": _time_cells(runs, Path(folder) / "separate"),
+            "in_process": _time_matrix(matrix, Path(folder) / "in_process", quick, "--in-process"),
+            "distributed": _time_matrix(matrix, Path(folder) / "distributed", quick),
+            "separate": _time_cells(runs, Path(folder) / "separate", quick),
         }
     return {
         "env": ", ".join(matrix.envs),
@@ -55,20 +69,20 @@ def bench_matrix_cost(path: Path | None) -> dict[str, Any]:
     }
 
 
-def _time_matrix(matrix: MatrixConfig, out: Path, *options: str) -> float:
+def _time_matrix(matrix: MatrixConfig, out: Path, quick: bool, *options: str) -> float:
     to_stderr(f"{out.name}: running")
     started = time.monotonic()
-    _finish(start_matrix(matrix, out, options, _own_cache(out)), out)
+    _finish(start_matrix(matrix, out, options, _cache(out, quick)), out)
     return time.monotonic() - started
 
 
-def _time_cells(runs: list[MatrixRun], folder: Path) -> float:
+def _time_cells(runs: list[MatrixRun], folder: Path, quick: bool) -> float:
     folder.mkdir()
     started = time.monotonic()
     for run in _cells(runs):
         to_stderr(f"{folder.name}: {run.name} running")
         run_dir = folder / run.name
-        _finish(start_run(run.experiment, run_dir, ["--in-process"], _own_cache(folder)), run_dir)
+        _finish(start_run(run.experiment, run_dir, ["--in-process"], _cache(folder, quick)), run_dir)
     return time.monotonic() - started
 
 
@@ -80,8 +94,8 @@ def _cells(runs: list[MatrixRun]) -> Iterator[MatrixRun]:
             yield run._replace(name=f"{run.name}-{name}", experiment=alone)
 
 
-def _own_cache(folder: Path) -> Mapping[str, str]:
-    return {"JAX_COMPILATION_CACHE_DIR": f"{folder}-xla"}
+def _cache(folder: Path, quick: bool) -> Mapping[str, str]:
+    return {} if quick else {"JAX_COMPILATION_CACHE_DIR": f"{folder}-xla"}
 
 
 def _finish(child: subprocess.Popen, log: Path) -> None:

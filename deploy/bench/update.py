@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from deploy.bench.init_memory import init_memory_ratio
 from deploy.bench.unrolled import Unrolled, unroll_params
 from learner.objectives.base import Objective
 from learner.objectives.registry import find_objective, make_objective
@@ -66,11 +67,11 @@ def bench_update(
 
     Returns:
         `{"rows": [...], "matmul_flops_per_second"}`. Each row has the sizes and these figures: `init_seconds`
-        (parameters and optimiser states, with compilation), `trace_seconds` and `compile_seconds` (of the update,
-        without the persistent cache), `first_step_seconds` (the sum of the three), `step_seconds` (one gradient step
-        with its share of relabelling and shuffling, median over updates), `flops_per_second` (of the model; repeated
-        operations count once), `peak_share` (relative to a large matrix product), `memory_bytes` (XLA's estimate of
-        state, windows and temporaries).
+        (parameters and optimiser states, with compilation), `init_memory_ratio` (see there), `trace_seconds` and
+        `compile_seconds` (of the update, without the persistent cache), `first_step_seconds` (the sum of the three),
+        `step_seconds` (one gradient step with its share of relabelling and shuffling, median over updates),
+        `flops_per_second` (of the model; repeated operations count once), `peak_share` (relative to a large matrix
+        product), `memory_bytes` (XLA's estimate of state, windows and temporaries).
 
     Raises:
         ConfigError: a depth that the textbook cannot compile in reasonable time, an objective that does not exist or
@@ -174,6 +175,7 @@ def _bench_depth(
     row: dict[str, Any] = ours.figures()
     row["flops_per_second"] = objective.step_flops(plan.batch_size) / row["step_seconds"]
     row["peak_share"] = row["flops_per_second"] / peak
+    row["init_memory_ratio"] = init_memory_ratio(experiment, objective.spec)
     for prefix, each in timed.items():
         row |= {prefix + name: value for name, value in each.figures().items()}
     if against:

@@ -139,7 +139,7 @@ class EndToEnd(_Options):
             return super().measure()
         from deploy.bench.matrix_cost import bench_matrix_cost
 
-        return bench_matrix_cost(self.arguments()["path"])
+        return bench_matrix_cost(self.arguments()["path"], self.quick)
 
 
 @dataclass(frozen=True)

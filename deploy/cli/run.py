@@ -16,6 +16,7 @@ from deploy.cli.overrides import override
 from deploy.mode import Mode, choose_mode
 from deploy.run.forks import serve_forks
 from deploy.run.interrupt import Interrupted, Interruption
+from deploy.telemetry.wandb_mirror import check_installed
 from shared.config import Experiment
 from shared.config_file import load_experiment
 from shared.errors import ConfigError
@@ -63,6 +64,7 @@ class Run:
             raise ConfigError("--resume: resumes the run in --run-dir; name it, and leave out --overwrite")
         path = find_file(self.experiment, "experiment")
         experiment = self._load(path, overrides)
+        check_installed(experiment)
         with serve_forks([experiment]) if mode is Mode.DISTRIBUTED else nullcontext():
             return self._begin(path, experiment, mode, resume, overwrite, dir_mode)
 
@@ -77,9 +79,7 @@ class Run:
         from deploy.recovery.resume import check_same, find, restore
         from deploy.run.record import RunRecord
         from deploy.run.run_dir import check_space, lock_folder, prepare_run_dir, read_status
-        from deploy.telemetry.wandb_mirror import check_installed
 
-        check_installed(experiment)
         envs, plan = make_envs_and_plan(experiment)
         if experiment.stream:
             experiment = experiment.model_copy(update={"stream": check_stream(experiment, plan, envs)})

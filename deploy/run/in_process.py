@@ -1,14 +1,13 @@
 """A whole run in one process, synchronous and deterministic: no Ray, no Reverb.
 
-It is the oracle against which the distributed path is tested, and all that a small machine needs. Sources and learners
-run the same loops as in processes of their own, here in threads that take turns (`rounds.py`), with a ring of windows
-in the place of the replay server.
+It is the oracle against which the distributed path is tested, and all that a small machine needs. All roles run the
+same loops as in processes of their own, here in threads. Sources and learners take turns (`rounds.py`), with a ring of
+windows in the place of the replay server. The evaluator works beside them.
 """
 
 import threading
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,7 +20,9 @@ from collector.evaluator import Evaluator
 from deploy.mode import Mode
 from deploy.recovery import snapshots
 from deploy.recovery.background import BackgroundWriter, on_host
+from deploy.run.evaluations import Evaluations
 from deploy.run.interrupt import Interruption
+from deploy.run.memory_watch import MemoryWatch
 from deploy.run.phase import describe_phase, describe_state
 from deploy.run.record import RunRecord
 from deploy.run.rounds import JointUpdate, Rounds
@@ -34,10 +35,11 @@ from shared.config import ACTIVE
 from shared.disk import DISK_SPACE, Disk, DiskNotices
 from shared.envs.registry import Envs
 from shared.metrics import Reporter, Row
-from shared.params import ParamStore, Policy
+from shared.params import ParamStore
 from shared.replay.codec import Columns
 from shared.replay.ring import WindowRing
 from shared.roles import EVALUATOR, Role, learner_role, learner_roles, source_roles
+from shared.start import describe_start, jax_watch, process_seconds
 from shared.stream.format import describe
 from shared.stream.write import write_manifest
 
@@ -68,22 +70,25 @@ class InProcessRun:
         self._disk = Disk(record.run_dir, self._experiment.supervision.disk_reserve_gb)
         self._notices = DiskNotices(self._disk, say)
         self._roles = source_roles(self._experiment)
-        self._reporters = {role: Reporter() for role in (*self._roles, *learner_roles(self._experiment))}
+        roles = (*self._roles, *learner_roles(self._experiment), EVALUATOR)
+        jax_watch()
+        self._reporters = {role: _reporter(_thread_name(role), process_seconds()) for role in roles}
+        self._memory = MemoryWatch(record)
         names = list(self._experiment.all_learners)
+        self._rounds = Rounds(len(self._roles), names)
         at_once = _at_once(len(names))
         with ThreadPoolExecutor(at_once) as pool:
-            self.learners = dict(zip(names, pool.map(self._make_learner, names), strict=True))
+            learners, sources = pool.map(self._make_learner, names), pool.map(self._make_source, self._roles)
+            self.learners, self._sources = dict(zip(names, learners, strict=True)), list(sources)
         self._permits = threading.Semaphore(at_once)
-        self._rounds = Rounds(len(self._roles), names)
         self._updates = _joint_updates(list(self.learners.values()), mode, self._permits, self._rounds)
         spec = envs.training.spec
         self._ring = WindowRing(self._plan, self._experiment.collector.actors, spec.row_floats)
         self._ring_lock = threading.Lock()
-        self._sources = [self._make_source(role) for role in self._roles]
         self._store = ParamStore()
         policies = evaluation_policies(self._experiment, spec)
-        self._evaluator = Evaluator(self._experiment, self._plan, envs.evaluation, policies)
-        self._evaluations: deque[Row] = deque()
+        evaluator = Evaluator(self._experiment, self._plan, envs.evaluation, policies)
+        self._evaluations = Evaluations(record, evaluator, self._permits, self._rounds)
         self._rows: list[tuple[int, int, Role, Row]] = []  # not recorded yet; see `_record_rows`
         self._rngs = {name: np.random.default_rng([self._experiment.seed, zlib.crc32(name.encode())]) for name in names}
         self._background = BackgroundWriter()
@@ -99,6 +104,7 @@ class InProcessRun:
         """
         threads: list[threading.Thread] = []
         try:
+            threads += [self._rounds.run(EVALUATOR, partial(self._evaluations.run, self._reporters[EVALUATOR]))]
             threads += [self._rounds.run(name, partial(self._learn, name)) for name in self.learners]
             threads += [self._rounds.run(source.index, partial(self._collect, source)) for source in self._sources]
             with self._interruption.deferred():
@@ -106,7 +112,6 @@ class InProcessRun:
         finally:
             self._rounds.stop(threads)
             self._background.wait()  # a run that resumes in this folder must not meet the writer
-        self._finish_snapshot()
         shards = [shard for source in self._sources if (shard := source.close())]
         if self._experiment.record:
             description = describe(self._experiment, self._plan, self._envs.training.spec)
@@ -128,22 +133,23 @@ class InProcessRun:
             sample=partial(self._sample, learner),
             windows_inserted=lambda: self.windows,
             publish=self._store.publish if name == ACTIVE else None,
-            submit=partial(self._evaluate, name),
+            submit=partial(self._evaluations.submit, name),
             save=lambda: None,
             reporter=self._reporters[learner_role(name)],
             should_stop=lambda: False,
             update=self._updates[name].of(learner),
+            prepare=partial(self._prepare, name),
         )
 
+    def _prepare(self, name: str) -> None:
+        self._rounds.wait_for_unroll()  # tracing the update at the same time would delay it
+        self._updates[name].prepare()
+
     def _sample(self, learner: Learner) -> Columns:
+        self._evaluations.wait_for_room(learner.name)
         self._rounds.wait_for_windows(learner.name, learner.updates)
         with self._ring_lock:
             return self._ring.sample(self._plan.windows_per_update, self._rngs[learner.name])
-
-    def _evaluate(self, name: str, policy: Policy) -> None:
-        if policy.version > self.record.evaluated(name):  # a resumed run has evaluated its first policy
-            with self._permits:
-                self._evaluations.append(self._evaluator.evaluate(name, policy))
 
     def _collect(self, source: Source) -> None:
         source.run(
@@ -168,17 +174,25 @@ class InProcessRun:
             windows = self.windows
             self.record.add_counts({"time": time.time()} | {f"{name}/inserted": windows for name in self.learners})
             self._rounds.train(self._plan.updates_after(windows), tick)
-            self._take_snapshot()
+            self._take_snapshot(tick)
             if self.record.ending:
-                self._finish_snapshot()
+                self._finish_snapshot(tick)
                 self._interruption.check(done=True)
+        self._rounds.finish(EVALUATOR, tick)
+        self._finish_snapshot(tick)
 
     def _tick(self, on_progress: Callable[[dict[Role, str]], None]) -> None:
         reports = {role: reporter.drain() for role, reporter in self._reporters.items()}
+        for role, report in reports.items():
+            if report.start:
+                self.record.note_start(role, report.start)
+        self._memory.tick()
         for order, (role, report) in enumerate(reports.items()):
             if role.is_source:
                 for row in report.rows:
                     self.record.add(role, row)
+            elif role == EVALUATOR:
+                self._evaluations.record_rows(report.rows)
             else:
                 self._rows += [(row["index"], order, role, row) for row in report.rows]
         self._notices.update({role: report.waiting_for for role, report in reports.items()})
@@ -193,27 +207,22 @@ class InProcessRun:
     def _record_rows(self) -> None:
         """Records the rows up to the updates that all learners have made, in the order of updates and learners."""
         common = self._rounds.common_updates
-        order = {name: len(self._reporters) + index for index, name in enumerate(self.learners)}
-        while self._evaluations:
-            row = self._evaluations.popleft()
-            row = {"time": time.time(), "index": row["updates"], **row}
-            self._rows.append((row["updates"], order[row["learner"]], EVALUATOR, row))
         self._rows.sort(key=lambda entry: entry[:2])
         while self._rows and self._rows[0][0] <= common:
             _, _, role, row = self._rows.pop(0)
             self.record.add(role, row)
 
-    def _take_snapshot(self) -> None:
+    def _take_snapshot(self, tick: Callable[[], None]) -> None:
         """Takes a snapshot if one is due, or if the run is about to end.
 
         All threads wait, and all learners have made equally many updates.
         """
-        if not self._background.busy:
-            self._finish_snapshot()
+        if not self._background.busy and self._evaluations.complete(self._being_written or 0):
+            self._finish_snapshot(tick)
         updates = min(learner.updates for learner in self.learners.values())
         if not self._taker.due(updates, unplanned=bool(self.record.ending)):
             return
-        self._finish_snapshot()
+        self._finish_snapshot(tick)
         self._pause_for_room()
         run_dir = self.record.run_dir
         writes: list[Callable[[], None]] = []
@@ -228,11 +237,15 @@ class InProcessRun:
         self._background.write(_call_all, writes)
         self._being_written = updates
 
-    def _finish_snapshot(self) -> None:
-        """Completes the snapshot that is being written, if there is one. Raises the writer's error."""
+    def _finish_snapshot(self, tick: Callable[[], None]) -> None:
+        """Completes the snapshot that is being written, if there is one. Raises the writer's error.
+
+        A run that resumes from it makes no evaluation of its policies, or of older ones: they are recorded before.
+        """
         updates, self._being_written = self._being_written, None
         self._background.wait()
         if updates is not None:
+            self._rounds.wait(lambda: self._evaluations.complete(updates), tick)
             self._taker.finish(updates)
 
     def _resume(self) -> None:
@@ -250,10 +263,12 @@ class InProcessRun:
                 self._ring.insert(source.index, number, columns)
 
     def _make_learner(self, name: str) -> Learner:
+        threading.current_thread().name = name  # its start counts what it compiles
         spec, reports = self._envs.training.spec, self.record.run_dir / "reports"
         return Learner(self._experiment, self._plan, spec, name, reports)
 
     def _make_source(self, role: Role) -> Source:
+        threading.current_thread().name = _thread_name(role)
         record, env = self.record, self._envs.training
         position, wait = record.position(role), partial(self._wait_for_room, role)
         source = Source(self._experiment, self._plan, env, role, position, record.run_dir, wait)
@@ -270,6 +285,18 @@ class InProcessRun:
             self._notices.update({"the run": DISK_SPACE})
             self._disk.wait_for_room(Reporter(), lambda: False)
             self._notices.update({"the run": ""})
+
+
+def _thread_name(role: Role) -> str:
+    """Returns the name of the thread in which `Rounds` runs a role's loop."""
+    return role.id or str(role)
+
+
+def _reporter(thread: str, process: float) -> Reporter:
+    """Returns the reporter of a role whose work is in `thread`; `process`: seconds before that."""
+    reporter = Reporter()
+    reporter.describe_start = lambda waits: describe_start(process, waits, thread)
+    return reporter
 
 
 def _call_all(calls: Sequence[Callable[[], None]]) -> None:
@@ -292,9 +319,9 @@ def _joint_updates(
 
 
 def _at_once(learners: int) -> int:
-    """Returns how many learners compute at the same time.
+    """Returns how many computations of learners and of the evaluator run at the same time.
 
     On two cores, three learners at a time take two thirds of the time that they take one after the other. An
     accelerator computes one after the other anyway, and learners that span several devices would wait for each other.
     """
-    return learners if jax.default_backend() == "cpu" and jax.local_device_count() == 1 else 1
+    return learners + 1 if jax.default_backend() == "cpu" and jax.local_device_count() == 1 else 1

@@ -25,7 +25,7 @@ class Rounds:
         self._changed = threading.Condition()
         self._inserted = dict.fromkeys(range(sources), 0)  # rounds in which the source has inserted
         self._waiting = dict.fromkeys(range(sources), 0)  # rounds after which the source waits for the next one
-        self._updates = dict.fromkeys(learners, -1)  # updates made; -1 before the first sample
+        self._updates = dict.fromkeys(learners, 0)  # updates made, as of the newest sample
         self._finished: set[Any] = set()
         self._open, self._trained, self._owed = 0, 0, 0
         self._stopping = False
@@ -34,7 +34,7 @@ class Rounds:
     # --- called by the threads of sources and learners ---
 
     def run(self, member: Any, loop: Callable[[], None]) -> threading.Thread:
-        """Starts the `loop` of a source (its index) or a learner (its name) in a thread."""
+        """Starts the `loop` of a source (its index), a learner (its name) or the evaluator (its role) in a thread."""
 
         def main() -> None:
             try:
@@ -65,6 +65,11 @@ class Rounds:
             self._inserted[source] += 1
             self._changed.notify_all()
             self._wait_for(lambda: self._trained >= self._inserted[source])
+
+    def wait_for_unroll(self) -> None:
+        """Waits until every source has inserted its first unroll, or has finished. Raises ReplayStopped."""
+        with self._changed:
+            self._wait_for(lambda: self._all(self._inserted, 1))
 
     def wait_for_windows(self, learner: str, updates: int) -> None:
         """Waits until the learner owes an update beyond `updates`. Raises ReplayStopped."""
@@ -113,6 +118,14 @@ class Rounds:
             self._changed.notify_all()
         self._drive(lambda: self._all(self._waiting, self._open), tick)
 
+    def wait(self, condition: Callable[[], bool], tick: Callable[[], None]) -> None:
+        """Waits until `condition()`, which `tick` may bring about."""
+        self._drive(condition, tick)
+
+    def finish(self, member: Any, tick: Callable[[], None]) -> None:
+        """Waits until the loop of `member` has ended."""
+        self._drive(lambda: member in self._finished, tick)
+
     @property
     def common_updates(self) -> int:
         """Updates that every learner has made and reported."""
@@ -150,6 +163,13 @@ class JointUpdate:
         self._windows: dict[str, Columns] = {}
         self._rows: dict[str, Metrics] = {}
         self._made = 0
+
+    def prepare(self) -> None:
+        """Compiles the update. If several learners call it at once, JAX compiles once, and all of them wait for it."""
+        if len(self._learners) == 1:
+            self._learners[0].prepare()
+        else:
+            Learner.prepare_together(self._learners)
 
     def of(self, learner: Learner) -> Update:
         """Returns the update of one learner, which waits for the others."""

@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -48,7 +49,7 @@ def python_program() -> str:
 def fork_server(modules: Sequence[str]) -> Iterator[None]:
     """Serves forks of this process, which imports `modules` first, to all processes that are started in the block.
 
-    Does nothing where a server is there already, where JAX computes in this process, whose threads no fork has, and on
+    Does nothing where a server is there already, where this process has threads, which no fork would have, and on
     systems other than Linux.
     """
     if PYTHON in os.environ or sys.platform != "linux":
@@ -56,7 +57,7 @@ def fork_server(modules: Sequence[str]) -> Iterator[None]:
         return
     for module in modules:
         importlib.import_module(module)
-    if _jax_computes():
+    if threading.active_count() > 1 or _jax_computes():
         yield
         return
     folder = Path(tempfile.mkdtemp(prefix="fathom-forks-"))
@@ -96,6 +97,7 @@ def as_python() -> Iterator[None]:
 
 
 def _jax_computes() -> bool:
+    """True once JAX has threads in this process."""
     bridge = sys.modules.get("jax._src.xla_bridge")
     return bridge is not None and bridge.backends_are_initialized()
 

@@ -106,3 +106,14 @@ def counting() -> type[Counting]:
 @pytest.fixture(scope="session")
 def breaking() -> type[Breaking]:
     return Breaking
+
+
+class TracedBreaking(Breaking):
+    """`Breaking` with settings that are traced, so that they have no hash."""
+
+    __hash__ = object.__hash__
+
+
+@pytest.fixture(scope="session")
+def traced_breaking() -> type[Breaking]:
+    return TracedBreaking

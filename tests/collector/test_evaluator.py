@@ -1,4 +1,6 @@
 import functools
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +52,11 @@ DEFAULTS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def evaluated(breaking: Any) -> dict[str, Metrics]:
+def evaluated(traced_breaking: Any) -> dict[str, Metrics]:
     """Metrics of all cases, compiled at once: episodes of 8 steps, radii 1.5, 3.5 (easy) and 0.5 (hard)."""
 
     def make(settings: dict[str, Any]) -> Any:
-        return breaking(episode_length=8, goal_radius=1.5, easy_radius=3.5, hard_radius=0.5, **settings)
+        return traced_breaking(episode_length=8, goal_radius=1.5, easy_radius=3.5, hard_radius=0.5, **settings)
 
     def evaluate(settings: dict[str, Any]) -> Trajectories:
         params = jax.tree.map(
@@ -293,3 +295,14 @@ def test_an_evaluator_ends_after_the_last_request_of_every_learner() -> None:
     rows = reporter.drain().rows
     assert [(row["learner"], row["updates"]) for row in rows] == [(ACTIVE, 0), ("twin", 7), (ACTIVE, 7)]
     assert all("final_distance" in row for row in rows)
+
+
+def test_a_queue_says_when_the_requests_of_a_learner_are_taken() -> None:
+    queue = EvaluationQueue()
+    queue.put(EvaluationRequest("a", policy(0), last=False))
+    assert not queue.wait_taken("a", timeout_s=0.0)
+    assert queue.wait_taken("b", timeout_s=0.0)
+    threading.Timer(0.05, queue.get, [0.0]).start()
+    started = time.monotonic()
+    assert queue.wait_taken("a", timeout_s=20.0)
+    assert time.monotonic() - started < 10

@@ -59,6 +59,27 @@ def test_shapes(three_unrolls: tuple[RolloutState, Unroll]) -> None:
     assert {x.dtype for x in (unroll.rows.episode, unroll.rows.step, unroll.rows.version)} == {np.dtype(np.int32)}
 
 
+def test_an_environment_is_traced_once_in_a_process(counting: Any) -> None:
+    traced: list[str] = []
+
+    class Traced(counting):
+        __hash__ = object.__hash__
+
+        def reset(self, key: Array) -> Any:
+            traced.append("reset")
+            return super().reset(key)
+
+        def step(self, env_state: Any, action: Array) -> Any:
+            traced.append("step")
+            return super().step(env_state, action)
+
+    env = Traced()
+    for environments in (2, 3):  # as collectors and evaluators do
+        state = jax.eval_shape(make_start(env, environments), jax.random.key(0))
+        jax.eval_shape(make_unroll(env, echo, T), EchoParams(), 0, state, jax.random.key(0))
+    assert sorted(traced) == ["reset", "step"]
+
+
 def test_rows_hold_the_state_before_the_action(three_unrolls: tuple[RolloutState, Unroll]) -> None:
     _, unroll = three_unrolls
     count = unroll.rows.state[..., 0]
@@ -214,12 +235,12 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def broken(breaking: Any) -> dict[str, tuple[RolloutState, Unroll]]:
+def broken(traced_breaking: Any) -> dict[str, tuple[RolloutState, Unroll]]:
     """An unroll of each case of `BREAKS`, and the state after it; compiled at once."""
 
     def make(settings: dict[str, Any]) -> tuple[RolloutState, Unroll]:
         params = EchoParams(fails_at=settings.pop("fails_at"))
-        env = breaking(**settings)
+        env = traced_breaking(**settings)
         state, unroll = make_unroll(env, echo, T)(params, 5, make_start(env, N)(jax.random.key(0)), jax.random.key(1))
         return state._replace(start_keys=()), unroll
 

@@ -50,7 +50,13 @@ assert "all-gather" in compiled and "all-reduce" in compiled  # negatives of the
 
 whole = Learner(experiment, plan, Line.spec, "active")
 alone = Learner(experiment, plan, Line.spec, "active", devices=tuple(jax.local_devices()[:1]))
-metrics, expected = whole.update(share_out(windows)), alone.update(windows)
+whole.prepare()
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(lambda event, _, **details: compiled.append((event, details)))
+metrics = whole.update(share_out(windows))
+assert not [found for found in compiled if "update_step" in str(found)], compiled
+expected = alone.update(windows)
+assert [found for found in compiled if "update_step" in str(found)]  # for one device
 assert len(jax.tree.leaves(whole.state.actor)[0].sharding.device_set) == {devices}
 for name, value in expected.items():
     if name != "update_seconds":

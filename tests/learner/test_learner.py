@@ -14,6 +14,8 @@ from shared.plan import Plan, make_plan
 from shared.replay.codec import Columns
 from shared.types import Metrics
 
+SIZES = {"batch_size": 8, "windows_per_update": 8, "minibatches_per_update": 2}
+
 
 def leaves(state: LearnerState) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves((state.actor, state.critic))]
@@ -85,6 +87,64 @@ def test_a_learner_makes_every_update_of_its_plan(run: LearnerRun) -> None:
     assert [policy.version for policy in run.policies] == [0, 1, 2]
     assert run.evaluated == [0, 1, 2]
     assert [row["updates"] for row in run.rows] == [1, 2]
+
+
+def test_the_update_is_compiled_between_the_first_policy_and_the_first_sample(line: Any) -> None:
+    """The first policy is submitted after the first update: nothing that trains waits for its evaluation."""
+    experiment = line.experiment()
+    plan = make_plan(experiment, line.spec)
+    learner, steps = Learner(experiment, plan, line.spec, ACTIVE), list[str]()
+
+    def sample() -> Columns:
+        steps.append("sample")
+        return line.windows(0)
+
+    def update(windows: Columns) -> Metrics:
+        steps.append("update")
+        return learner.update(windows)
+
+    learner.run(
+        sample,
+        lambda: plan.windows,
+        lambda policy: steps.append(f"publish {policy.version}"),
+        lambda policy: steps.append(f"submit {policy.version}"),
+        lambda: None,
+        Reporter(),
+        lambda: False,
+        update,
+        lambda: steps.append("prepare"),
+    )
+    first = ["publish 0", "prepare", "sample", "update", "publish 1", "submit 0", "submit 1"]
+    assert steps == [*first, "sample", "update", "publish 2", "submit 2"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_prepared_update_leaves_nothing_to_compile(line: Any, count: int) -> None:
+    learners = {str(seed): {"width": 16, "seed": seed} for seed in range(count)}
+    # Its sizes are those of no other test, so that nothing is compiled before.
+    experiment = line.experiment(learners=learners, algorithm=line.experiment().algorithm.model_dump() | SIZES)
+    plan = make_plan(experiment, line.spec)
+    made = [Learner(experiment, plan, line.spec, name) for name in learners]
+    windows = [line.windows(0, SIZES["windows_per_update"], plan.window_rows)] * count
+    compiled: list[str] = []
+
+    def listen(event: str, seconds: float, **details: str | int) -> None:
+        if event.startswith("/jax/core/compile/") and "update_step" in str(details.get("fun_name")):
+            compiled.append(event)
+
+    def update() -> None:
+        Learner.update_together(made, windows) if count > 1 else made[0].update(windows[0])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        Learner.prepare_together(made) if count > 1 else made[0].prepare()
+        assert compiled
+        compiled.clear()
+        update()
+        update()  # on what the first one has returned
+        assert not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_updates_do_not_change_published_policies(run: LearnerRun) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shared.envs.base import EnvSpec
-from shared.network_config import NetworkConfig
+from shared.network_config import NetworkConfig, TrunkSize
 from shared.networks import (
     ACTIVATIONS,
     LOG_STD_MAX,
@@ -297,3 +297,25 @@ def test_bfloat16_is_used_in_hidden_layers_alone(hyperspherical: bool) -> None:
         assert x.dtype == np.float32
         assert (x != y).any()
         np.testing.assert_allclose(x, y, atol=0.05 * abs(y).max())
+
+
+@pytest.mark.parametrize("blocks", [3, 18])
+def test_every_block_has_the_initial_parameters_that_its_own_key_gives(blocks: int) -> None:
+    """Blocks are initialised a few at a time: of 18, two."""
+    trunk = make_trunk(NetworkConfig(width=4), TrunkSize(4 * blocks, 4))
+    key = jax.random.key(1)
+    stacked = jax.jit(trunk._init_blocks)(key)
+    each = [trunk.block.init(one, jnp.zeros(4))["params"] for one in jax.random.split(key, blocks)[:: blocks - 1]]
+    expected = jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+    ends = jax.tree.map(lambda leaf: leaf[:: blocks - 1], stacked)
+    jax.tree.map(np.testing.assert_array_equal, ends, expected)
+
+
+def test_a_forward_pass_does_not_trace_the_initialiser(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build()
+
+    def refuse(self: Trunk, key: Any) -> Any:
+        raise AssertionError("the blocks are initialised again")
+
+    monkeypatch.setattr(Trunk, "_init_blocks", refuse)
+    jax.eval_shape(built.actor.apply, built.actor_params, STATE, GOAL)

@@ -15,7 +15,14 @@ from deploy.cli.main import run_command
 UPDATE = {
     *("depth", "batch", "width", "precision", "objective", "episode_length"),
     *("init_seconds", "trace_seconds", "compile_seconds"),
-    *("first_step_seconds", "step_seconds", "gradient_steps_per_second", "flops_per_second", "peak_share"),
+    *(
+        "first_step_seconds",
+        "step_seconds",
+        "gradient_steps_per_second",
+        "flops_per_second",
+        "peak_share",
+        "init_memory_ratio",
+    ),
     "memory_bytes",
 }
 ROLLOUT = {
@@ -72,6 +79,7 @@ def test_update(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["depth"] for row in result["rows"]] == [4]
     assert all(row["precision"] == "float32" for row in result["rows"])
     assert all(row.keys() == UPDATE for row in result["rows"])
+    assert [row.pop("init_memory_ratio") for row in result["rows"]] == [None]  # the state is small
     assert all(map(all_positive, (result, *result["rows"])))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.bench import update
+from deploy.bench.init_memory import init_memory_ratio
 from deploy.bench.update import _experiment, bench_update, differences, uncached
 from learner.objectives.contrastive import Contrastive, ContrastiveCritic
 from shared.algorithm_config import AlgorithmConfig
@@ -21,7 +22,7 @@ TIMED = {
     *("gradient_steps_per_second", "memory_bytes"),
 }
 UPDATE = TIMED | {"depth", "batch", "width", "precision", "objective", "episode_length"}
-UPDATE |= {"flops_per_second", "peak_share"}
+UPDATE |= {"flops_per_second", "peak_share", "init_memory_ratio"}
 
 
 SIZES: dict[str, Any] = {"batch": 30, "width": 11}  # several windows; no two sizes are equal
@@ -53,6 +54,7 @@ def test_every_row_has_all_figures(result: dict[str, Any]) -> None:
     compared = {"step_speedup", "first_step_speedup", "loss_difference", "gradient_difference"}
     side_by_side = {"seeds", "seeds_speedup"} | {f"seeds_{name}" for name in TIMED}
     assert set(row) == UPDATE | compared | {f"unrolled_{name}" for name in TIMED} | side_by_side
+    assert row.pop("init_memory_ratio") is None  # the state is small
     assert all(np.isfinite(value) for value in row.values() if not isinstance(value, str))
     assert row["first_step_seconds"] == pytest.approx(
         row["init_seconds"] + row["trace_seconds"] + row["compile_seconds"], abs=0.05
@@ -125,3 +127,12 @@ def test_another_objective_is_measured_with_its_own_labels_and_has_no_textbook()
         bench_update([4], 8, 8, objective="clonin")
     with pytest.raises(ConfigError, match="--episode-length: 1 is too short; an episode has 2 steps or more"):
         bench_update([4], 8, 8, episode_length=1)
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_initialisation_takes_at_least_the_memory_of_the_state() -> None:
+    experiment, plan = _experiment(64, batch=8, width=256, precision="float32")
+    ratio = init_memory_ratio(experiment, update._spec(plan.window_length))
+    assert ratio is not None
+    assert 0.9 < ratio < 3

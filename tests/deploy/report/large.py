@@ -35,7 +35,8 @@ from collector.collector import coverage
 from deploy.matrix.expand import MatrixConfig, MatrixRun, expand, write_matrix
 from deploy.run import summary
 from deploy.run.episodes import write_episodes
-from deploy.run.record import RunRecord
+from deploy.run.memory_watch import EVERY_S as MEMORY_EVERY_S
+from deploy.run.record import MEMORY, RunRecord
 from deploy.run.run_dir import read_status
 from shared.envs.base import GoalEnv
 from shared.envs.geodesic import shortest_paths
@@ -47,6 +48,7 @@ from shared.replay.windows import WindowCount
 from shared.roles import EVALUATOR, learner_role, source_roles
 
 EXPERIMENT = Path(__file__).parents[3] / "deploy" / "experiments" / "ant_big_maze_matrix.yaml"
+MEGABYTES = ("driver", "replay", "services", "helpers", "collector-0", "evaluator", "learner-active", "total")
 ENV_STEPS_PER_S = 2_300.0  # 1e8 steps take 12 hours
 COUNTS_EVERY_S = 2.0
 LEARNER: Mapping[str, float] = {
@@ -130,6 +132,9 @@ def _write_run(folder: Path, run: MatrixRun) -> None:
         costs = {"bytes": 40_000_000, "pause_seconds": 0.05, "background_seconds": 0.4}
         place = {"env_steps": plan.env_steps_at(updates), "updates": updates}
         record.note("snapshots", {"time": record.started + seconds * updates / plan.updates, **place, **costs})
+    for after in np.arange(0.0, seconds, MEMORY_EVERY_S):
+        row = {"time": record.started + after, "env_steps": round(ENV_STEPS_PER_S * after)}
+        record.note(MEMORY, row | dict.fromkeys(MEGABYTES, 300.0))
     record.status("running")  # the rates of the summary need the start of the run
     made = summary.summarise(record, envs.training.spec)
     write_episodes(run_dir)

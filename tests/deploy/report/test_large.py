@@ -31,7 +31,7 @@ def test_metrics_are_those_of_a_run(folder: Path) -> None:
     plan = make_plan(run.experiment, make_envs(run.experiment).training.spec)
     rows = {name: read_metrics(folder / RUN, name) for name in metrics_files(folder / RUN)}
     learners = {f"learner-{name}" for name in ("active", "d4", "d8")}
-    assert rows.keys() == {"collector-0", "evaluator", "replay", "snapshots", *learners}
+    assert rows.keys() == {"collector-0", "evaluator", "replay", "snapshots", "start", "memory", *learners}
     assert {len(rows[name]) for name in learners} == {plan.updates}
     assert len(rows["collector-0"]) == plan.unrolls
     assert len(rows["evaluator"]) == 3 * len(plan.evaluation_updates)

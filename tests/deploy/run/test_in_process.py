@@ -1,6 +1,8 @@
 """Runs in one process: determinism, the plan, the run directory, and training on a recorded stream."""
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,16 +11,21 @@ import jax
 import numpy as np
 import pytest
 
+from collector.evaluator import Evaluator
 from deploy.mode import Mode
+from deploy.run.evaluations import Evaluations
 from deploy.run.in_process import InProcessRun
 from deploy.run.record import RunRecord
+from deploy.run.rounds import Rounds
+from deploy.run.snapshot_taker import SnapshotTaker
 from deploy.run.summary import summarise
 from learner.learner import Learner
 from shared import checkpoint
 from shared.config import ACTIVE, Experiment
 from shared.config_file import load_experiment
 from shared.envs.registry import make_envs
-from shared.metrics import read_metrics
+from shared.metrics import metrics_files, read_metrics
+from shared.params import Policy
 from shared.plan import make_plan
 from shared.roles import learner_role
 from shared.stream.format import describe
@@ -38,7 +45,7 @@ EXPERIMENT = Experiment.model_validate(
 )
 ENVS = make_envs(EXPERIMENT)
 PLAN = make_plan(EXPERIMENT, ENVS.training.spec)
-TIMES = ("time", "seconds", "env_steps_per_second", "update_seconds", "gradient_steps_per_second")
+TIMES = ("time", "start", "memory_mb", "seconds", "env_steps_per_second", "update_seconds", "gradient_steps_per_second")
 
 
 class Result(NamedTuple):
@@ -69,11 +76,16 @@ def without_times(value: Any) -> Any:
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
+def roles_with_metrics(directory: Path) -> list[str]:
+    """Returns the names of the files of metrics, without those about the process."""
+    return [name for name in metrics_files(directory) if name not in ("memory", "start")]
+
+
 @pytest.mark.slow
 def test_a_run_is_deterministic(two_runs: tuple[Result, Result]) -> None:
     one, other = two_runs
     assert without_times(one.summary) == without_times(other.summary)
-    roles = sorted(path.stem for path in (one.directory / "metrics").iterdir())
+    roles = roles_with_metrics(one.directory)
     compared = ["collector-0", "collector-1", "evaluator", "learner-active", "learner-passive", "replay"]
     assert roles == [*compared, "snapshots"]
     for role in compared:
@@ -199,7 +211,7 @@ def test_training_on_a_recorded_stream_makes_an_identical_learner(
     assert fed.summary["env_steps"] == 560
     coverage = {name: recorded.summary["collector"][name] for name in ("coverage", "coverage_entropy")}
     assert without_times(fed.summary["collector"]) == coverage
-    assert sorted(path.stem for path in (tmp_path / "metrics").iterdir()) == [
+    assert roles_with_metrics(tmp_path) == [
         "evaluator",
         "feeder-0",
         "feeder-1",
@@ -218,3 +230,70 @@ def test_repeated_rows_are_dropped_and_counts_of_replay_are_kept(tmp_path: Path)
     record.close()
     assert [row["again"] for row in read_metrics(tmp_path, "learner-passive")] == [False, False, True]
     assert [row["passive/sampled"] for row in read_metrics(tmp_path, "replay")] == [8, 16]
+
+
+@pytest.mark.slow
+def test_the_first_update_and_unrolls_do_not_wait_for_the_first_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first evaluation ends only after the second update, which needs a further unroll."""
+    second_update, evaluated = threading.Barrier(2), list[int]()
+    evaluate, run_update = Evaluator.evaluate, Learner.update
+
+    def update(self: Learner, windows: Any) -> Any:
+        row = run_update(self, windows)
+        if self.updates == 2:
+            second_update.wait(60)
+        return row
+
+    def wait_and_evaluate(self: Evaluator, learner: str, policy: Policy) -> Any:
+        if policy.version == 0:
+            second_update.wait(60)
+        evaluated.append(policy.version)
+        return evaluate(self, learner, policy)
+
+    monkeypatch.setattr(Learner, "update", update)
+    monkeypatch.setattr(Evaluator, "evaluate", wait_and_evaluate)
+    run_experiment(tmp_path, EXPERIMENT.model_copy(update={"learners": {}}))
+    assert tuple(evaluated) == PLAN.evaluation_updates
+
+
+def test_evaluations_are_recorded_in_the_order_of_updates_and_learners(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path, EXPERIMENT, PLAN)
+    names, (first, second, *_) = (ACTIVE, "passive"), PLAN.evaluation_updates
+    permits, rounds = threading.Semaphore(), Rounds(0, list(names))
+    evaluations = Evaluations(record, Evaluator(EXPERIMENT, PLAN, ENVS.evaluation, {}), permits, rounds)
+
+    def come(updates: int, learner: str) -> None:
+        evaluations.record_rows([{"updates": updates, "learner": learner, "index": updates}])
+
+    come(second, ACTIVE)
+    come(first, "passive")
+    assert read_metrics(tmp_path, "evaluator") == []
+    come(first, ACTIVE)
+    rows = [(row["updates"], row["learner"]) for row in read_metrics(tmp_path, "evaluator")]
+    assert rows == [(first, ACTIVE), (first, "passive"), (second, ACTIVE)]
+    assert (evaluations.complete(first), evaluations.complete(second)) == (True, False)
+    record.close()
+
+
+@pytest.mark.slow
+def test_a_snapshot_is_complete_only_with_the_evaluations_of_its_policies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: list[int] = []
+    finish, evaluate = SnapshotTaker.finish, Evaluator.evaluate
+
+    def check_and_finish(self: SnapshotTaker, updates: int) -> None:
+        assert self._is_evaluated(updates)
+        finished.append(updates)
+        finish(self, updates)
+
+    def evaluate_slowly(self: Evaluator, learner: str, policy: Policy) -> Any:
+        time.sleep(0.3)
+        return evaluate(self, learner, policy)
+
+    monkeypatch.setattr(SnapshotTaker, "finish", check_and_finish)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate_slowly)
+    run_experiment(tmp_path)
+    assert finished

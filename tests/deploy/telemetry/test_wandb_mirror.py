@@ -112,7 +112,7 @@ def test_every_roles_metrics_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             name = f"evaluator/{row['learner']}" if path.stem == "evaluator" else path.stem
             wanted[name].append(expected_row(name, row))
     learners = {"learner-active", "learner-passive", "evaluator/active", "evaluator/passive"}
-    assert set(wanted) == learners | {"collector-0", "collector-1", "replay", "snapshots"}
+    assert set(wanted) == learners | {"collector-0", "collector-1", "replay", "snapshots", "start", "memory"}
     records = read_back(only_folder(run_dir))
     rows = logged(records)
     for name, own in wanted.items():
