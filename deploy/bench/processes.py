@@ -1,12 +1,11 @@
 """`fathom matrix` as a child process of a benchmark."""
 
-import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from deploy.matrix.expand import MatrixConfig, write_matrix
-from deploy.run.child import log_file
+from deploy.run.child import start_command
 from deploy.scheduling.packages import module_command
 
 
@@ -22,12 +21,4 @@ def start_matrix(
     path = out.with_name(f"{out.name}-matrix.yaml")
     write_matrix(matrix, path)
     command = module_command("deploy.cli", "matrix", str(path), "--out", str(out), *options)
-    with open(log_file(out), "w", encoding="utf-8") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            env={**os.environ, **environ},
-        )
+    return start_command(command, out, environ)

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -37,7 +37,12 @@ def start_run(
     command = module_command(
         "deploy.cli", "run", str(path), "--run-dir", str(run_dir), *options, python=python_program()
     )
-    with open(log_file(run_dir), "w", encoding="utf-8") as output:
+    return start_command(command, run_dir, environ)
+
+
+def start_command(command: Sequence[str], folder: Path, environ: Mapping[str, str]) -> subprocess.Popen:
+    """Starts a command whose results go to `folder`, in a session of its own; its output goes to `log_file(folder)`."""
+    with open(log_file(folder), "w", encoding="utf-8") as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

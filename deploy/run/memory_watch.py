@@ -40,8 +40,8 @@ class MemoryWatch:
 def _name(process: psutil.Process) -> str:
     try:
         command = " ".join(process.cmdline())
-    except psutil.Error:
-        return "ended"
+    except psutil.Error:  # it has ended
+        command = ""
     if _SERVER in command:
         return "replay"
     return "services" if "ray" in command else "helpers"

@@ -15,6 +15,7 @@ FORKED = ("setup_worker.py", "default_worker.py", "packages.py")
 """Programs that a fork can run: Ray's workers and this project's own. Ray's agents look at their parent."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SIZE_BYTES = 8  # of a message's length, in front of it
+START_S = 20.0  # longest time in which a server answers; a fork that comes later ends at once, its lifeline is closed
 
 
 def main(path: str, python: str, *arguments: str) -> None:
@@ -22,6 +23,7 @@ def main(path: str, python: str, *arguments: str) -> None:
     if os.path.basename(program) in FORKED:
         try:
             with socket.socket(socket.AF_UNIX) as server:
+                server.settimeout(START_S)
                 server.connect(path)
                 _end(_run(server, arguments))
         except OSError:  # there is no server: Python itself does it, only later
@@ -34,7 +36,7 @@ def _run(server: socket.socket, arguments: tuple[str, ...]) -> int:
 
     Raises OSError if the program was not started.
     """
-    lifeline, held = os.pipe()  # the program is killed when the end that is held here closes
+    lifeline, _ = os.pipe()  # the program is killed when the end that is held here closes
     ignored = [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
     request = {"arguments": arguments, "environ": dict(os.environ), "folder": os.getcwd(), "ignored": ignored}
     message = json.dumps(request).encode()
@@ -43,9 +45,9 @@ def _run(server: socket.socket, arguments: tuple[str, ...]) -> int:
     os.close(lifeline)
     started = server.recv(SIZE_BYTES)
     if not started:
-        os.close(held)
         raise ConnectionError
     pid = int(started)
+    server.settimeout(None)  # until the program ends
     for number in PASSED_ON:
         if number not in ignored:
             signal.signal(number, lambda number, _: os.kill(pid, number))
