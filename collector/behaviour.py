@@ -42,6 +42,9 @@ class Trajectories(NamedTuple):
 def measure_episodes(env: GoalEnv, trajectories: Trajectories) -> Episodes:
     """Returns one row for each episode. Lengths are in the goal's units, in a maze those of x and y; NaN is unknown.
 
+    Several bodies in a maze (`bodies` of the environment) are one point in the space of all their coordinates: lengths
+    are Euclidean over the bodies.
+
     start, goal: points of goal space `[E, G]`. steps: length of the episode. time_at_goal: steps within the goal
     radius, also for the easy and the hard radius. final_distance: last finite distance. broken: the episode ended
     because a number was not finite. shortest_path: way from the start to the goal, around walls. Then measures of
@@ -56,7 +59,7 @@ def measure_episodes(env: GoalEnv, trajectories: Trajectories) -> Episodes:
     """
     points, goals, distances, within, broken = map(np.asarray, trajectories[:-1])
     measures = trajectories.measures
-    spec, maze = env.spec, getattr(env, "maze", None)
+    spec, maze, bodies = env.spec, getattr(env, "maze", None), getattr(env, "bodies", 1)
     every, steps, valid = np.arange(len(goals)), within.sum(axis=0), within & ~broken
     at_goal = valid & (distances < spec.goal_radius)
     reached = at_goal.any(axis=0)
@@ -69,13 +72,13 @@ def measure_episodes(env: GoalEnv, trajectories: Trajectories) -> Episodes:
     episodes |= {
         "final_distance": np.where(finite.any(axis=0), distances[last_finite, every], np.nan),
         "broken": (within & broken).any(axis=0),
-        "shortest_path": _shortest(maze, points[0], goals),
+        "shortest_path": _shortest(maze, bodies, points[0], goals),
     }
-    places = points[..., :2] if maze else points
+    places = _by_body(points, bodies)[..., :2].reshape(*points.shape[:-1], -1) if maze else points
     moved = np.linalg.norm(np.diff(places, axis=0), axis=-1)
     path_length = np.sum(moved, axis=0, where=np.arange(len(moved))[:, None] < ends)
     with np.errstate(divide="ignore", invalid="ignore"):
-        detour = path_length / _shortest(maze, points[0], points[ends, every])
+        detour = path_length / _shortest(maze, bodies, points[0], points[ends, every])
     behaviour = {
         "first_reach": np.where(reached, ends, np.nan),
         "path_length": path_length,
@@ -144,13 +147,26 @@ def _radii(spec: EnvSpec) -> dict[str, float]:
     return {suffix: radius for suffix, radius in named.items() if radius is not None}
 
 
-def _shortest(maze: Maze | None, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _shortest(maze: Maze | None, bodies: int, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Returns the lengths `[E]` of the shortest paths from `starts` to `ends`, both `[E, G]`."""
-    return shortest_paths(maze).lengths(starts, ends) if maze else np.linalg.norm(ends - starts, axis=-1)
+    if maze is None:
+        return np.linalg.norm(ends - starts, axis=-1)
+    # Bodies that do not collide walk their own shortest paths, all at once and each at a constant speed.
+    first, last = (_by_body(points, bodies) for points in (starts, ends))
+    own = [shortest_paths(maze).lengths(first[:, body], last[:, body]) for body in range(bodies)]
+    return np.linalg.norm(own, axis=0)
+
+
+def _by_body(points: np.ndarray, bodies: int) -> np.ndarray:
+    """Returns `points` `[..., G]` as `[..., bodies, G / bodies]`."""
+    return points.reshape(*points.shape[:-1], bodies, -1)
 
 
 def _is_still(places: np.ndarray, maze: Maze) -> np.ndarray:
-    """Returns `[T, E]` bool: in `STUCK_STEPS` steps up to this one, the body got nowhere. `places`: `[T + 1, E, 2]`."""
+    """Returns `[T, E]` bool: in `STUCK_STEPS` steps up to this one, no body got anywhere.
+
+    `places`: `[T + 1, E, 2 * bodies]`.
+    """
     still = np.zeros((len(places) - 1, places.shape[1]), bool)
     way = np.linalg.norm(places[STUCK_STEPS:] - places[:-STUCK_STEPS], axis=-1)
     still[STUCK_STEPS - 1 :] = way < STUCK_CELLS * maze.scale

@@ -46,6 +46,8 @@ class EnvOptions(Frozen):
     """While collecting, each environment keeps its first start and goal for the whole run, as the reference does."""
     separate_walls: bool = False
     """Mazes: a box for each wall cell, as in the reference, instead of few large ones."""
+    bodies: Annotated[Whole, Field(ge=1, le=16)] = 1
+    """Points in mazes: number of points that share a maze and one joint goal."""
 
     def refuse(self, *names: str) -> "EnvOptions":
         """Returns the options. Raises ValueError that names the option if one of `names` is set."""

@@ -12,7 +12,15 @@ _FAMILIES = {  # heading and introduction of each family, by the module that mak
     "point_maze": (
         "Points in mazes",
         "Plain JAX, millions of steps a second: the default on a CPU. Actions push a point with velocity along x and "
-        "y; it slides along walls. Lengths are in cells.",
+        "y; it slides along walls. Lengths are in cells. `point_labyrinth_<size>_s<seed>` generates a maze with one "
+        "path between any two cells; any odd size from 5 to 31 and any seed work, and the table lists some. Starts "
+        "lie in one corner, with `_any_start` anywhere. Episodes last 10 steps for each cell of the longest way, and "
+        "200 at least; a cell takes 4 steps at top speed. `env_options: {bodies: 2}` puts two points, which do not "
+        "collide, into the same maze. Sizes double, and the goal is joint: it is reached when the root mean square of "
+        "the points' distances to their own goals is below 0.25, so the radius grows with the root of the number of "
+        "points. State coverage then counts the maze cells of the first two points together.\n\n"
+        "![Hardest maze](environments/point_hardest_maze.png)\n\n"
+        "![Labyrinth](environments/point_labyrinth.png)",
     ),
     "classic": (
         "Reacher, pusher, half-cheetah",

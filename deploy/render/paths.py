@@ -4,7 +4,9 @@ In a maze x points down and y to the right, as in its grid. On a plane x points 
 of pictures, SVG for pages and matplotlib's, draw the same numbers.
 """
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +39,7 @@ class Frame(NamedTuple):
 
 
 class PathPicture(NamedTuple):
-    """One episode, in units of the picture.
+    """One body's path in an episode, in units of the picture.
 
     `pieces`: colours, and the points `[k, 2]` of each piece of the path; it begins where the one before ends. `stride`:
     environment steps between two points; before the last point there may be fewer.
@@ -75,6 +77,20 @@ def make_frame(env: GoalEnv, episodes: Iterable[Episode]) -> Frame:
     scale = WIDTH / (high - low)[0]
     frame = Frame(low, scale, float(((high - low)[1] * scale).round(1)), (), maze is not None)
     return frame._replace(walls=_walls(maze, frame)) if maze else frame
+
+
+def draw_paths(env: GoalEnv, frame: Frame, episode: Episode, num_steps: int) -> list[PathPicture]:
+    """Returns one picture for each body of `env` (see `draw_path`); most environments have one body.
+
+    A joint goal is shown as one goal for each body, whose radius is the root mean square over the bodies.
+    """
+    spec, bodies = env.spec, getattr(env, "bodies", 1)
+    size, radius = spec.goal_size // bodies, spec.goal_radius / math.sqrt(bodies)
+    pictures = []
+    for own in (slice(first, first + size) for first in range(0, spec.goal_size, size)):
+        alone = replace(spec, goal_size=size, goal_indices=spec.goal_indices[own], goal_radius=radius)
+        pictures.append(draw_path(alone, frame, episode._replace(goals=episode.goals[:, own]), num_steps))
+    return pictures
 
 
 def draw_path(spec: EnvSpec, frame: Frame, episode: Episode, num_steps: int) -> PathPicture:

@@ -8,7 +8,7 @@ import numpy as np
 
 from deploy.render.episode import Episode
 from deploy.render.film import write_film
-from deploy.render.paths import TIME_COLOURS, WIDTH, Frame, PathPicture, draw_path, make_frame
+from deploy.render.paths import TIME_COLOURS, WIDTH, Frame, PathPicture, draw_paths, make_frame
 from shared.envs.base import GoalEnv
 from shared.envs.point_maze import SECONDS_PER_STEP, PointMaze
 
@@ -30,13 +30,28 @@ _DOT, _START = 4.0, 3.5  # radii in units of the picture
 
 
 class PathPanel:
-    """Path of one episode on matplotlib's axes: first the whole one, then up to any step."""
+    """Paths of one episode's bodies on matplotlib's axes: first the whole ones, then up to any step."""
 
-    def __init__(self, axis: Axes, frame: Frame, picture: PathPicture) -> None:
+    def __init__(self, axis: Axes, frame: Frame, pictures: Sequence[PathPicture]) -> None:
         axis.set(xlim=(0, WIDTH), ylim=(frame.height, 0), aspect="equal", facecolor=_FLOOR, xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
         for left, top, width, height in frame.walls:
             axis.add_patch(Rectangle((left, top), width, height, color=_WALL, lw=0))
+        self._paths = [_BodyPath(axis, picture) for picture in pictures]
+        for number, picture in enumerate(pictures, start=1) if len(pictures) > 1 else ():
+            for place in (picture.start, picture.goal):
+                axis.text(*place, str(number), ha="center", va="center", fontsize=5, zorder=2.7)
+
+    def show(self, step: int) -> None:
+        """Shows the paths up to environment step `step`."""
+        for path in self._paths:
+            path.show(step)
+
+
+class _BodyPath:
+    """Path, goal and start of one body."""
+
+    def __init__(self, axis: Axes, picture: PathPicture) -> None:
         radius = max(picture.radius, _START)
         axis.add_patch(Circle(picture.goal, radius, facecolor=f"{_GOAL}66", edgecolor=_GOAL, lw=1.5))
         self._pieces, self._stride = [points for _, points in picture.pieces], picture.stride
@@ -48,7 +63,6 @@ class PathPanel:
         axis.add_patch(self._dot)
 
     def show(self, step: int) -> None:
-        """Shows the path up to environment step `step`."""
         left, shown = -(-step // self._stride), []  # points
         for piece in self._pieces:
             shown.append(piece[: left + 1])
@@ -101,7 +115,7 @@ def _panels(env: GoalEnv, episodes: Sequence[Episode], title: str) -> tuple[Figu
     figure, axes = pyplot.subplots(*_PANELS, figsize=size, dpi=100, layout="constrained")
     panels = []
     for axis, episode in zip(axes.flat, episodes, strict=True):
-        panels.append(PathPanel(axis, frame, draw_path(env.spec, frame, episode, num_steps)))
+        panels.append(PathPanel(axis, frame, draw_paths(env, frame, episode, num_steps)))
         at_goal = int((episode.distances < env.spec.goal_radius).sum())
         axis.set_title(f"{at_goal} of {len(episode.states)} steps at the goal", fontsize=9)
     add_time_scale(figure, num_steps)

@@ -91,10 +91,13 @@ def _by_seed(trials: Sequence[Trial], measure: str) -> dict[int, float]:
 
 
 class _GoalGroups:
-    """Goals that are counted together: those of one cell of a maze, or elsewhere of one band of distances."""
+    """Goals that are counted together: those of one cell of a maze, or of one band of distances.
+
+    Bands are for planes and for several bodies in a maze, whose joint goals have no cell on a map.
+    """
 
     def __init__(self, env: GoalEnv) -> None:
-        self._spec, self._maze = env.spec, getattr(env, "maze", None)
+        self._spec, self._maze = env.spec, getattr(env, "maze", None) if getattr(env, "bodies", 1) == 1 else None
         self.walls = self._maze.walls if self._maze else None
 
     def keys(self, outcomes: Outcomes) -> np.ndarray:

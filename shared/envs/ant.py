@@ -159,7 +159,7 @@ class AntPush(Ant):
 
 def build(env_id: str, options: EnvOptions) -> Ant:
     """Returns the ant's environment named `env_id`. Raises ValueError for options that it does not have."""
-    options.refuse("reference_state")
+    options.refuse("reference_state", "bodies")
     if env_id == "ant":
         return Ant(options.refuse("separate_walls"), Ring(10.0, 10.0))
     if env_id == "ant_ball":

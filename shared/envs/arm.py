@@ -227,7 +227,7 @@ class ArmGrasp(ArmMove):
 
 def build(env_id: str, options: EnvOptions) -> Arm:
     """Returns the arm's environment named `env_id`. Raises ValueError for options that it does not have."""
-    options.refuse("reference_state", "separate_walls")
+    options.refuse("reference_state", "separate_walls", "bodies")
     kind = {"arm_reach": ArmReach, "arm_grasp": ArmGrasp}.get(env_id, ArmMove)
     return kind(options, TASKS[env_id])
 

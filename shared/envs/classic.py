@@ -145,7 +145,7 @@ class Cheetah(BraxEnv):
 
 def build(env_id: str, options: EnvOptions) -> BraxEnv:
     """Returns the environment named `env_id`. Raises ValueError for options that it does not have."""
-    options.refuse("reference_state", "separate_walls")
+    options.refuse("reference_state", "separate_walls", "bodies")
     if env_id == "reacher":
         return Reacher(options)
     if env_id == "cheetah":

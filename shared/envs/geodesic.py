@@ -77,8 +77,7 @@ class ShortestPaths:
         self._maze, self.walls = maze, Walls(maze.walls)
         corners = self._corners = self.walls.corners
         straight = np.linalg.norm(corners[:, None] - corners, axis=-1)
-        hidden = self.walls.hides(corners[:, None], corners)
-        self._between = shortest_path(np.where(hidden, np.inf, straight)) if len(corners) else straight
+        self._between = shortest_path(np.where(self._hidden(corners), np.inf, straight)) if len(corners) else straight
 
     def lengths(self, starts: Array, ends: Array) -> np.ndarray:
         """Returns the lengths `[E]` from `starts` to `ends`, both `[E, D]` of which x and y come first.
@@ -96,14 +95,29 @@ class ShortestPaths:
 
     def _to_corners(self, points: np.ndarray) -> np.ndarray:
         """Returns the distances `[E, corners]` of `points` `[E, 2]` to the corners; infinite to hidden ones."""
-        hidden = self.walls.hides(points[:, None], self._corners)
-        return np.where(hidden, np.inf, np.linalg.norm(points[:, None] - self._corners, axis=-1))
+        return np.where(self._hidden(points), np.inf, np.linalg.norm(points[:, None] - self._corners, axis=-1))
+
+    def _hidden(self, points: np.ndarray) -> np.ndarray:
+        """Returns `[P, corners]` bool: true if a wall lies between a point of `points` `[P, 2]` and a corner."""
+        # Point by point: all at once, large mazes need gigabytes.
+        return np.array([self.walls.hides(point, self._corners) for point in points]).reshape(len(points), -1)
 
 
 @lru_cache
 def shortest_paths(maze: Maze) -> ShortestPaths:
     """Returns the shortest paths of `maze`; equal mazes share them."""
     return ShortestPaths(maze)
+
+
+def longest_walk(maze: Maze) -> int:
+    """Returns the length of the longest shortest path from a start to a goal, in cells and from side to side."""
+    free = np.argwhere(~maze.walls)
+    beside = np.abs(free[:, None] - free).sum(axis=-1) == 1
+    starts, goals = (
+        [np.flatnonzero((free == np.round(cell)).all(axis=1))[0] for cell in maze.in_cells(cells)]
+        for cells in (maze.starts, maze.goals)
+    )
+    return int(shortest_path(beside, unweighted=True)[np.ix_(starts, goals)].max())
 
 
 def _runs(walls: np.ndarray) -> np.ndarray:

@@ -86,6 +86,7 @@ class Humanoid(BraxEnv):
 
 def build(env_id: str, options: EnvOptions) -> Humanoid:
     """Returns the humanoid's environment named `env_id`. Raises ValueError for options that it does not have."""
+    options.refuse("bodies")
     if env_id == "humanoid":
         return Humanoid(options.refuse("separate_walls"), Ring(1.0, 5.0))
     name = env_id.removeprefix("humanoid_")

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from shared.config import EnvOptions, Experiment
 from shared.envs.base import GoalEnv
+from shared.envs.labyrinth import LABYRINTH
 from shared.envs.space import HOPS
 from shared.errors import ConfigError
 from shared.mistakes import describe
@@ -77,6 +78,13 @@ _FAMILIES: dict[str, dict[str, str]] = {
         "point_u_maze": "a point with velocity in a U-shaped corridor of 7 cells; starts and goals anywhere",
         "point_big_maze": "a point with velocity in a maze of 26 cells with loops; starts and goals anywhere",
         "point_spiral_maze": "a point with velocity in a spiral of 31 cells; goals are 21 to 30 cells away",
+        "point_u4_maze": "ant_u4_maze's layout for a point: a C of 11 cells; starts at one end",
+        "point_u5_maze": "ant_u5_maze's layout for a point: a C of 17 cells; starts at one end",
+        "point_hardest_maze": (
+            "ant_hardest_maze's layout for a point: 46 cells with loops and dead ends; starts in one corner"
+        ),
+        "point_labyrinth_13_s0": "a generated maze of 13 x 13 cells without loops; starts in one corner",
+        "point_labyrinth_13_s0_any_start": "the same maze; starts and goals anywhere",
     },
     "shared.envs.classic": {
         "reacher": "a planar arm of two links moves its tip to a point",
@@ -133,6 +141,8 @@ def env_entries() -> tuple[EnvEntry, ...]:
 
 def find_module(env_id: str) -> str | None:
     """Returns the name of the module that makes a built-in environment; none for all others."""
+    if LABYRINTH.fullmatch(env_id):
+        return "shared.envs.point_maze"
     return _MODULES.get(env_id) or ("shared.envs.ant" if HOPS.fullmatch(env_id) else None)
 
 

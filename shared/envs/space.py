@@ -15,7 +15,7 @@ import numpy as np
 
 from shared.types import Array
 
-CELLS_PER_SIDE = 2  # state coverage counts quarters of maze cells
+CELLS_PER_SIDE = 2  # state coverage counts quarters of maze cells, unless a maze says otherwise
 
 # Ids of short hops: the grid with the corridor, and the numbers of cells between start and goal.
 HOPS = re.compile(r"ant_(u|u2|u3|u4|u5)_maze_gen_((?:[1-9][0-9]?f)+)")
@@ -101,6 +101,7 @@ class Maze:
         jitter: Largest distance of starts and goals from a cell's centre, per axis, in cells.
         hops: Numbers of cells along the corridor between a start and its goal, each equally likely; if empty, starts
             and goals are drawn from the cells that the grid names.
+        cells_per_side: Parts of a maze cell's side that `cell` tells apart.
 
     Raises:
         ValueError: The grid is not rectangular and closed, has no start or no goal, or has no corridor for `hops`.
@@ -111,6 +112,7 @@ class Maze:
     origin: tuple[float, float] = (0.0, 0.0)
     jitter: float = 0.0
     hops: tuple[int, ...] = ()
+    cells_per_side: int = CELLS_PER_SIDE
 
     def __post_init__(self) -> None:
         if len({len(row) for row in self.grid.split("/")}) != 1 or set(self.grid) - set("#RGX./"):
@@ -188,31 +190,31 @@ class Maze:
         return len(self._cell_centres)
 
     def cell(self, position: Array) -> Array:
-        """Returns the free quarters `[...]` int32 of maze cells nearest to x, y, the first of `position` `[..., D]`."""
-        quarter = jnp.floor((self.in_cells(jnp.asarray(position)) + 0.5) * CELLS_PER_SIDE).astype(jnp.int32)
-        row, column = jnp.moveaxis(jnp.clip(quarter, 0, np.array(self._nearest_cell.shape) - 1), -1, 0)
+        """Returns the free parts `[...]` int32 of maze cells nearest to x, y, the first of `position` `[..., D]`."""
+        part = jnp.floor((self.in_cells(jnp.asarray(position)) + 0.5) * self.cells_per_side).astype(jnp.int32)
+        row, column = jnp.moveaxis(jnp.clip(part, 0, np.array(self._nearest_cell.shape) - 1), -1, 0)
         return jnp.asarray(self._nearest_cell)[row, column]
 
     @cached_property
     def _cell_centres(self) -> np.ndarray:
         """`[num_cells, 2]` in cells."""
-        return _quarter_centres(~self.walls)
+        return _part_centres(~self.walls, self.cells_per_side)
 
     @cached_property
     def _nearest_cell(self) -> np.ndarray:
-        """`[CELLS_PER_SIDE * rows, CELLS_PER_SIDE * columns]` int32."""
-        everywhere = _quarter_centres(np.ones_like(self.walls))
+        """`[cells_per_side * rows, cells_per_side * columns]` int32."""
+        everywhere = _part_centres(np.ones_like(self.walls), self.cells_per_side)
         distance = np.linalg.norm(everywhere[:, None] - self._cell_centres, axis=-1)
-        return distance.argmin(axis=1).astype(np.int32).reshape(np.array(self.walls.shape) * CELLS_PER_SIDE)
+        return distance.argmin(axis=1).astype(np.int32).reshape(np.array(self.walls.shape) * self.cells_per_side)
 
     def _where(self, symbols: str) -> np.ndarray:
         return np.array([[symbol in symbols for symbol in row] for row in self.grid.split("/")])
 
 
-def _quarter_centres(cells: np.ndarray) -> np.ndarray:
-    """Returns the centres `[k, 2]` of the quarters of all true `cells` `[rows, columns]`."""
-    quarters = cells.repeat(CELLS_PER_SIDE, axis=0).repeat(CELLS_PER_SIDE, axis=1)
-    return (np.argwhere(quarters) + 0.5) / CELLS_PER_SIDE - 0.5
+def _part_centres(cells: np.ndarray, per_side: int) -> np.ndarray:
+    """Returns the centres `[k, 2]` of the parts, `per_side` along each side, of all true `cells` `[rows, columns]`."""
+    parts = cells.repeat(per_side, axis=0).repeat(per_side, axis=1)
+    return (np.argwhere(parts) + 0.5) / per_side - 0.5
 
 
 def _pick(cells: np.ndarray, uniform: Array) -> Array:

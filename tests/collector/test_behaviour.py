@@ -23,7 +23,7 @@ def line(*corners: tuple[float, float], pieces: int) -> np.ndarray:
     return np.concatenate([*lines, ends[-1:]])
 
 
-def episodes(env: PointMaze, *paths: np.ndarray, goal: tuple[float, float] = GOAL, **changes: np.ndarray) -> dict:
+def episodes(env: PointMaze, *paths: np.ndarray, goal: tuple[float, ...] = GOAL, **changes: np.ndarray) -> dict:
     """Returns the measures of episodes along `paths`, each of points `[steps + 1, 2]`, which may differ in length."""
     longest = max(map(len, paths))
     points = np.stack(
@@ -37,6 +37,19 @@ def episodes(env: PointMaze, *paths: np.ndarray, goal: tuple[float, float] = GOA
 
 
 AROUND = line((1, 1), (1, 3), (3, 3), GOAL, pieces=4)  # corridors' middle lines, in steps of half a cell
+
+
+def test_several_bodies_are_one_point_in_the_space_of_their_coordinates() -> None:
+    env = PointMaze(U_MAZE.maze, episode_length=60, bodies=2)
+    still = np.full_like(AROUND, 1.0)
+    alone, first = (episodes(U_MAZE, AROUND), episodes(env, np.hstack([AROUND, still]), goal=(*GOAL, 1.0, 1.0)))
+    second = episodes(env, np.hstack([still, AROUND]), goal=(1.0, 1.0, *GOAL))
+    both = episodes(env, np.hstack([AROUND, AROUND]), goal=(*GOAL, *GOAL))
+    for name in ("shortest_path", "behaviour/path_length"):
+        np.testing.assert_allclose(first[name], alone[name])
+        np.testing.assert_allclose(second[name], alone[name])
+        np.testing.assert_allclose(both[name], np.sqrt(2) * alone[name])
+    np.testing.assert_allclose(both["behaviour/detour"], alone["behaviour/detour"])
 
 
 def test_measures_of_a_way_around_the_wall() -> None:

@@ -39,10 +39,10 @@ class Timeline:
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """One episode in one cell: path, tile of the film, strip of the film's frames, each if there is one."""
+    """One episode in one cell: the bodies' paths, tile of the film, strip of its frames, each if there is one."""
 
     caption: str
-    path: paths.PathPicture | None
+    paths: Sequence[paths.PathPicture]
     tile: tuple[int, int] | None
     strip: str
 
@@ -99,7 +99,7 @@ def lay_out(gallery: Gallery, made: Mapping[str, Film], store: FilmStore) -> Vie
         for cell, episode in episodes.items():
             shots[cell][name] = Shot(
                 caption=_caption(spec, gallery.cells[cell][index]),
-                path=paths.draw_path(spec, frame, episode, num_steps) if frame else None,
+                paths=paths.draw_paths(gallery.env, frame, episode, num_steps) if frame else [],
                 tile=film.tiles[cell] if film else None,
                 strip=f"data:image/jpeg;base64,{base64.b64encode(film.strips[cell]).decode()}" if film else "",
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from deploy.render.paths import draw_path, make_frame, spread
+from deploy.render.paths import draw_paths, make_frame, spread
 from deploy.render.plane import PathPanel, add_time_scale, pixels
 from deploy.report.gallery import films
 from deploy.report.gallery.films import Footage
@@ -66,9 +66,9 @@ def _path_film(gallery: Gallery, name: str) -> Iterator[np.ndarray]:
 
 def _path_panels(gallery: Gallery, name: str, figure: Figure, axes: dict[Cell, Axes]) -> tuple[list[PathPanel], int]:
     """Draws the paths, and returns their panels and the number of steps of the longest one."""
-    episodes, spec = gallery.episodes(name), gallery.env.spec
-    frame, num_steps = make_frame(gallery.env, episodes.values()), max(len(each.states) for each in episodes.values())
-    panels = [PathPanel(axis, frame, draw_path(spec, frame, episodes[cell], num_steps)) for cell, axis in axes.items()]
+    episodes, env = gallery.episodes(name), gallery.env
+    frame, num_steps = make_frame(env, episodes.values()), max(len(each.states) for each in episodes.values())
+    panels = [PathPanel(axis, frame, draw_paths(env, frame, episodes[cell], num_steps)) for cell, axis in axes.items()]
     add_time_scale(figure, num_steps)
     return panels, num_steps
 

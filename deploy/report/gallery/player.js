@@ -148,30 +148,39 @@ class Player {
   }
 }
 
-// One episode of one cell: its path as SVG, and its tile of the film.
+// One episode of one cell: its bodies' paths as SVG, and its tile of the film.
 class Cell {
   constructor(shot) {
     this.canvas = shot.querySelector("canvas");
     const path = shot.querySelector(".path");
-    this.body = path && path.querySelector(".body");
-    this.pieces = path ? [...path.querySelectorAll("polyline")] : [];
     this.stride = path ? Number(path.dataset.stride) : 1;
+    this.walks = path ? [...path.querySelectorAll(".walk")].map((walk) => new Walk(walk)) : [];
+  }
+
+  draw(step, film) {
+    this.walks.forEach((walk) => walk.draw(Math.ceil(step / this.stride)));
+    if (this.canvas && film) {
+      const { width, height, dataset } = this.canvas;
+      this.canvas.getContext("2d").drawImage(film, dataset.left, dataset.top, width, height, 0, 0, width, height);
+    }
+  }
+}
+
+// One body's path.
+class Walk {
+  constructor(walk) {
+    this.body = walk.querySelector(".body");
+    this.pieces = [...walk.querySelectorAll("polyline")];
     const runs = this.pieces.map((piece) => piece.getAttribute("points").split(" "));
     this.points = runs.flatMap((points, index) => (index ? points.slice(1) : points)).map((point) => point.split(","));
     this.ends = []; // index of each piece's last point
     runs.reduce((end, points) => (this.ends.push(end + points.length - 1), end + points.length - 1), 0);
   }
 
-  draw(step, film) {
-    if (this.body) {
-      const index = Math.min(Math.ceil(step / this.stride), this.points.length - 1);
-      [["cx", 0], ["cy", 1]].forEach(([name, axis]) => this.body.setAttribute(name, this.points[index][axis]));
-      this.pieces.forEach((piece, place) => piece.classList.toggle("later", this.ends[place] > index));
-    }
-    if (this.canvas && film) {
-      const { width, height, dataset } = this.canvas;
-      this.canvas.getContext("2d").drawImage(film, dataset.left, dataset.top, width, height, 0, 0, width, height);
-    }
+  draw(point) {
+    const index = Math.min(point, this.points.length - 1);
+    [["cx", 0], ["cy", 1]].forEach(([name, axis]) => this.body.setAttribute(name, this.points[index][axis]));
+    this.pieces.forEach((piece, place) => piece.classList.toggle("later", this.ends[place] > index));
   }
 }
 

@@ -11,7 +11,8 @@ from deploy.cli.output import make_console
 from shared.errors import ConfigError
 
 EXPERIMENTS = [
-    *("ant_u_maze", "chrono", "cloning", "humanoid_u_maze_1024", "plain", "point_u_maze", "sac", "survival"),
+    *("ant_u_maze", "chrono", "cloning", "humanoid_u_maze_1024", "plain", "point_hardest_maze", "point_u_maze"),
+    *("sac", "survival"),
 ]
 MATRICES = ["ant_big_maze_matrix", "depth_sweep", "objectives_matrix", "point_matrix"]
 

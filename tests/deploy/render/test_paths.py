@@ -9,8 +9,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 from deploy.render.episode import Episode
-from deploy.render.paths import TIME_COLOURS, WIDTH, can_draw, draw_path, make_frame, spread
+from deploy.render.paths import TIME_COLOURS, WIDTH, can_draw, draw_path, draw_paths, make_frame, spread
 from deploy.render.plane import PathPanel
+from shared.config import EnvOptions
 from shared.envs.base import EnvSpec
 from shared.envs.registry import make_env
 from tests.deploy.render.cases import LENGTH
@@ -100,7 +101,7 @@ def test_a_panel_shows_the_path_up_to_a_step(steps: int) -> None:
     episode = straight(steps)
     frame = make_frame(Plane(), [episode])  # type: ignore[arg-type]
     figure, axis = pyplot.subplots()
-    panel = PathPanel(axis, frame, draw_path(Plane.spec, frame, episode, steps))
+    panel = PathPanel(axis, frame, [draw_path(Plane.spec, frame, episode, steps)])
     (lines,) = (each for each in axis.collections if isinstance(each, LineCollection))
     dot = axis.patches[-1]
 
@@ -117,6 +118,21 @@ def test_a_panel_shows_the_path_up_to_a_step(steps: int) -> None:
         assert ends() == (place, place)
     panel.show(10 * steps)  # after an episode's end its path stays
     assert ends()[1] == frame.place(np.array([steps - 1, 0.0]))[0]
+    pyplot.close(figure)
+
+
+def test_each_of_several_bodies_has_a_path_and_a_goal() -> None:
+    env = make_env("point_u_maze", EnvOptions(bodies=2))
+    states = np.array([[1, 1, 9, 9, 3, 3, 9, 9], [1, 2, 9, 9, 3, 2, 9, 9]], float)
+    episode = Episode(states, np.tile([1.0, 3.0, 3.0, 1.0], (2, 1)), np.ones(2), np.zeros((2, 0)))
+    frame = make_frame(env, [episode])
+    pictures = draw_paths(env, frame, episode, num_steps=2)
+    assert [(each.start, each.goal) for each in pictures] == [((50, 50), (150, 50)), ((150, 150), (50, 150))]
+    assert [each.pieces[-1][1][-1].tolist() for each in pictures] == [[100, 50], [100, 150]]
+    assert {each.radius for each in pictures} == {make_env("point_u_maze").spec.goal_radius * frame.scale}
+    figure, axis = pyplot.subplots()
+    PathPanel(axis, frame, pictures)
+    assert [text.get_text() for text in axis.texts] == ["1", "1", "2", "2"]
     pyplot.close(figure)
 
 

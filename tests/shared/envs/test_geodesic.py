@@ -4,7 +4,7 @@ import itertools
 import numpy as np
 import pytest
 
-from shared.envs.geodesic import Walls, shortest_paths
+from shared.envs.geodesic import Walls, longest_walk, shortest_paths
 from shared.envs.space import GRIDS, Maze
 
 LAYOUTS = sorted({name.removesuffix("_eval") for name in GRIDS if "single" not in name and "f" not in name})
@@ -75,3 +75,9 @@ def test_clearance_is_the_distance_to_the_nearest_wall() -> None:
     walls = Walls(Maze("#####/#XXX#/###X#/#XXX#/#####").walls)
     points = np.array([[1.0, 1.0], [1.3, 1.0], [1.5, 1.0], [2.0, 1.0], [1.6, 3.0]])
     np.testing.assert_allclose(walls.clearance(points), [0.5, 0.2, 0.0, -0.5, 0.5], atol=1e-6)
+
+
+def test_longest_walk_by_hand() -> None:
+    assert longest_walk(Maze(GRIDS["u_maze"], scale=4.0, origin=(-8.0, 2.0))) == 6
+    assert longest_walk(Maze("#####/#RG.#/#####")) == 1
+    assert longest_walk(Maze("#####/#XXX#/###X#/#X.X#/#####")) == 6

@@ -10,17 +10,19 @@ import pytest
 
 from shared.config import EnvOptions
 from shared.envs.base import EnvState, goal_distance
+from shared.envs.geodesic import shortest_paths
 from shared.envs.point_maze import RADIUS, SECONDS_PER_STEP, START_RANGE, TOP_SPEED, PointMaze
 from shared.envs.point_maze import build as build_env
+from shared.envs.registry import env_entries
 from shared.types import Array
 
 Controller = Callable[[EnvState], Array]
-IDS = ("point_u_maze", "point_big_maze", "point_spiral_maze")
+IDS = tuple(entry.env_id for entry in env_entries() if entry.env_id.startswith("point_"))
 
 
 @cache
-def build(env_id: str) -> PointMaze:
-    return build_env(env_id, EnvOptions())
+def build(env_id: str, bodies: int = 1) -> PointMaze:
+    return build_env(env_id, EnvOptions(bodies=bodies))
 
 
 mazes = pytest.mark.parametrize("maze", [build(env_id) for env_id in IDS], ids=list(IDS))
@@ -237,3 +239,119 @@ def test_cells_cover_the_free_space(maze: PointMaze) -> None:
     assert cells.dtype == np.int32
     assert ((far >= 0) & (far < maze.spec.num_cells)).all()
     assert ((cells >= 0) & (cells < maze.spec.num_cells)).all()
+
+
+BODIES = 3
+
+
+@cache
+def _three_bodies() -> tuple[PointMaze, EnvState]:
+    """Returns the hardest maze with three points, and 256 starts."""
+    maze = build("point_hardest_maze", BODIES)
+    return maze, jax.device_get(jax.jit(jax.vmap(maze.reset))(jax.random.split(jax.random.key(1), 256)))
+
+
+def test_each_of_several_bodies_moves_as_one_alone() -> None:
+    (maze, start), alone = _three_bodies(), build("point_hardest_maze")
+    actions = np.random.default_rng(0).uniform(-2, 2, (300, 256, 2 * BODIES)).astype(np.float32)
+
+    def path(maze: PointMaze, start: EnvState, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def step(env_state: EnvState, action: Array) -> tuple[EnvState, tuple[Array, Array]]:
+            env_state = jax.vmap(maze.step)(env_state, action)
+            return env_state, (env_state.state, jax.vmap(maze.measures)(env_state)["wall_contact"])
+
+        states, touches = jax.jit(lambda s, a: jax.lax.scan(step, s, a)[1])(start, actions)
+        return np.asarray(states), np.asarray(touches)
+
+    states, touches = path(maze, start, actions)
+    by_body = []
+    for body in range(BODIES):
+        own = start._replace(state=start.state[:, 4 * body :][:, :4], goal=start.goal[:, 2 * body :][:, :2])
+        expected, touching = path(alone, own, actions[..., 2 * body :][..., :2])
+        np.testing.assert_array_equal(states[..., 4 * body :][..., :4], expected)
+        by_body.append(touching)
+    np.testing.assert_array_equal(touches, np.any(by_body, axis=0))
+    assert 0.1 < touches.mean() < 0.9
+
+
+def test_several_bodies_start_at_rest_and_have_goals_of_their_own() -> None:
+    maze, start = _three_bodies()
+    states, goals = start.state.reshape(-1, BODIES, 4), start.goal.reshape(-1, BODIES, 2)
+    assert (np.round(states[..., :2]) == maze.maze.starts[0]).all()
+    assert (states[..., 2:] == 0).all()
+    for points in (states[..., :2], goals):
+        assert len(np.unique(points.reshape(-1, 2), axis=0)) == points.size // 2
+    correlations = np.corrcoef(goals[..., 0].T)
+    assert abs(correlations - np.eye(BODIES)).max() < 0.2
+
+
+def test_the_goal_of_several_bodies_is_joint() -> None:
+    maze, start = _three_bodies()
+    there = np.zeros((256, BODIES, 4), np.float32)
+    there[..., :2] = start.goal.reshape(-1, BODIES, 2)
+
+    def distances(*offsets: float) -> np.ndarray:
+        moved = there.copy()
+        moved[..., 1] += np.array(offsets, np.float32)
+        return np.asarray(maze.distance(moved.reshape(256, -1), start.goal))
+
+    np.testing.assert_allclose(distances(0.1, -0.2, 0.2), 0.3, rtol=1e-4)
+    alone = build("point_hardest_maze").spec.goal_radius
+    for share, reached in ((0.99, True), (1.01, False)):  # as far for each point as for one alone
+        assert ((distances(*[share * alone] * BODIES) < maze.spec.goal_radius) == reached).all()
+    assert (distances(0, 0, 0.5) > maze.spec.goal_radius).all()  # two points at their goals are not enough
+
+
+def test_cells_of_several_bodies_are_those_of_the_first_two_together() -> None:
+    maze, alone = build("point_u_maze", BODIES), build("point_u_maze", 2)
+    free = np.argwhere(~maze.maze.walls).astype(np.float32)
+    pairs = np.concatenate([free.repeat(len(free), axis=0), np.tile(free, (len(free), 1))], axis=1)
+    cells = np.asarray(alone.cell(pairs))
+    np.testing.assert_array_equal(cells, np.arange(49))
+    np.testing.assert_array_equal(maze.cell(np.concatenate([pairs, pairs[::-1, :2]], axis=1)), cells)
+    assert maze.cell(jnp.ones((2, 3, 6))).shape == (2, 3)
+    assert maze.cell(jnp.ones(6)).dtype == np.int32
+
+
+ADVERSARIES: dict[str, Controller] = {  # actions that press a point into walls and corners at full force
+    "to the goal": lambda s: 100 * (s.goal - s.state[:2]),
+    "away from the goal": lambda s: 100 * (s.state[:2] - s.goal),
+    "to the nearest wall": lambda s: 100 * (s.state[:2] - jnp.round(s.state[:2])),
+    "to and fro": lambda s: 1e9 * jnp.sign(jnp.round(s.state[:2]) - s.state[:2] + 0.01 * s.state[2:]),
+    "diagonal": lambda s: jnp.where(s.state[2] + s.state[3] >= 0, 1e9, -1e9) * jnp.ones(2),
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIES)
+@pytest.mark.parametrize("env_id", ["point_hardest_maze", "point_labyrinth_13_s1", "point_labyrinth_13_s2_any_start"])
+def test_no_controller_enters_a_wall(env_id: str, name: str) -> None:
+    maze = build(env_id)
+    positions, distances = episodes(maze, reset_many(maze, 128), ADVERSARIES[name])
+    assert np.isfinite(distances).all()
+    assert not overlaps_wall(maze, positions).any()
+
+
+@mazes
+def test_every_goal_is_free_and_can_be_reached(maze: PointMaze) -> None:
+    goals, starts = maze.maze.goals, maze.maze.starts
+    assert not maze.maze.walls[tuple(goals.astype(int).T)].any()
+    for start in starts[:: max(len(starts) // 4, 1)]:
+        lengths = shortest_paths(maze.maze).lengths(np.broadcast_to(start, goals.shape), goals)
+        assert np.isfinite(lengths).all()
+        assert (lengths <= maze.spec.episode_length * SECONDS_PER_STEP * TOP_SPEED).all()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "steps"),
+    [
+        ("point_u4_maze", 200),  # 10 cells to the farthest goal
+        ("point_u5_maze", 200),  # 16
+        ("point_hardest_maze", 400),  # 15, of which random actions see the first few
+        ("point_labyrinth_5_s0", 200),  # 6
+        ("point_labyrinth_13_s0", 500),  # 46
+        ("point_labyrinth_13_s0_any_start", 550),  # 54
+    ],
+)
+def test_episodes_are_long_enough_for_the_farthest_goal(env_id: str, steps: int) -> None:
+    assert build(env_id).spec.episode_length == steps
+    assert build_env(env_id, EnvOptions(episode_length=70)).spec.episode_length == 70

@@ -32,7 +32,8 @@ SIZES = {  # state, goal and action size by pattern; the first pattern that fits
     "arm_grasp": (23, 7, 5),
     "arm_": (17, 3, 5),
 }
-ONE_PER_FAMILY = ("point_u_maze", "ant_ball", "humanoid_u_maze", "reacher", "arm_grasp")
+EPISODES = {"point_hardest_maze": 400, "point_labyrinth_13_s0": 500, "point_labyrinth_13_s0_any_start": 550}
+ONE_PER_FAMILY = ("point_u_maze", "point_labyrinth_13_s0", "ant_ball", "humanoid_u_maze", "reacher", "arm_grasp")
 USER_MODULE = '''
 import jax.numpy as jnp
 from shared.config import EnvOptions
@@ -142,7 +143,7 @@ def test_sizes_equal_the_published_sizes(env_id: str) -> None:
     else:
         fresh = jax.eval_shape(env.reset, jax.random.key(0))
     assert (fresh.state.shape, fresh.goal.shape) == ((spec.state_size,), (spec.goal_size,))
-    assert spec.episode_length == (200 if env_id.startswith("point") else 1000)
+    assert spec.episode_length == EPISODES.get(env_id, 200 if env_id.startswith("point") else 1000)
     radii = [radius for radius in (spec.hard_radius, spec.goal_radius, spec.easy_radius) if radius is not None]
     assert radii == sorted(radii)
     assert min(radii) > 0
@@ -166,6 +167,28 @@ def test_short_hops_of_any_length_are_made() -> None:
     assert make_env("ant_u5_maze_gen_4f12f").spec.state_size == 29
     with pytest.raises(ValueError, match="corridor is 7 cells long, too short for 9 hops"):
         make_env("ant_u_maze_gen_9f")
+
+
+def test_labyrinths_of_any_size_and_seed_are_made() -> None:
+    assert make_env("point_labyrinth_7_s12").spec.state_size == 4
+    with pytest.raises(ValueError, match="cannot be of size 12; choose an odd size from 5 to 31"):
+        make_env("point_labyrinth_12_s0")
+    with pytest.raises(ValueError, match="did you mean 'point_labyrinth_13_s0'"):
+        make_env("point_labyrinth_13")
+
+
+@pytest.mark.parametrize("env_id", ["ant", "humanoid_u_maze", "reacher", "arm_reach"])
+def test_only_points_have_several_bodies(env_id: str) -> None:
+    with pytest.raises(ConfigError, match=r"^env_options.bodies: this environment has no such option; leave it out$"):
+        make_envs(experiment(env_id, bodies=2))
+
+
+@pytest.mark.parametrize("bodies", [2, 3])
+def test_several_bodies_implement_the_interface(bodies: int) -> None:
+    env = make_env("point_hardest_maze", EnvOptions(bodies=bodies))
+    check_env("point_hardest_maze", env)
+    sizes = 4 * bodies, 2 * bodies, 2 * bodies, 46**2
+    assert (env.spec.state_size, env.spec.goal_size, env.spec.action_size, env.spec.num_cells) == sizes
 
 
 def test_unknown_id_suggests_the_nearest_id() -> None:
@@ -202,6 +225,10 @@ def test_evaluation_may_use_another_environment() -> None:
         (
             experiment("ant_u4_maze", "ant_ball"),
             "evaluation.env: ant_ball has state_size 31, ant_u4_maze has 29; policies",
+        ),
+        (
+            experiment("point_labyrinth_4_s0"),
+            "env: point_labyrinth_4_s0: a labyrinth cannot be of size 4; choose an odd",
         ),
         (experiment("ant", "antt"), "evaluation.env: unknown environment 'antt'; did you mean 'ant'"),
         (experiment("ant_pull"), "env: unknown environment 'ant_pull'; did you mean 'ant_push'"),
