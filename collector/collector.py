@@ -19,6 +19,7 @@ from shared.params import Policy
 from shared.plan import Plan
 from shared.policy import PolicyFunction
 from shared.position import Position, start_position
+from shared.programs import keep_program
 from shared.replay.codec import Columns, pack
 from shared.replay.windows import VOID_EPISODE, is_void
 from shared.roles import Kind, Role
@@ -73,12 +74,12 @@ def _jitted_collect(
         rollout, made = collect(params, version, state.rollout, unroll_key)
         return CollectorState(rollout, key), made
 
-    return jax.jit(advance)
+    return jax.jit(keep_program(advance, env, policy, length, fixed_goals))
 
 
 @lru_cache
 def _jitted_start(env: GoalEnv, environments: int, chunk: int) -> Callable[[Array], RolloutState]:
-    return jax.jit(make_start(env, environments, chunk))
+    return jax.jit(keep_program(make_start(env, environments, chunk), env, environments, chunk))
 
 
 class Collector:
@@ -118,7 +119,7 @@ class Collector:
         rollout = _jitted_start(env, config.environments, chunk)(start_key)  # type: ignore[arg-type]
         # Steps count on from the windows made so far: sample ages are measured against them.
         steps_before = self.position.windows.made // config.environments * plan.unroll_length
-        self.state = CollectorState(rollout._replace(step=rollout.step + steps_before), key)
+        self.state = _commit(CollectorState(rollout._replace(step=rollout.step + steps_before), key))
         self._pending: _Pending | None = None
         role = str(Role(Kind.COLLECTOR, str(index)))
         self._breaks = BreakWatch(experiment.env, env.spec, plan, config.environments, role)
@@ -130,13 +131,12 @@ class Collector:
 
     def resume(self, state: CollectorState, position: Position) -> None:
         """Continues from a snapshot, with the same environments and without skipping a number."""
-        # Put where a fresh state lies, or the first unroll would be compiled apart from those that follow it.
-        self.state = jax.device_put(state)
+        self.state = _commit(state)
         self.position, self.next_number = position, position.windows.number + 1
 
     def begin(self, policy: Policy) -> None:
         """Starts an unroll with `policy` and returns while the device computes it."""
-        state, made = self._collect(policy.params, policy.version, self.state)
+        state, made = self._collect(policy.params, np.int32(policy.version), self.state)
         for column in made.columns:
             column.copy_to_host_async()  # type: ignore[union-attr]
         self._pending = _Pending(policy.version, state, made)
@@ -214,6 +214,11 @@ class Collector:
             while (policy := pull(-1)) is None and not should_stop():
                 time.sleep(0.05)
         return policy
+
+
+def _commit(state: CollectorState) -> CollectorState:
+    """Binds a state to its device, as that after an unroll is; else the first unroll would be compiled apart."""
+    return jax.device_put(state, jax.local_devices()[0])
 
 
 def _num_void(columns: Columns) -> int:

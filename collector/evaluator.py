@@ -20,6 +20,7 @@ from shared.metrics import Reporter
 from shared.params import Policy
 from shared.plan import Plan
 from shared.policy import PolicyFunction
+from shared.programs import keep_program
 from shared.types import Array, Metrics, Params
 
 _KEY_DOMAIN = 2  # separates the evaluator's keys from those of collectors and learners
@@ -177,7 +178,7 @@ def _split(key: Array, episodes: int) -> tuple[jax.Array, jax.Array]:
 def _jitted_evaluate(
     env: GoalEnv, policy: PolicyFunction, episodes: int, chunk: int
 ) -> Callable[[Params, Array], tuple[Trajectories, Break]]:
-    return jax.jit(make_evaluate(env, policy, episodes, chunk))
+    return jax.jit(keep_program(make_evaluate(env, policy, episodes, chunk), env, policy, episodes, chunk))
 
 
 def make_evaluate(

@@ -11,13 +11,13 @@ from learner.objectives.registry import make_objective
 from shared.config import ACTIVE, Experiment
 from shared.envs.base import EnvSpec
 from shared.networks import Actor
-from shared.policy import ActorCritic, PolicyFunction, best_policy, deterministic_policy, stochastic_policy
+from shared.policy import ActorCritic, BestPolicy, DeterministicPolicy, PolicyFunction, StochasticPolicy
 from shared.types import Params
 
 
 def collecting_policy(experiment: Experiment, spec: EnvSpec) -> PolicyFunction:
     """Returns the policy of the collectors: one sample of the actor, or the best of `collector.best_of`."""
-    return _policy(make_objective(experiment, ACTIVE, spec), experiment.collector.best_of, stochastic_policy)
+    return _policy(make_objective(experiment, ACTIVE, spec), experiment.collector.best_of, StochasticPolicy)
 
 
 def evaluation_policy(experiment: Experiment, name: str, spec: EnvSpec) -> PolicyFunction:
@@ -26,7 +26,7 @@ def evaluation_policy(experiment: Experiment, name: str, spec: EnvSpec) -> Polic
     It is deterministic, or the best of `evaluation.best_of` samples of the actor. `spec` is that of the training
     environment.
     """
-    return _policy(make_objective(experiment, name, spec), experiment.evaluation.best_of, deterministic_policy)
+    return _policy(make_objective(experiment, name, spec), experiment.evaluation.best_of, DeterministicPolicy)
 
 
 def evaluation_policies(experiment: Experiment, spec: EnvSpec) -> dict[str, PolicyFunction]:
@@ -40,7 +40,7 @@ def _policy(objective: Objective, best_of: int, single: Callable[[Actor], Policy
 
 @lru_cache  # equal objectives share what is compiled for their policy
 def _best_policy(objective: Objective, best_of: int) -> PolicyFunction:
-    return best_policy(objective.actor, objective.score, best_of)
+    return BestPolicy(objective.actor, objective.score, best_of)
 
 
 def policy_params(actor: Params, critic: Any, best_of: int) -> Params:

@@ -3,7 +3,7 @@
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from shared.envs.base import EnvSpec
 from shared.metrics import Reporter
 from shared.params import Policy
 from shared.plan import Plan
+from shared.programs import keep_program
 from shared.replay.codec import INT_COLUMNS, Columns
 from shared.types import Metrics
 
@@ -43,6 +44,8 @@ class _Kind(NamedTuple):
 def _jitted_update(kind: _Kind) -> jax.stages.Wrapped:
     objective, plan, (replicated, split) = kind
     update_step = make_update_step(objective, plan, split)
+    if _is_alone(kind):
+        update_step = keep_program(update_step, objective, plan)
     return jax.jit(
         update_step, donate_argnums=0, in_shardings=(replicated, split), out_shardings=(replicated, replicated)
     )
@@ -50,13 +53,21 @@ def _jitted_update(kind: _Kind) -> jax.stages.Wrapped:
 
 @lru_cache
 def _jitted_updates(kind: _Kind) -> jax.stages.Wrapped:
-    update_step = make_update_step(kind.objective, kind.plan)
-    return jax.jit(make_update_steps(update_step), donate_argnums=0)
+    update_steps = make_update_steps(make_update_step(kind.objective, kind.plan))
+    return jax.jit(keep_program(update_steps, kind.objective, kind.plan), donate_argnums=0)
 
 
 @lru_cache
 def _jitted_init(objective: Objective) -> jax.stages.Wrapped:
-    return jax.jit(partial(init_state, objective))
+    def init(key: jax.Array) -> LearnerState:
+        return init_state(objective, key)
+
+    return jax.jit(keep_program(init, objective))
+
+
+def _is_alone(kind: _Kind) -> bool:
+    """True if the update is for the default device alone."""
+    return [*kind.layout.split.mesh.devices.flat] == jax.devices()[:1]
 
 
 class Learner:

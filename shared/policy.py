@@ -3,7 +3,7 @@ either, random to show environments.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -40,31 +40,42 @@ def tanh_gaussian(mean: Array, log_std: Array, key: Array) -> tuple[jax.Array, j
     return action, jnp.sum(gaussian - jnp.log(1 - action**2 + 1e-6), axis=-1)
 
 
-@lru_cache  # so that what is compiled for a policy is compiled once for all equal actors
-def stochastic_policy(actor: Actor) -> PolicyFunction:
-    """Returns `policy(params, state [N, S], goal [N, G], key) -> actions [N, H * A]`, for collecting."""
-    return lambda params, state, goal, key: sample_action(actor, params, state, goal, key)[0]
+@dataclass(frozen=True)
+class StochasticPolicy:
+    """For collecting: `policy(params, state [N, S], goal [N, G], key) -> actions [N, H * A]`, samples of `actor`."""
+
+    actor: Actor
+
+    def __call__(self, params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
+        return sample_action(self.actor, params, state, goal, key)[0]
 
 
-@lru_cache
-def deterministic_policy(actor: Actor) -> PolicyFunction:
-    """Returns a policy of the same signature, for evaluation: tanh of the mean. It does not use the key."""
-    return lambda params, state, goal, key: jnp.tanh(actor.apply(params, state, goal)[0])
+@dataclass(frozen=True)
+class DeterministicPolicy:
+    """For evaluation, with the same signature: tanh of the mean. It does not use the key."""
+
+    actor: Actor
+
+    def __call__(self, params: Params, state: Array, goal: Array, key: Array) -> jax.Array:
+        return jnp.tanh(self.actor.apply(params, state, goal)[0])
 
 
-def best_policy(actor: Actor, score: Score, samples: int) -> PolicyFunction:
-    """Returns a policy of the same signature with parameters `ActorCritic`: the best by `score` of several samples."""
+@dataclass(frozen=True)
+class BestPolicy:
+    """The same signature, with parameters `ActorCritic`: the best by `score` of a number of samples of `actor`."""
 
-    def policy(params: ActorCritic, state: Array, goal: Array, key: Array) -> jax.Array:
-        mean, log_std = actor.apply(params.actor, state, goal)
-        keys = jax.random.split(key, samples)
+    actor: Actor
+    score: Score
+    samples: int
+
+    def __call__(self, params: ActorCritic, state: Array, goal: Array, key: Array) -> jax.Array:
+        mean, log_std = self.actor.apply(params.actor, state, goal)
+        keys = jax.random.split(key, self.samples)
         actions, _ = jax.vmap(tanh_gaussian, in_axes=(None, None, 0))(mean, log_std, keys)
         # By sample alone, so that a critic computes what depends on the goal alone once.
-        scores = jax.vmap(score, in_axes=(None, None, 0, None))(params.critic, state, actions, goal)
+        scores = jax.vmap(self.score, in_axes=(None, None, 0, None))(params.critic, state, actions, goal)
         best = jnp.argmax(scores, axis=0)
         return jnp.take_along_axis(actions, best[None, :, None], axis=0)[0]
-
-    return policy
 
 
 def random_policy(action_size: int) -> PolicyFunction:

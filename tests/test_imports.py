@@ -96,13 +96,13 @@ def module(path: Path) -> str:
 
 
 @pytest.mark.processes
-def test_in_process_runs_need_neither_ray_nor_reverb_nor_grpc_nor_wandb() -> None:
+def test_in_process_runs_need_neither_ray_nor_reverb_nor_grpc_nor_uv_nor_wandb() -> None:
     modules = [module(path) for path in FILES if path.relative_to(ROOT).parts[0] in ("collector", "learner")]
     modules += ["deploy.cli.main", "deploy.cli.console", "deploy.run.in_process", "deploy.run.summary"]
     modules += ["deploy.bench.update", "deploy.bench.rollout"]
     probe = (
         "import importlib, sys\n"
-        "for name in ('ray', 'reverb', 'tensorflow', 'grpc', 'wandb'): sys.modules[name] = None\n"
+        "for name in ('ray', 'reverb', 'tensorflow', 'grpc', 'uv', 'wandb'): sys.modules[name] = None\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
     )
     result = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=120)

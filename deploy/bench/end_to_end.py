@@ -3,6 +3,7 @@
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,27 @@ _WAITS = {
     "learner_waiting_publish": "wait/publish",
     "learner_waiting_keeping_its_state": "wait/keeping its state",
 }
+MODES = (Mode.DISTRIBUTED, Mode.IN_PROCESS)
+# Figures of both modes together, and of a collector with a replay server.
+_COMPARED = (
+    "faster",
+    "speedup",
+    "learner_waiting_share",
+    "data_plentiful",
+    "policy_steps_per_second",
+    "collector_steps_per_second",
+    "collector_ratio",
+)
 
 
-def bench_end_to_end(path: Path | None, quick: bool, repeats: int) -> dict[str, Any]:
+def bench_end_to_end(path: Path | None, quick: bool, repeats: int, modes: Sequence[str] = MODES) -> dict[str, Any]:
     """Returns `{"rows": [...], "faster", "speedup", "learner_waiting_share", "data_plentiful", ...}`.
 
     Sizes of the experiment come first; `budget` is in environment steps.
 
-    `rows`, one for each mode, `distributed` and `in_process`: both run the same experiment, each as a process of its
-    own with an empty compilation cache. (`quick`: a small experiment and the usual cache.) Figures of the steady state
-    between the first update and the last: `env_steps_per_second` of all collectors while they collect;
+    `rows`, one for each of `modes`, `distributed` and `in_process`: all run the same experiment, each as a process of
+    its own with an empty compilation cache. (`quick`: a small experiment and the usual cache.) Figures of the steady
+    state between the first update and the last: `env_steps_per_second` of all collectors while they collect;
     `gradient_steps_per_second` of all learners together; shares of time spent in each wait, means over collectors or
     learners, None in one process, where no role waits; `learner_updating`, the share spent in updates.
     `seconds_to_first_update`: from the start of the process until every learner has made its first update.
@@ -63,6 +75,8 @@ def bench_end_to_end(path: Path | None, quick: bool, repeats: int) -> dict[str, 
     a learner waits for data. It is a property of the system only if the limiter does not hold the learner back, so the
     default experiment makes gradient steps the bottleneck. `data_plentiful`: true if they were, so that collectors
     waited for room. `collector_ratio` and its two rates: see `bench_collector`; the limiter does not hold back there.
+    These figures, `faster` and `speedup` are None unless both modes are measured. `in_process` alone needs neither Ray
+    nor Reverb.
 
     Raises ConfigError for a mistake in the experiment, RunFailed if a run fails.
     """
@@ -71,16 +85,12 @@ def bench_end_to_end(path: Path | None, quick: bool, repeats: int) -> dict[str, 
         raise ConfigError(f"{path}: stream: nothing collects here; name an experiment with collectors")
     with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder:
         rows = []
-        for mode in (Mode.DISTRIBUTED, Mode.IN_PROCESS):
+        for mode in (mode for mode in MODES if mode in modes):
             to_stderr(f"{mode}: running")
             # Each mode compiles anew, since the second one would otherwise load what the first has compiled.
             cache = None if quick else Path(folder) / f"{mode}-xla"
             rows.append(_run(Path(folder), mode, experiment, cache))
-    from deploy.bench.rollout import bench_collector  # only now: JAX may take the device for this process
-    from shared.envs.registry import make_envs
-
-    distributed, in_process = rows
-    speedup = distributed["gradient_steps_per_second"] / in_process["gradient_steps_per_second"]
+    both = len(rows) == len(MODES)
     return {
         "env": experiment.env,
         "num_envs": experiment.collector.actors * experiment.collector.environments,
@@ -90,6 +100,18 @@ def bench_end_to_end(path: Path | None, quick: bool, repeats: int) -> dict[str, 
         "minibatches": experiment.algorithm.minibatches_per_update,
         "budget": experiment.budget.env_steps,
         "rows": rows,
+        **(_compare(experiment, rows, repeats) if both else dict.fromkeys(_COMPARED)),
+    }
+
+
+def _compare(experiment: Experiment, rows: Sequence[Row], repeats: int) -> dict[str, Any]:
+    """Returns the figures `_COMPARED`; `rows`: of the distributed run and of the one in process."""
+    from deploy.bench.rollout import bench_collector  # only now: JAX may take the device for this process
+    from shared.envs.registry import make_envs
+
+    distributed, in_process = rows
+    speedup = distributed["gradient_steps_per_second"] / in_process["gradient_steps_per_second"]
+    return {
         "faster": Mode.DISTRIBUTED if speedup > 1 else Mode.IN_PROCESS,
         "speedup": speedup,
         "learner_waiting_share": distributed["learner_waiting_replay_starved_most"],

@@ -125,6 +125,8 @@ class EndToEnd(_Options):
 
     experiment: Positional[Path | None] = None
     """The experiment's YAML file, or a shipped one's name; none: one whose learner is slower than its collector."""
+    modes: tuple[Literal["distributed", "in_process"], ...] = ("distributed", "in_process")
+    """in_process alone needs neither Ray nor Reverb."""
     repeats: int = 9
     """Turns of the collector and of its policy's rollout."""
     matrix: bool = False
@@ -132,11 +134,13 @@ class EndToEnd(_Options):
 
     def arguments(self) -> dict[str, Any]:
         path = self.experiment and find_file(self.experiment, "matrix" if self.matrix else "experiment")
-        return {"path": path, "quick": self.quick, "repeats": self.repeats}
+        return {"path": path, "quick": self.quick, "repeats": self.repeats, "modes": self.modes}
 
     def measure(self) -> dict[str, Any]:
         if not self.matrix:
             return super().measure()
+        if self.modes != type(self).modes:
+            raise ConfigError("--modes: --matrix measures both; leave one of them out")
         from deploy.bench.matrix_cost import bench_matrix_cost
 
         return bench_matrix_cost(self.arguments()["path"], self.quick)

@@ -14,7 +14,7 @@ import sys
 FORKED = ("setup_worker.py", "default_worker.py", "packages.py")
 """Programs that a fork can run: Ray's workers and this project's own. Ray's agents look at their parent."""
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-SIZE_BYTES = 8  # of a message's length, in front of it
+NUMBER_BYTES = 8  # of the length in front of a request, of a process id, and of an exit status
 START_S = 20.0  # longest time in which a server answers; a fork that comes later ends at once, its lifeline is closed
 
 
@@ -40,18 +40,32 @@ def _run(server: socket.socket, arguments: tuple[str, ...]) -> int:
     ignored = [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
     request = {"arguments": arguments, "environ": dict(os.environ), "folder": os.getcwd(), "ignored": ignored}
     message = json.dumps(request).encode()
-    socket.send_fds(server, [len(message).to_bytes(SIZE_BYTES, "big")], [0, 1, 2, lifeline])
+    socket.send_fds(server, [as_bytes(len(message))], [0, 1, 2, lifeline])
     server.sendall(message)
     os.close(lifeline)
-    started = server.recv(SIZE_BYTES)
-    if not started:
+    pid = _receive(server)
+    if pid is None:
         raise ConnectionError
-    pid = int(started)
     server.settimeout(None)  # until the program ends
     for number in PASSED_ON:
         if number not in ignored:
             signal.signal(number, lambda number, _: os.kill(pid, number))
-    return int(server.recv(SIZE_BYTES) or -signal.SIGKILL)  # the server's death kills its forks
+    status = _receive(server)
+    return -signal.SIGKILL if status is None else status  # the server's death kills its forks
+
+
+def as_bytes(number: int) -> bytes:
+    return number.to_bytes(NUMBER_BYTES, "big", signed=True)
+
+
+def from_bytes(content: bytes) -> int:
+    return int.from_bytes(content, "big", signed=True)
+
+
+def _receive(server: socket.socket) -> int | None:
+    """Returns the server's next number; None if it died."""
+    content = server.recv(NUMBER_BYTES, socket.MSG_WAITALL)
+    return from_bytes(content) if len(content) == NUMBER_BYTES else None
 
 
 def _end(status: int) -> None:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.scheduling import fork_client
-from deploy.scheduling.fork_client import PASSED_ON, SIZE_BYTES
+from deploy.scheduling.fork_client import NUMBER_BYTES, PASSED_ON, as_bytes, from_bytes
 
 PYTHON = "FATHOM_PYTHON"  # the variable that names the program in Python's place, while there is a server
 REQUEST_S = 10.0  # longest time of a request, which is sent at once
@@ -155,16 +155,16 @@ class _Server:
     def _accept(self) -> None:
         client, _ = self._listener.accept()
         client.settimeout(REQUEST_S)
-        size, files, _, _ = socket.recv_fds(client, SIZE_BYTES, 4)
+        size, files, _, _ = socket.recv_fds(client, NUMBER_BYTES, 4)
         try:
             message = bytearray()
-            while len(message) < int.from_bytes(size, "big"):
+            while len(message) < from_bytes(size):
                 message += client.recv(1 << 20) or _raise(ConnectionError())
             pid = _fork(lambda: self._become(json.loads(message), files))
             descriptor = os.pidfd_open(pid)
             self._children[descriptor] = pid, client
             self._poll.register(descriptor, select.POLLIN)
-            client.send(str(pid).encode())
+            client.send(as_bytes(pid))
         finally:
             for file in files:
                 os.close(file)
@@ -175,7 +175,7 @@ class _Server:
         os.close(descriptor)
         _, status = os.waitpid(pid, 0)
         with client, suppress(OSError):  # the client may be gone
-            client.send(str(os.waitstatus_to_exitcode(status)).encode())
+            client.send(as_bytes(os.waitstatus_to_exitcode(status)))
 
     def _become(self, request: dict[str, Any], files: list[int]) -> None:
         """Makes this fork the process that Python would have started."""

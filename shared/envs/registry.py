@@ -21,6 +21,7 @@ from shared.envs.space import HOPS
 from shared.errors import ConfigError
 from shared.mistakes import describe
 from shared.own_code import DOTTED, explain, load_object
+from shared.programs import identify
 
 ENTRY_POINTS = "fathom.envs"
 
@@ -155,7 +156,9 @@ def make_env(env_id: str, options: EnvOptions = EnvOptions()) -> GoalEnv:  # noq
     """
     module = find_module(env_id)
     if module:
-        return importlib.import_module(module).build(env_id, options)
+        env: GoalEnv = importlib.import_module(module).build(env_id, options)
+        identify(env, f"{env_id} {options!r}")
+        return env
     if DOTTED.fullmatch(env_id):
         return _make_own(env_id, partial(load_object, env_id), options)
     installed = _installed()

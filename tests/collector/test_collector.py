@@ -16,7 +16,7 @@ from shared.metrics import Reporter, Row
 from shared.networks import make_actor
 from shared.params import ParamStore, Policy
 from shared.plan import Plan, make_plan
-from shared.policy import stochastic_policy
+from shared.policy import StochasticPolicy
 from shared.replay.codec import INT_COLUMNS, Columns, pack
 from shared.replay.windows import VOID_EPISODE, is_void
 from shared.types import Array, Params
@@ -47,7 +47,7 @@ EXPERIMENT = Experiment.model_validate(
 
 def make_collector(env: Any, index: int, experiment: Experiment = EXPERIMENT) -> Collector:
     actor = make_actor(experiment.collector, env.spec, experiment.algorithm.chunk)
-    return Collector(experiment, make_plan(experiment, env.spec), env, index, stochastic_policy(actor))
+    return Collector(experiment, make_plan(experiment, env.spec), env, index, StochasticPolicy(actor))
 
 
 def actor_params(env: Any, experiment: Experiment = EXPERIMENT) -> Params:

@@ -20,7 +20,7 @@ from shared.metrics import Reporter
 from shared.networks import Actor, make_actor
 from shared.params import Policy
 from shared.plan import make_plan
-from shared.policy import deterministic_policy
+from shared.policy import DeterministicPolicy
 from shared.types import Array, Metrics
 
 LINEAR = Actor(nn.Dense(4), 2)
@@ -62,7 +62,7 @@ def evaluated(traced_breaking: Any) -> dict[str, Metrics]:
         params = jax.tree.map(
             lambda x: jnp.zeros(x.shape), jax.eval_shape(LINEAR.init, key, jnp.zeros(3), jnp.zeros(2))
         )
-        return make_evaluate(make(settings), deterministic_policy(LINEAR), EPISODES)(params, key)[0]
+        return make_evaluate(make(settings), DeterministicPolicy(LINEAR), EPISODES)(params, key)[0]
 
     key = jax.random.key(0)
     cases = [DEFAULTS | case for case in CASES.values()]
@@ -167,7 +167,7 @@ EXPERIMENT = Experiment.model_validate(
 )
 PLAN = make_plan(EXPERIMENT, Drift.spec)
 ACTOR = make_actor(EXPERIMENT.collector, Drift.spec)
-POLICIES = dict.fromkeys(EXPERIMENT.all_learners, deterministic_policy(ACTOR))
+POLICIES = dict.fromkeys(EXPERIMENT.all_learners, DeterministicPolicy(ACTOR))
 init = jax.jit(lambda key: ACTOR.init(key, jnp.zeros(2), jnp.zeros(2)))
 
 

@@ -9,7 +9,7 @@ import pytest
 from shared.config import Experiment
 from shared.envs.base import EnvSpec
 from shared.networks import Actor
-from shared.policy import deterministic_policy
+from shared.policy import DeterministicPolicy
 from shared.replay.codec import Columns
 from shared.types import Params
 
@@ -77,7 +77,7 @@ class Line:
     def alignment(cls, actor: Actor, params: Params) -> float:
         """Returns the mean cosine between the actions of the deterministic policy and the directions to the goals."""
         state, goal, direction = cls.towards()
-        action = jax.jit(deterministic_policy(actor))(params, state, goal, jax.random.key(0))
+        action = jax.jit(DeterministicPolicy(actor))(params, state, goal, jax.random.key(0))
         return float(np.mean(np.sum(action * direction, axis=1) / np.linalg.norm(action, axis=1)))
 
 

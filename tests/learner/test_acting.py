@@ -93,7 +93,7 @@ def test_learners_of_equal_networks_share_their_policy() -> None:
     for evaluation in (1, 2):
         policies = evaluation_policies(experiment(1, evaluation), SPEC)
         assert policies.keys() == {ACTIVE, "twin"}
-        assert policies[ACTIVE] is policies["twin"]
+        assert policies[ACTIVE] == policies["twin"]
 
 
 @pytest.mark.parametrize("key", ["evaluation.best_of", "collector.best_of"])

@@ -393,7 +393,7 @@ FAULTS = (
     Fault(
         "snapshots: a resumed collector draws new environments",
         "collector/collector.py",
-        "        self.state = jax.device_put(state)\n",
+        "        self.state = _commit(state)\n",
         "        jax.device_put(state)\n",
         ("deploy/recovery/test_resume.py",),
     ),
@@ -828,8 +828,8 @@ FAULTS = (
     Fault(
         "behaviour: a detour is measured against the whole way to the goal",
         "collector/behaviour.py",
-        "_shortest(maze, points[0], points[ends, every])",
-        "_shortest(maze, points[0], goals)",
+        "_shortest(maze, bodies, points[0], points[ends, every])",
+        "_shortest(maze, bodies, points[0], goals)",
         ("collector/test_behaviour.py",),
     ),
     Fault(

@@ -10,18 +10,18 @@ from scipy.stats import kstest, norm
 from shared.networks import Actor
 from shared.policy import (
     ActorCritic,
-    best_policy,
-    deterministic_policy,
+    BestPolicy,
+    DeterministicPolicy,
+    StochasticPolicy,
     random_policy,
     sample_action,
-    stochastic_policy,
 )
 
 N = 4000
 ACTOR = Actor(nn.Dense(4), 2)
 STATE, GOAL = np.zeros((N, 3), np.float32), np.zeros((N, 2), np.float32)
 draw = jax.jit(partial(sample_action, ACTOR))
-act = jax.jit(stochastic_policy(ACTOR))
+act = jax.jit(StochasticPolicy(ACTOR))
 MEAN, LOG_STD = np.array([0.4, -0.2]), np.array([-0.5, 0.1])
 
 
@@ -80,7 +80,7 @@ def test_the_stochastic_policy_depends_on_the_key(params: Any) -> None:
 
 
 def test_the_deterministic_policy_is_tanh_of_the_mean(params: Any) -> None:
-    policy = jax.jit(deterministic_policy(ACTOR))
+    policy = jax.jit(DeterministicPolicy(ACTOR))
     action = np.asarray(policy(params, STATE, GOAL, jax.random.key(0)))
     np.testing.assert_allclose(action, np.broadcast_to(np.tanh(MEAN), (N, 2)), rtol=1e-6)
     np.testing.assert_array_equal(action, policy(params, STATE, GOAL, jax.random.key(1)))
@@ -95,7 +95,7 @@ def test_the_best_policy_takes_the_sample_of_the_largest_score(params: Any) -> N
         return ((state @ critic.T + goal) * action).sum(axis=-1)
 
     key = jax.random.key(3)
-    policy = best_policy(ACTOR, score, samples)
+    policy = BestPolicy(ACTOR, score, samples)
     action = np.asarray(jax.jit(policy)(ActorCritic(params, critic), state, goal, key))
     drawn = np.stack([draw(params, state, goal, each)[0] for each in jax.random.split(key, samples)])
     scores = np.stack([score(critic, state, each, goal) for each in drawn])
@@ -105,10 +105,10 @@ def test_the_best_policy_takes_the_sample_of_the_largest_score(params: Any) -> N
 
 
 def test_equal_actors_have_one_policy() -> None:
-    """Rollouts of learners with equal networks are compiled once, because they get the same function."""
-    for make in (stochastic_policy, deterministic_policy):
-        assert make(ACTOR) is make(Actor(nn.Dense(4), 2))
-        assert make(ACTOR) is not make(Actor(nn.Dense(4), 3))
+    """Rollouts of learners with equal networks are compiled once, because they get equal functions."""
+    for make in (StochasticPolicy, DeterministicPolicy):
+        assert make(ACTOR) == make(Actor(nn.Dense(4), 2))
+        assert make(ACTOR) != make(Actor(nn.Dense(4), 3))
 
 
 def test_the_random_policy_is_uniform_for_any_parameters() -> None:

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import filelock
-import uv
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 PYTHON_VERSION = "3.11"
@@ -127,8 +126,10 @@ def _build(home: Path, requirements: Path, imports: str, deadline: float, say: C
 def _run_uv(arguments: list[str], deadline: float) -> None:
     """Runs uv with the user's own configuration and package index. Raises `ProvisionError`."""
     try:
+        import uv  # here, because commands without a replay server need no uv
+
         command = [uv.find_uv_bin(), "--no-progress", *arguments]
-    except FileNotFoundError as error:
+    except (ImportError, FileNotFoundError) as error:
         raise ProvisionError(
             f"uv, a dependency of Fathom, is not installed; install it, or {_BRING_YOUR_OWN}"
         ) from error

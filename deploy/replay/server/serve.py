@@ -8,12 +8,15 @@ never outlives its parent.
 
 import ctypes
 import errno
+import importlib
+import importlib.util
 import json
 import os
 import signal
 import socket
 import sys
 import tempfile
+import types
 from typing import Any
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -30,37 +33,55 @@ def main() -> int:
     request = json.loads(sys.stdin.readline())
     port = int(request["port"])
     try:
-        server = start_server(port, request["tables"])
+        _server = start_server(port, request["tables"])  # serves until nothing refers to it
     except Exception as error:  # noqa: BLE001 - the parent gets any error as one line
         text = " ".join(f"{type(error).__name__}: {error}".split())
         print(f"ERROR {text}", file=answers, flush=True)
         return 1
-    print(f"READY {server.port}", file=answers, flush=True)
+    print(f"READY {port}", file=answers, flush=True)
     sys.stdin.buffer.read()
     # An orderly stop would wait for clients, and nothing here outlives the process anyway.
     os._exit(0)
 
 
 def start_server(port: int, tables: list[dict[str, Any]]) -> Any:
-    """Starts a `reverb.Server` on `port`. Raises `OSError` if the port is taken."""
-    import reverb  # takes seconds, so the probe of the port comes after it
-
+    """Starts a Reverb server on `port`. Raises `OSError` if the port is taken."""
+    reverb = load_reverb()  # takes a moment, so the probe of the port comes after it
     made = [make_table(reverb, **table) for table in tables]
     # Nothing is ever checkpointed, but by default Reverb creates a folder for checkpoints and never removes it.
     with tempfile.TemporaryDirectory(prefix="fathom-reverb-", ignore_cleanup_errors=True) as folder:
-        checkpointer = reverb.platform.checkpointers_lib.DefaultCheckpointer(path=folder)
+        checkpointer = reverb.create_default_checkpointer(folder, "", None)
         probe(port)
-        return reverb.Server(tables=made, port=port, checkpointer=checkpointer)
+        return reverb.Server(made, port, checkpointer)
+
+
+def load_reverb() -> Any:
+    """Returns the C++ part of Reverb, as a module.
+
+    `import reverb` imports all of TensorFlow for its datasets: two seconds of computing and 200 MB, of which a server
+    needs the shared libraries only. So the packages on the way to both are imported without their own code.
+    """
+    for package in ("reverb", "tensorflow", "tensorflow.python"):
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named '{package}'")
+        module = types.ModuleType(package)
+        module.__path__ = list(spec.submodule_search_locations or ())
+        sys.modules[package] = module
+    importlib.import_module("tensorflow.python.pywrap_tensorflow")
+    return importlib.import_module("reverb.libpybind")
 
 
 def make_table(reverb: Any, name: str, max_size: int, **limits: float) -> Any:
     return reverb.Table(
         name=name,
-        sampler=reverb.selectors.Uniform(),
-        remover=reverb.selectors.Fifo(),
+        sampler=reverb.UniformSelector(),
+        remover=reverb.FifoSelector(),
         max_size=max_size,
         max_times_sampled=0,
-        rate_limiter=reverb.rate_limiters.RateLimiter(**limits),
+        rate_limiter=reverb.RateLimiter(**limits),
+        extensions=[],
+        signature=None,
     )
 
 

@@ -80,7 +80,7 @@ class LearnerActor(WritingActor):
         spec = make_envs(experiment).training.spec
         states = RestartStates(self._run_dir / STATE / self._name, self._background, self._disk)
         learner = Learner(experiment, plan, spec, self._name, self._run_dir / "reports")
-        like = jax.eval_shape(lambda: Learner.initial_state(experiment, spec, self._name))
+        like = jax.eval_shape(lambda: learner.state)
         held = states.newest(like, self._last_reported)
         if held is not None:
             learner.resume(held)

@@ -29,6 +29,15 @@ ROW = WAITS | {
     "wall_seconds",
     "learner_updating",
 }
+COMPARED = {
+    "faster",
+    "speedup",
+    "learner_waiting_share",
+    "data_plentiful",
+    "policy_steps_per_second",
+    "collector_steps_per_second",
+    "collector_ratio",
+}
 RESULT = {
     "env",
     "num_envs",
@@ -38,14 +47,7 @@ RESULT = {
     "minibatches",
     "budget",
     "rows",
-    "faster",
-    "speedup",
-    "learner_waiting_share",
-    "data_plentiful",
-    "policy_steps_per_second",
-    "collector_steps_per_second",
-    "collector_ratio",
-}
+} | COMPARED
 
 
 @pytest.mark.ray
@@ -69,6 +71,26 @@ def test_a_quick_run_in_both_modes(capsys: pytest.CaptureFixture[str]) -> None:
     assert math.isfinite(result["collector_ratio"])
     left = {child.pid for child in psutil.Process().children(recursive=True)} - before
     assert not left
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_one_process_alone_starts_neither_ray_nor_reverb(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("ray", "grpc", "uv"):
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not needed')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run_command(["bench", "end-to-end", "--quick", "--modes", "in_process", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result.keys() == RESULT
+    assert [row["mode"] for row in result["rows"]] == ["in_process"]
+    assert {name for name in RESULT if result[name] is None} == COMPARED
+
+
+def test_a_matrix_is_measured_in_both_modes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["bench", "end-to-end", "--matrix", "--modes", "in_process"]) == 2
+    assert "--modes: --matrix measures both" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("values", [DEFAULT, QUICK])

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,20 @@ def test_a_fork_is_as_python_would_have_started_it(holder: Any, program: Path, t
 def test_its_exit_status_is_passed_on(holder: Any, program: Path, status: str, returned: int, said: str) -> None:
     ran = run(holder, program, "exit", status)
     assert (ran.returncode, ran.stderr) == (returned, said)
+
+
+def test_a_program_that_ends_at_once_has_its_exit_status(program: Path, tmp_path: Path) -> None:
+    """Its process id and its exit status may come in one piece."""
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        client = subprocess.Popen([sys.executable, fork_client.__file__, str(path), sys.executable, str(program)])
+        server, _ = listener.accept()
+        with server:
+            server.recv(1 << 20)
+            server.sendall(fork_client.as_bytes(1 << 20) + fork_client.as_bytes(7))
+        assert client.wait(10) == 7
 
 
 def test_an_error_is_a_traceback(holder: Any, program: Path) -> None:
