@@ -34,6 +34,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self._number: int | None = None
+        self._raised: int | None = None
         self._deadline = 0.0
         self._deferring = False
 
@@ -58,12 +59,19 @@ class Interruption:
         return signal.Signals(self._number).name if self._number is not None else ""
 
     def check(self, done: bool = False) -> None:
-        """Raises Interrupted if a signal was noted and its grace is over, or if nothing is left to do (`done`)."""
+        """Raises Interrupted if a signal was noted and its grace is over, or if nothing is left to do (`done`).
+
+        Also if a signal has raised it before: Python discards what is raised in a callback of its garbage collector,
+        and JAX has one.
+        """
+        if self._raised is not None:
+            raise Interrupted(self._raised)
         if self._number is not None and (done or time.monotonic() >= self._deadline):
             raise Interrupted(self._number)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT or not self._deferring or self._number is not None:
+            self._raised = number
             raise Interrupted(number)
         self._number = number
         self._deadline = time.monotonic() + GRACE_S[signal.Signals(number)]

@@ -49,11 +49,15 @@ def interruption() -> Iterator[Interruption]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, *GRACE_S])
-def test_a_signal_raises_unless_it_is_deferred(number: signal.Signals, interruption: Interruption) -> None:
+def test_a_signal_raises(number: signal.Signals, interruption: Interruption) -> None:
     name = "the user" if number == signal.SIGINT else number.name
     with pytest.raises(Interrupted, match=f"stopped by {name}") as raised:
         os.kill(os.getpid(), number)
     assert raised.value.exit_status == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *GRACE_S])
+def test_a_deferred_signal_is_noted(number: signal.Signals, interruption: Interruption) -> None:
     with interruption.deferred():
         if number != signal.SIGINT:
             os.kill(os.getpid(), number)
@@ -77,6 +81,26 @@ def test_a_run_ends_when_its_snapshot_is_complete_or_too_late(
         now += GRACE_S[signal.SIGUSR1]
         with pytest.raises(Interrupted):
             interruption.check()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_within_the_garbage_collector_is_not_lost(interruption: Interruption) -> None:
+    calls = []
+
+    def callback(phase: str, info: object) -> None:
+        if not calls:
+            calls.append(phase)
+            os.kill(os.getpid(), signal.SIGINT)
+            sum(range(10))  # the handler runs before this
+
+    gc.callbacks.append(callback)
+    try:
+        gc.collect()  # Python discards what the handler raises
+    finally:
+        gc.callbacks.remove(callback)
+    assert calls
+    with pytest.raises(Interrupted):
+        interruption.check()
 
 
 @pytest.mark.processes
