@@ -259,7 +259,13 @@ class ReplayService:
             try:
                 self.poll()
             except ReplayError as error:
-                return str(error)
+                return self._ask_why() or str(error)
+        return ""
+
+    def _ask_why(self) -> str:
+        """Returns why the server has ended, as its actor says; empty if it runs, or if the actor does not answer."""
+        with suppress(CallError):
+            return get_answer(self._actor.exit_reason.remote(), POLL_S) or ""
         return ""
 
     def _warn(self) -> None:

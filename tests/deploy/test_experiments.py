@@ -11,7 +11,7 @@ from deploy.matrix.expand import load_matrix
 from deploy.run.setup import make_envs_and_plan
 from shared.config_file import load_experiment
 
-SHIPPED = sorted((Path(deploy.__file__).parent / "experiments").glob("*.yaml"))
+SHIPPED = sorted((Path(deploy.__file__).parent / "experiments").rglob("*.yaml"))
 PAPER = {
     *("ant_u4_maze", "ant_u5_maze", "ant_big_maze", "ant_hardest_maze"),
     *("humanoid", "humanoid_u_maze", "humanoid_big_maze"),

@@ -127,6 +127,18 @@ def test_nothing_is_kept_without_a_cache(folder: Callable[[], list[Path]], trace
     assert not folder()
 
 
+@pytest.mark.parametrize("option", ["jax_disable_jit", "jax_debug_nans"])
+def test_debugging_sees_the_function_itself(folder: Callable[[], list[Path]], traces: list[str], option: str) -> None:
+    jax.config.update(option, True)
+    try:
+        for _ in range(2):
+            assert float(make(traces, 2.0)(X).first[1]) == 2
+    finally:
+        jax.config.update(option, False)
+    assert len(traces) == 2
+    assert not folder()
+
+
 def test_folders_of_old_versions_are_deleted(
     folder: Callable[[], list[Path]], tmp_path: Path, traces: list[str]
 ) -> None:

@@ -112,7 +112,8 @@ def test_a_program_that_ends_at_once_has_its_exit_status(program: Path, tmp_path
         client = subprocess.Popen([sys.executable, fork_client.__file__, str(path), sys.executable, str(program)])
         server, _ = listener.accept()
         with server:
-            server.recv(1 << 20)
+            size = fork_client.from_bytes(server.recv(fork_client.NUMBER_BYTES, socket.MSG_WAITALL))
+            server.recv(size, socket.MSG_WAITALL)
             server.sendall(fork_client.as_bytes(1 << 20) + fork_client.as_bytes(7))
         assert client.wait(10) == 7
 
