@@ -14,7 +14,6 @@ import fcntl
 import importlib
 import json
 import os
-import random
 import runpy
 import select
 import shlex
@@ -197,7 +196,6 @@ class _Server:
             signal.signal(number, signal.SIG_IGN if number in request["ignored"] else signal.SIG_DFL)
         if signal.SIGINT not in request["ignored"]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        random.seed()
         read_variables(self._environ)
         _run(request["arguments"])
 

@@ -953,13 +953,6 @@ FAULTS = (
         ("shared/test_programs.py",),
     ),
     Fault(
-        "start: forks draw the same random numbers",
-        "deploy/scheduling/fork_server.py",
-        "        random.seed()\n",
-        "",
-        ("deploy/scheduling/test_fork_server.py",),
-    ),
-    Fault(
         "start: a fork's JAX has the server's settings",
         "deploy/scheduling/fork_server.py",
         "        read_variables(self._environ)\n",
