@@ -138,9 +138,11 @@ def _export(function: Callable[..., Any], shapes: list[Any], structure: Any) -> 
 
     try:
         exported = export.export(jax.jit(on_leaves))(*shapes)
-        return _Program(exported, results[0])
-    except (NotImplementedError, ValueError):  # such as a callback to Python
+    # JAX exports no callback to Python, and no custom call without a promise of compatibility. Then, as after an error
+    # of the function itself, the caller traces the function, which raises such an error again.
+    except (RuntimeError, ValueError):
         return None
+    return _Program(exported, results[0])
 
 
 def _read(path: Path) -> _Program | None:
