@@ -31,6 +31,7 @@ class Report:
         from deploy.report.files import save_figures, write_files
         from deploy.report.page import write_page
         from deploy.report.read import read_matrix
+        from deploy.report.text import answers
 
         folder, beside = self.matrix_dir, self.matrix_dir / "report"
         record, page = read_matrix(folder), folder / "report.html"
@@ -50,6 +51,7 @@ class Report:
             complain(f"{error.filename or folder}: {error.strerror}; make room, or copy the runs to another disk")
             return EXIT_FAILED
         lines = [": ".join(filter(None, (each.run, each.part, each.reason))) for each in report.missing]
+        lines += [f"{each.env}: {sentence}" for each in report.envs for sentence in answers(each)]
         lines.append(f"{report.done} of {report.runs} runs: {page}, and {len(files)} files in {beside}")
         for line in lines:
             say(line)

@@ -48,7 +48,7 @@ def estimate_matrix(matrix: MatrixConfig) -> dict[str, Any]:
                 {
                     "run": run.name,
                     "learner": name,
-                    "objective": objective.algorithm.objective,
+                    "objective": matrix.objective_of(name),
                     "depth": objective.network.depth,
                     "env_steps": plan.env_steps,
                     "gradient_steps": plan.gradient_steps,

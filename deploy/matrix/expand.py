@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from shared.algorithm_config import KEYS_OF_ONE, AlgorithmConfig
+from shared.algorithm_config import KEYS_OF_ONE, OWN_CONSTANTS, AlgorithmConfig
 from shared.config import Experiment
 from shared.config_file import explain, parse_experiment, read_yaml
 from shared.errors import ConfigError
@@ -36,7 +36,8 @@ class MatrixConfig(Frozen):
     """Passive learners, which all train on the stream of each collector network. Left out: ordinary training alone."""
     objectives: dict[ObjectiveId, dict[str, Any]] = Field(default={})
     """Objectives of the passive learners: a list of names, or a mapping from each name to keys of `algorithm` that are
-    others for its learners. Every learner depth is trained with every objective. Left out: the experiment's own."""
+    others for its learners. With the key `objective` the name is your own, such as `chunks: {objective: contrastive,
+    chunk: 3}`. Every learner depth is trained with every objective. Left out: the experiment's own."""
     seeds: tuple[Seed, ...] = (0,)
     evaluation_envs: dict[str, EnvId] = Field(default={})
     """Environments to evaluate in, by training environment, such as its maze's `_eval` layout."""
@@ -71,8 +72,10 @@ class MatrixConfig(Frozen):
                 "experiment.algorithm.objective"
             )
         for name, keys in self.objectives.items():
-            if "objective" in keys:
-                raise ValueError(f"objectives.{name}.objective: the matrix sets it; leave it out")
+            if "objective" in keys and name in OWN_CONSTANTS:
+                raise ValueError(
+                    f"objectives.{name}.objective: {name} is an objective itself; leave it out, or choose another name"
+                )
         shared = self.experiment.get("algorithm", {})
         for key, objective in KEYS_OF_ONE.items():
             if self.objectives and isinstance(shared, Mapping) and key in shared and objective != self.own_objective:
@@ -117,6 +120,14 @@ class MatrixConfig(Frozen):
     def objective_keys(self) -> dict[str, dict[str, Any]]:
         """Objectives of the passive learners with their keys, also without the axis."""
         return self.objectives or {self.own_objective: {}}
+
+    def objective_of(self, learner: str) -> str:
+        """Returns by which name in `objective_keys` the learner of this name goes; the collector learner's is its own.
+
+        So is that of learners called `d<depth>`, which come from a matrix without objectives.
+        """
+        names = {learner_name(name, depth): name for name in self.objectives for depth in self.learner_depths}
+        return names.get(learner, self.own_objective)
 
 
 class MatrixRun(NamedTuple):
@@ -214,11 +225,12 @@ def matrix_keys(matrix: MatrixConfig, prefix: str = "") -> Iterator[None]:
 
 
 def _with_matrix_key(line: str, matrix: MatrixConfig) -> str:
-    for objective in matrix.objectives:
+    for objective, keys in matrix.objectives.items():
         for depth in matrix.learner_depths:
             own = f"learners.{learner_name(objective, depth)}.algorithm."
             if line.startswith(f"{own}objective:"):
-                return line.replace(f"{own}objective", "objectives", 1)
+                key = f"objectives.{objective}.objective" if "objective" in keys else "objectives"
+                return line.replace(f"{own}objective", key, 1)
             if line.startswith(own):
                 return line.replace(own, f"objectives.{objective}.", 1)
     return line

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deploy.layout import STREAM
-from deploy.matrix.expand import MatrixConfig, MatrixRun, expand, fed_run, load_matrix, matrix_keys
+from deploy.matrix.expand import MatrixConfig, MatrixRun, expand, fed_run, learner_name, load_matrix, matrix_keys
 from deploy.recovery.resume import Change, changed_results
 from deploy.run.run_dir import SILENT_S, read_status, silent_seconds
 from deploy.run.setup import check_ends
@@ -100,10 +100,11 @@ def _with_held_names(whole: MatrixRun, held: Experiment, out: Path) -> Experimen
     A matrix without objectives gives these names, so objectives can be added to it.
     """
     learners = {}
+    own = whole.experiment.algorithm.objective
     for name, learner in whole.experiment.learners.items():
         plain = f"d{learner.depth}"
         has_plain = plain in held.learners or (out / f"{whole.name}-{plain}" / CONFIG).exists()
-        if has_plain and learner.algorithm == {"objective": whole.experiment.algorithm.objective}:
+        if has_plain and name == learner_name(own, learner.depth) and learner.algorithm == {"objective": own}:
             learners[plain] = learner.model_copy(update={"algorithm": {}})
         else:
             learners[name] = learner

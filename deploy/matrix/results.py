@@ -48,7 +48,7 @@ def collect_results(out: Path, matrix: MatrixConfig) -> dict[str, Any]:
             row = learner | {
                 "env": run.experiment.env,
                 "collector_depth": run.collector_depth,
-                "objective": run.experiment.algorithm_of(name).objective,
+                "objective": matrix.objective_of(name),
                 "learner_depth": run.experiment.learner(name).depth,
                 "seed": run.experiment.seed,
                 "coverage": summary.get("collector", {}).get("coverage"),

@@ -138,7 +138,7 @@ class _RunReader:
             learner=name,
             env=run.experiment.env,
             collector_depth=run.collector_depth,
-            objective=algorithm.objective,
+            objective=self._record.matrix.objective_of(name),
             chunk=algorithm.chunk,
             collector_chunk=run.experiment.algorithm.chunk,
             discount=algorithm.discount,

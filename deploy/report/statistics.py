@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
 Values = NDArray[np.float64]
 Statistic = Callable[..., Any]  # `[..., S] -> [...]` when called as `statistic(values, axis=-1)`
@@ -26,6 +27,7 @@ Statistic = Callable[..., Any]  # `[..., S] -> [...]` when called as `statistic(
 RESAMPLES = 10_001  # one more than a multiple of 40: both ends of an interval are resamples themselves
 ENDS = (0.025, 0.975)
 BOOTSTRAP_SEED = 0
+MOST_SEEDS = 1_000
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of ours minus theirs. Ours is higher in `wins` of `seeds`, both are equal in `ties`."""
+    """Mean of ours minus theirs. Ours is higher in `wins` of `seeds`, both are equal in `ties`; see `seeds_needed`."""
 
     mean: float
     interval: Interval | None
     wins: int
     ties: int
     seeds: int
+    needed: int | None
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,23 @@ def paired_difference(ours: ArrayLike, theirs: ArrayLike) -> Difference:
         wins=int(np.sum(ours > theirs)),
         ties=int(np.sum(ours == theirs)),
         seeds=len(differences),
+        needed=seeds_needed(differences),
     )
+
+
+def seeds_needed(values: ArrayLike) -> int | None:
+    """Returns the fewest seeds whose mean Student's 95 % interval tells from 0, at mean and spread of `values` `[S]`.
+
+    None with fewer than 2 seeds, and where more than `MOST_SEEDS` are needed. Student's interval, because the bootstrap
+    is too narrow with few seeds. Raises ValueError on a wrong shape.
+    """
+    (values,) = _checked({"values": values})
+    if len(values) < 2:
+        return None
+    seeds = np.arange(2, MOST_SEEDS + 1)
+    half_widths = stdtrit(seeds - 1, ENDS[1]) * values.std(ddof=1) / np.sqrt(seeds)
+    enough = seeds[half_widths < abs(values.mean())]
+    return int(enough[0]) if enough.size else None
 
 
 def paired_known(ours: Values, theirs: Values) -> Difference | None:

@@ -112,6 +112,11 @@ HUGE = {"seeds": [*range(100)], "budget": {"env_steps": "1e12"}, "record": True}
         (["--dry-run"], {"budget": {"env_steps": 10}}, "experiment.budget.env_steps: 10 steps end before the first"),
         (["--dry-run"], {"envs": ["a:B", "a.B"]}, "envs: two of them differ in ':' and '.' alone"),
         (["--dry-run"], {"objectives": ["sax"]}, "fathom: objectives: unknown objective 'sax'; did you mean 'sac'?"),
+        (
+            ["--dry-run"],
+            {"objectives": {"chunks": {"objective": "sax"}}},
+            "fathom: objectives.chunks.objective: unknown objective 'sax'; did you mean 'sac'?",
+        ),
         (["--dry-run"], {"objectives": ["a.b:C"]}, "fathom: objectives: a.b:C: cannot be imported (No module named"),
         (
             ["--dry-run"],
@@ -121,7 +126,7 @@ HUGE = {"seeds": [*range(100)], "budget": {"env_steps": "1e12"}, "record": True}
     ],
     ids=[
         *("parallel", "json", "port", "disk", "env", "evaluation env", "evaluation key", "budget", "folders"),
-        *("objective", "own objective", "chunk"),
+        *("objective", "variant", "own objective", "chunk"),
     ],
 )
 def test_a_plan_that_cannot_hold_is_refused_in_one_line(

@@ -74,6 +74,18 @@ def test_learners_of_own_objectives_have_unique_names(make_matrix: Callable[...,
     assert [*alone] == names[:2]  # others change no name, so that they can be added
 
 
+def test_an_objective_may_be_varied_under_an_own_name(make_matrix: Callable[..., MatrixConfig]) -> None:
+    matrix = make_matrix(objectives={"contrastive": {}, "chunks": {"objective": "contrastive", "chunk": 3}})
+    experiment = expand(matrix)[0].experiment
+    assert [*experiment.learners] == ["contrastive-d4", "contrastive-d8", "chunks-d4", "chunks-d8"]
+    assert experiment.algorithm_of("chunks-d8") == experiment.algorithm_of("contrastive-d8").model_copy(
+        update={"chunk": 3}
+    )
+    names = ["chunks-d4", "contrastive-d8", "d8", "active"]
+    assert [matrix.objective_of(name) for name in names] == ["chunks", "contrastive", "contrastive", "contrastive"]
+    assert make_matrix().objective_of("d4") == "contrastive"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -83,7 +95,7 @@ def test_learners_of_own_objectives_have_unique_names(make_matrix: Callable[...,
         ({"objectives": ["sac", "sac"]}, "objectives: sac is named twice; name each once"),
         ({"objectives": [["sac"]]}, "objectives: use a list of names, or a mapping from names to keys of algorithm"),
         ({"objectives": {"sac": 3}}, "objectives.sac: input should be a valid dictionary, got 3"),
-        ({"objectives": {"sac": {"objective": "sac"}}}, "objectives.sac.objective: the matrix sets it; leave it out"),
+        ({"objectives": {"sac": {"objective": "sac"}}}, "objectives.sac.objective: sac is an objective itself"),
         ({"objectives": {"sac": {"batch_size": 8}}}, "objectives.sac.batch_size: all learners of a run have one pace"),
         ({"objectives": {"sac": {"discuont": 0.9}}}, "objectives.sac.discuont: unknown key; known here: objective, "),
         ({"objectives": {"sac": {"discount": 2}}}, "objectives.sac.discount: input should be less than 1, got 2"),

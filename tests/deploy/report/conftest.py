@@ -44,6 +44,13 @@ def objectives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def variants(tmp_path: Path) -> Path:
+    """A matrix's folder with an objective and a variant of it, and one seed, all done."""
+    objectives = {"contrastive": {}, "chunks": {"objective": "contrastive", "chunk": 2}}
+    return _write_matrix(tmp_path / "matrix", MATRIX | {"objectives": objectives, "seeds": [0]})
+
+
+@pytest.fixture
 def write_runs(all_runs: Path, tmp_path: Path) -> WriteRuns:
     """Returns `write_runs(skip=(), changes={})`, which writes a matrix's folder and returns its path.
 

@@ -53,6 +53,21 @@ def test_heatmaps_show_the_numbers_of_the_runs(browser: webdriver.Chrome, whole:
     assert browser.get_log("browser") == []
 
 
+def test_a_sentence_says_what_depth_gains_on_the_same_data(
+    browser: webdriver.Chrome, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(browser, whole, DESK)
+    ends = ("4, learners of depth 16 minus learners of depth 4: +1.00 [1.00, 1.00]", "16, learners of depth 16 minus")
+    shown = [each.text for each in browser.find_elements(By.CLASS_NAME, "answer")]
+    assert len(shown) == 2
+    for sentence, start in zip(shown, ends, strict=True):
+        assert sentence.startswith(f"On streams of collectors of depth {start}")
+        assert sentence.endswith("steps at goal, higher in 3 of 3 seeds. The interval lies above zero.")
+    assert run_command(["report", str(whole.parent), "--no-behaviours"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if "learners of depth 16" in line] == [f"point_u_maze: {each}" for each in shown]
+
+
 def test_page_fits_a_phone_and_paper(browser: webdriver.Chrome, whole: Path) -> None:
     show(browser, whole, PHONE)
     assert browser.execute_script("return document.documentElement.scrollWidth") == PHONE

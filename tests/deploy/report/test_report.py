@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from deploy.cli.main import run_command
+from deploy.matrix.expand import load_matrix
+from deploy.matrix.results import collect_results
 from deploy.report import charts, text
 from deploy.report.analyse import EXPLORING, EXPRESSING, TOGETHER, make_report
 from deploy.report.contents import EnvironmentReport
@@ -137,6 +139,16 @@ def test_fairness_names_what_objectives_cannot_have_alike(compared: EnvironmentR
     ]
     marks = {row.objective: row.mark for row in rows}
     assert marks == {"contrastive": "", "survival": "chunk of 2, its collector's is 1"}
+
+
+def test_variants_of_an_objective_go_by_their_own_names(variants: Path) -> None:
+    report = report_on(variants)
+    assert report.objectives == ("contrastive", "chunks")
+    assert len({(each.objective, each.collector_depth, each.learner_depth) for each in report.cells}) == 2 * 2 * 2
+    assert {each.objective for each in report.active} == {"contrastive"}
+    assert {(each.objective, each.other) for each in report.gain_differences} == {("chunks", "contrastive")}
+    rows = collect_results(variants, load_matrix(variants / "matrix.yaml"))
+    assert [row["objective"] for row in rows["cells"][:4]] == ["contrastive"] * 2 + ["chunks"] * 2
 
 
 def test_depth_curves_have_a_line_for_each_objective(compared: EnvironmentReport) -> None:

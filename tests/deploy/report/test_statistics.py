@@ -11,6 +11,7 @@ from scipy import stats
 
 from deploy.report import statistics
 from deploy.report.statistics import Estimate, Interval, Statistic
+from deploy.report.text import verdict
 
 SCIPY_IQM = partial(stats.trim_mean, proportiontocut=0.25)
 
@@ -127,6 +128,39 @@ def test_paired_difference_by_hand() -> None:
     assert (difference.mean, difference.wins, difference.ties, difference.seeds) == (0, 2, 1, 4)
     assert difference.interval == interval_of([2, 1, 0, -3], np.mean)
     assert statistics.paired_difference([3], [1]).interval is None
+
+
+def test_the_seeds_needed_are_those_of_students_test() -> None:
+    few = np.array([27.0, 44, -1, 34, 44])
+    needed = statistics.seeds_needed(few)
+    assert needed == statistics.paired_difference(few, np.zeros(5)).needed == 4
+    for seeds in (needed - 1, needed):
+        mean, error = few.mean(), few.std(ddof=1) / np.sqrt(seeds)
+        low, _ = stats.t.interval(0.95, seeds - 1, loc=mean, scale=error)
+        assert (low > 0) == (seeds == needed)
+    assert statistics.seeds_needed(-few) == needed
+    assert statistics.seeds_needed([1, 1]) == 2  # no spread at all
+    assert statistics.seeds_needed([1, 100]) == 10
+    assert statistics.seeds_needed([1, -1]) is statistics.seeds_needed([0, 0]) is statistics.seeds_needed([7]) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ([27, 44, -1, 34, 44], "The interval lies above zero."),
+        ([-30, -29, -31, -30], "The interval lies below zero."),
+        (
+            [30, 5, 40],
+            "The interval lies above zero; by Student's, which is wider, that takes about 5 seeds at this mean and "
+            "spread.",
+        ),
+        ([30, -5, 40], "The interval holds zero; to tell it from zero takes about 8 seeds at this mean and spread."),
+        ([1, -1], "The interval holds zero; to tell it from zero takes more than 1,000 seeds at this mean and spread."),
+        ([5], "One seed has no interval."),
+    ],
+)
+def test_a_verdict_says_how_many_seeds_it_takes(values: list[float], sentence: str) -> None:
+    assert verdict(statistics.paired_difference(values, [0] * len(values))) == sentence
 
 
 def test_pairing_removes_variation_shared_by_seeds() -> None:
