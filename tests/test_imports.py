@@ -26,7 +26,11 @@ DEPLOY_MAY_IMPORT = {  # for each package of deploy: the other packages of deplo
     "matrix": {"run", "recovery", "scheduling"},
     "report": {"matrix", "render", "run"},
     "bench": {"matrix", "run", "replay", "scheduling"},
-    "cli": {"matrix", "report", "render", "bench", "run", "recovery", "replay", "scheduling", "telemetry"},
+    "experiments": {"matrix", "run"},
+    "cli": {
+        *("matrix", "report", "render", "bench", "run", "recovery", "replay", "scheduling", "telemetry"),
+        "experiments",
+    },
 }
 FOR_ALL_PACKAGES = {"layout", "mode"}  # modules of deploy that every package may import
 REVERB_FILES = {ROOT / "deploy/replay/server/serve.py", ROOT / "deploy/replay/server/stock_client.py"}

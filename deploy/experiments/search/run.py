@@ -1,0 +1,126 @@
+"""The search for tasks on which depth helps: trains every candidate of the files beside this one, and keeps the curves.
+
+    python -m deploy.experiments.search.run [--out FOLDER] [--results FOLDER] [--parallel RUNS] [--only PART]
+
+A matrix stands for all its runs, an experiment for one run of each of `SEEDS`. The evaluations of a finished run go to
+a table for each file. A run whose evaluations are there is skipped, a half-done one resumes.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.matrix.expand import expand, load_matrix
+from deploy.run.run_dir import read_status
+from shared.config import Experiment
+from shared.config_file import load_experiment
+from shared.metrics import read_scalars
+from shared.roles import EVALUATOR
+
+FOLDER = Path(__file__).parent
+RESULTS = Path("docs/results/search")
+SEEDS = (0, 1, 2)  # of the files that are experiments
+COLUMNS = (
+    *("run", "env", "bodies", "width", "collector_depth", "seed", "learner"),
+    *("gradient_steps", "env_steps", "time_at_goal", "success_rate"),
+)
+
+Row = dict[str, Any]
+
+
+def planned(path: Path) -> Iterator[tuple[str, Experiment]]:
+    """Yields the runs of a file by name."""
+    if "envs" in yaml.safe_load(path.read_text(encoding="utf-8")):
+        for run in expand(load_matrix(path)):
+            yield run.name, run.experiment
+    else:
+        experiment = load_experiment(path)
+        for seed in SEEDS:
+            yield f"{path.stem}-s{seed}", experiment.model_copy(update={"seed": seed})
+
+
+def read_table(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def evaluations(name: str, experiment: Experiment, run_dir: Path) -> list[Row]:
+    """Returns a row for each evaluation of a finished run."""
+    of_run = {
+        "run": name,
+        "env": experiment.env,
+        "bodies": experiment.env_options.bodies,
+        "width": experiment.collector.width,
+        "collector_depth": experiment.collector.depth,
+        "seed": experiment.seed,
+    }
+    steps_per_update = experiment.algorithm.minibatches_per_update
+    return [
+        of_run
+        | {name: row[name] for name in ("learner", "env_steps")}
+        | {"gradient_steps": row["updates"] * steps_per_update}
+        | {name: round(row[name], 4) for name in ("time_at_goal", "success_rate")}
+        for row in read_scalars(run_dir, EVALUATOR)
+    ]
+
+
+def train(name: str, experiment: Experiment, run_dir: Path) -> bool:
+    """Trains a run in a process of its own, with its output beside its folder; returns true if it is done."""
+    path = run_dir.with_suffix(".yaml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(experiment.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
+    command = [sys.executable, "-m", "deploy.cli", "run", path, "--in-process", "--run-dir", run_dir, "--resume"]
+    with open(run_dir.with_suffix(".log"), "ab") as log:
+        subprocess.run([*map(str, command)], stdout=log, stderr=log, check=False)
+    done = read_status(run_dir).get("state") == "done"
+    print(f"{name}: {'done' if done else f'not done, see {log.name}'}", flush=True)
+    return done
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/search"), help="folder of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at once")
+    parser.add_argument("--only", default="", help="only runs in whose name, FILE/RUN, this part occurs")
+    options = parser.parse_args()
+    missing = 0
+    for path in sorted(FOLDER.glob("*.yaml")):
+        table = options.results / f"{path.stem}.csv"
+        rows = read_table(table)
+        held = {row["run"] for row in rows}
+        runs = {name: run for name, run in planned(path) if options.only in f"{path.stem}/{name}" and name not in held}
+
+        def finish(
+            named: tuple[str, Experiment], folder: Path = options.out / path.stem, rows: list[Row] = rows
+        ) -> None:
+            name, experiment = named
+            if train(name, experiment, folder / name):
+                rows += evaluations(name, experiment, folder / name)
+
+        with ThreadPoolExecutor(options.parallel) as workers:
+            for _ in workers.map(finish, runs.items()):
+                write_table(table, rows)
+        missing += len(runs.keys() - {row["run"] for row in rows})
+    return 1 if missing else 0
+
+
+def write_table(path: Path, rows: list[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
