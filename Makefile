@@ -11,7 +11,7 @@ IMAGE := --python-platform x86_64-manylinux_2_28 --constraint requirements/run.t
 # Processes import JAX and Ray three times as fast from bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-all test-envs test-deploy test-chaos docs lint format bench lock protos viewer clean
+.PHONY: demo test test-fast test-all test-envs test-deploy test-chaos docs lint format bench lock protos viewer plotly clean
 
 demo: $(VENV)/.run-ready
 	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --out runs/demo
@@ -123,6 +123,11 @@ viewer: $(VENV)/.dev-ready
 	NODE_PATH=$(NODE)/node_modules $(NODE)/node_modules/.bin/esbuild $(VENV)/lib/python3*/site-packages/brax/visualizer/js/viewer.js \
 	  --bundle --minify --target=es2020 --alias:lilgui=lil-gui --global-name=brax --legal-comments=none \
 	  --banner:js="/*! $$(cat NOTICE) */" --outfile=deploy/render/viewer.min.js
+
+# The script of the report's charts, brought again after a change of plotly's version. Needs npm.
+plotly: $(VENV)/.run-ready
+	npm install --prefix $(NODE) --no-save --silent plotly.js-cartesian-dist-min@$$($(BIN)/python -c "import plotly.offline as o; print(o.get_plotlyjs_version())")
+	cp $(NODE)/node_modules/plotly.js-cartesian-dist-min/plotly-cartesian.min.js deploy/report/plotly.min.js
 
 clean:
 	rm -rf $(VENV) .cache/tests-xla .mypy_cache .ruff_cache .pytest_cache

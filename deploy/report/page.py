@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs no network: it contains plotly's script once."""
+"""The report as one HTML page that needs no network: it contains once those parts of plotly's script that it needs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,6 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.graph_objects import Figure
-from plotly.offline import get_plotlyjs
 
 from collector.behaviour import PREFIX
 from deploy.report import charts, text
@@ -20,6 +19,8 @@ from shared.metrics_catalogue import Metric, find_metric
 if TYPE_CHECKING:
     from deploy.report.gallery.markup import View
 
+SCRIPT = Path(__file__).with_name("plotly.min.js")
+"""Charts along two axes, a third of plotly's whole script; `make plotly` brings the version of the Python package."""
 _SETTINGS = {"responsive": True, "displaylogo": False, "displayModeBar": False}
 _DIV = {"config": _SETTINGS, "include_plotlyjs": False, "full_html": False}
 _MEASURES = (
@@ -46,7 +47,7 @@ def write_page(report: Report, path: Path, views: Sequence["View"] = ()) -> Path
         galleries=[(view, view.render()) for view in views],
         player=_player() if views else "",
         profiles=[_div(each, f"profiles-{index}") for index, each in enumerate(profile_figures(report.aggregates))],
-        plotly=Markup(get_plotlyjs()),
+        plotly=Markup(SCRIPT.read_text(encoding="utf-8")),
         matrix_yaml=yaml.safe_dump(report.matrix, sort_keys=False),
         marked=[row for each in report.envs for row in each.fairness if row.mark],
         several=any(each.several for each in report.envs),

@@ -2,7 +2,7 @@
 
     python -m deploy.experiments.search.run [--out FOLDER] [--results FOLDER] [--parallel RUNS] [--only PART]
 
-A matrix stands for all its runs, an experiment for one run of each of `SEEDS`. The evaluations of a finished run go to
+A matrix stands for all its runs, an experiment for one run of its seed, or of each of `SEEDS`. The evaluations of a finished run go to
 a table for each file. A run whose evaluations are there is skipped, a half-done one resumes.
 """
 
@@ -26,7 +26,7 @@ from shared.roles import EVALUATOR
 
 FOLDER = Path(__file__).parent
 RESULTS = Path("docs/results/search")
-SEEDS = (0, 1, 2)  # of the files that are experiments
+SEEDS = (0, 1, 2)  # of the files that are experiments and name none
 COLUMNS = (
     *("run", "env", "bodies", "width", "collector_depth", "seed", "learner"),
     *("gradient_steps", "env_steps", "time_at_goal", "success_rate"),
@@ -37,12 +37,13 @@ Row = dict[str, Any]
 
 def planned(path: Path) -> Iterator[tuple[str, Experiment]]:
     """Yields the runs of a file by name."""
-    if "envs" in yaml.safe_load(path.read_text(encoding="utf-8")):
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "envs" in values:
         for run in expand(load_matrix(path)):
             yield run.name, run.experiment
     else:
         experiment = load_experiment(path)
-        for seed in SEEDS:
+        for seed in [values["seed"]] if "seed" in values else SEEDS:
             yield f"{path.stem}-s{seed}", experiment.model_copy(update={"seed": seed})
 
 

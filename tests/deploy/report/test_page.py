@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from plotly.offline import get_plotlyjs_version
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from deploy.cli.main import run_command
 from deploy.report.analyse import make_report
-from deploy.report.page import write_page
+from deploy.report.page import SCRIPT, write_page
 from deploy.report.read import read_matrix
 from tests.deploy.chromium import DESK, PHONE, open_chromium, show
 
@@ -30,6 +31,11 @@ def whole(all_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(all_runs, folder)
     assert run_command(["report", str(folder)]) == 0
     return folder / "report.html"
+
+
+def test_the_script_of_the_charts_is_of_the_version_of_the_package() -> None:
+    header = SCRIPT.read_text(encoding="utf-8")[:100]
+    assert f"plotly.js (cartesian - minified) v{get_plotlyjs_version()}\n" in header  # otherwise: make plotly
 
 
 def page_of(folder: Path) -> Path:
