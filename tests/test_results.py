@@ -1,35 +1,50 @@
 """Figures of docs/results/ are those of the tables beside them."""
 
 import csv
-from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
+import pytest
+
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
-LEARNERS = ("active", "d4", "d8", "d16", "d32", "d64")
+TABLES = sorted((RESULTS / "search").glob("*.csv"))
 
 
-def test_the_screening_is_as_measured() -> None:
-    """The mean time at goal of the last five evaluations that all learners of a run made."""
-    with open(RESULTS / "search" / "screening.csv") as file:
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_the_search_is_as_measured(path: Path) -> None:
+    """The mean over seeds of the mean time at goal at the last five evaluations that all learners of a run made."""
+    with open(path) as file:
         measured = list(csv.DictReader(file))
-    runs: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    learners = list(dict.fromkeys(row["learner"] for row in measured))
+    headings = ["task", "bodies", "width", "seeds", "gradient steps", *learners]
+    shown = {tuple(row[:4]): row[4:] for row in rows_below(RESULTS / "search.md", headings)}
+    runs: dict[tuple[str, ...], dict[str, dict[str, list[dict[str, str]]]]] = {}
     for row in measured:
-        runs[row["env"], row["bodies"], row["width"]][row["learner"]].append(row)
-    expected = {}
-    for run, learners in runs.items():
-        common = min(map(len, learners.values()))
-        steps = learners["d4"][common - 1]["gradient_steps"]
-        times = [mean(float(row["time_at_goal"]) for row in learners[name][common - 5 : common]) for name in LEARNERS]
-        assert all(rows[common - 1]["gradient_steps"] == steps for rows in learners.values())
-        expected[run] = [int(steps), *map(round, times)]
-    rows = [
-        [cell.strip(" `") for cell in line.split("|")[1:-1]]
-        for line in (RESULTS / "search.md").read_text().splitlines()
-        if line.startswith("| `point_")
-    ]
-    shown = {(env, bodies, width): numbers for env, bodies, width, _, *numbers in rows}
-    assert {run: [int(n.replace(",", "")) for n in numbers] for run, numbers in shown.items()} == expected
+        run = runs.setdefault((row["env"], row["bodies"], row["width"]), {}).setdefault(row["seed"], {})
+        run.setdefault(row["learner"], []).append(row)
+    for task, seeds in runs.items():
+        common = min(len(rows) for of_seed in seeds.values() for rows in of_seed.values())
+        steps = {rows[common - 1]["gradient_steps"] for of_seed in seeds.values() for rows in of_seed.values()}
+        times = [
+            mean(
+                mean(float(row["time_at_goal"]) for row in of_seed[name][common - 5 : common])
+                for of_seed in seeds.values()
+            )
+            for name in learners
+        ]
+        assert shown[*task, ", ".join(seeds)] == [f"{int(steps.pop()):,}", *(f"{time:.0f}" for time in times)]
+        assert not steps
+
+
+def rows_below(page: Path, headings: list[str]) -> list[list[str]]:
+    """Returns the rows of all tables of a page that have these headings."""
+    cells = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in page.read_text().splitlines()]
+    rows, within = [], False
+    for row in cells:
+        within = bool(row) and (within or row == headings)
+        if within and row != headings and not set("".join(row)) <= {"-"}:
+            rows.append(row)
+    return rows
 
 
 def test_every_file_of_results_is_shown() -> None:

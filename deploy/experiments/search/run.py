@@ -2,19 +2,22 @@
 
     python -m deploy.experiments.search.run [--out FOLDER] [--results FOLDER] [--parallel RUNS] [--only PART]
 
-A matrix stands for all its runs, an experiment for one run of its seed, or of each of `SEEDS`. The evaluations of a finished run go to
-a table for each file. A run whose evaluations are there is skipped, a half-done one resumes.
+A matrix stands for all its runs, an experiment for one run of its seed, or of each of `SEEDS`. The evaluations of a
+finished run go to a table for each file. A run whose evaluations are there is skipped, a half-done one resumes. At the
+end, the means of each table are printed as Markdown.
 """
 
 import argparse
 import csv
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from deploy.matrix.expand import expand, load_matrix
@@ -31,6 +34,8 @@ COLUMNS = (
     *("run", "env", "bodies", "width", "collector_depth", "seed", "learner"),
     *("gradient_steps", "env_steps", "time_at_goal", "success_rate"),
 )
+
+LAST = 5  # evaluations of which the mean is printed
 
 Row = dict[str, Any]
 
@@ -112,7 +117,33 @@ def main() -> int:
             for _ in workers.map(finish, runs.items()):
                 write_table(table, rows)
         missing += len(runs.keys() - {row["run"] for row in rows})
+    for path in sorted(options.results.glob("*.csv")):
+        print(f"\n{path}", *means(read_table(path)), sep="\n")
     return 1 if missing else 0
+
+
+def means(rows: Sequence[Row]) -> list[str]:
+    """Returns lines of Markdown: a row for each task and width, with the time at goal of each learner.
+
+    It is the mean over seeds of the mean of the last evaluations up to the one that all learners have made.
+    """
+    learners = [*dict.fromkeys(row["learner"] for row in rows)]
+    curves: dict[tuple[str, ...], dict[tuple[str, str], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        curves[row["env"], row["bodies"], row["width"]][row["seed"], row["learner"]].append(row)
+    lines = [["task", "bodies", "width", "seeds", "gradient steps", *learners]]
+    lines.append(["---"] * len(lines[0]))
+    for (env, bodies, width), of_task in curves.items():
+        end = min(map(len, of_task.values()))
+        last = {
+            key: np.mean([float(row["time_at_goal"]) for row in curve[end - LAST : end]])
+            for key, curve in of_task.items()
+        }
+        seeds = [*dict.fromkeys(seed for seed, _ in of_task)]
+        steps = int(next(iter(of_task.values()))[end - 1]["gradient_steps"])
+        cells = [f"{np.mean([last[seed, name] for seed in seeds]):.0f}" for name in learners]
+        lines.append([f"`{env}`", bodies, width, ", ".join(seeds), f"{steps:,}", *cells])
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
