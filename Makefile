@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test test-fast test-all test-envs test-deploy test-chaos docs lint format bench lock protos viewer plotly clean
 
 demo: $(VENV)/.run-ready
-	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --out runs/demo
+	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --in-process --parallel 2 --out runs/demo
 	$(BIN)/fathom report runs/demo
 
 # All tests that need neither minutes nor containers. Three workers for two cores: many tests wait for other processes.

@@ -6,6 +6,9 @@ from statistics import mean
 
 import pytest
 
+from deploy.report import text
+from deploy.report.statistics import estimate, paired_difference
+
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 TABLES = sorted((RESULTS / "search").glob("*.csv"))
 
@@ -34,6 +37,51 @@ def test_the_search_is_as_measured(path: Path) -> None:
         ]
         assert shown[*task, ", ".join(seeds)] == [f"{int(steps.pop()):,}", *(f"{time:.0f}" for time in times)]
         assert not steps
+
+
+SUMMARIES = sorted(RESULTS.glob("*/summary.csv"))
+Cells = dict[tuple[int, int], dict[int, float]]
+
+
+def read_cells(summary: Path) -> Cells:
+    """Returns the time at goal by collector and learner depth, and by seed."""
+    cells: Cells = {}
+    with open(summary) as file:
+        for row in csv.DictReader(file):
+            place = int(row["collector_depth"]), int(row["learner_depth"])
+            cells.setdefault(place, {})[int(row["seed"])] = float(row["time_at_goal"])
+    return cells
+
+
+@pytest.mark.parametrize("summary", SUMMARIES, ids=lambda path: path.parent.name)
+def test_a_result_shows_the_figures_of_its_summary(summary: Path) -> None:
+    cells = read_cells(summary)
+    collectors, learners = (sorted({place[axis] for place in cells}) for axis in (0, 1))
+    page = RESULTS / f"{summary.parent.name}.md"
+    shown = rows_below(page, ["collector depth", *map(str, learners)])
+    expected = [
+        [str(depth), *(text.with_interval(estimate([*cells[depth, learner].values()])) for learner in learners)]
+        for depth in collectors
+    ]
+    assert shown == expected
+    shown = rows_below(page, ["data of", "learners", "steps at goal", "higher in"])
+    assert shown
+    for data, pair, steps, wins in shown:
+        collector, (deep, shallow) = int(data.removeprefix("depth ")), map(int, pair.split(" − "))
+        deeper, shallower = (cells[collector, depth] for depth in (deep, shallow))
+        assert deeper.keys() == shallower.keys()
+        found = paired_difference([*deeper.values()], [shallower[seed] for seed in deeper])
+        assert [steps, wins] == [text.difference(found), text.wins(found)]
+
+
+def test_the_readme_leads_with_the_figures_of_the_demo() -> None:
+    cells = read_cells(RESULTS / "demo" / "summary.csv")
+    gain = paired_difference([*cells[4, 16].values()], [*cells[4, 4].values()])
+    assert gain.interval is not None
+    readme = " ".join((RESULTS.parents[1] / "README.md").read_text().split())
+    low, high = text.number(gain.interval.low), text.number(gain.interval.high)
+    assert f"end {text.number(gain.mean)} steps at goal above learners of depth 4" in readme
+    assert f"(95 % interval {low} to {high}, higher in {text.wins(gain)} seeds" in readme
 
 
 def rows_below(page: Path, headings: list[str]) -> list[list[str]]:
