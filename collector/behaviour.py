@@ -126,7 +126,7 @@ def band_of(spec: EnvSpec, lengths: np.ndarray) -> np.ndarray:
 def band_name(spec: EnvSpec, band: float) -> str:
     """Returns the ends of a band in the goal's units, such as 2-4."""
     nearest = BAND_RADII * spec.goal_radius
-    return f"{nearest * 2 ** (band - 1) if band else 0:g}-{nearest * 2**band:g}"
+    return f"{nearest * 2 ** (band - 1) if band else 0:.4g}-{nearest * 2**band:.4g}"
 
 
 def as_lists(episodes: Episodes) -> dict[str, list[Any]]:

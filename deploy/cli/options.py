@@ -8,12 +8,14 @@ from contextlib import redirect_stderr
 from itertools import groupby
 from typing import Any
 
+from shared.config import EnvOptions
 from shared.errors import ConfigError
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 
 _STYLE = re.compile(r"\x1b\[[0-9;]*m")
+_PYDANTICS = re.compile(r"\S*\.([a-z-]+): 1 validation error for \w+ (\w+) (.*?) \[type=.*")
 
 
 def parse_options(parse: Callable[[], Any]) -> Any:
@@ -39,6 +41,9 @@ def _in_one_line(box: str) -> str:
     blocks = (" ".join(block) for is_text, block in groupby(lines, lambda line: line.strip("─-╰╯ ") != "") if is_text)
     mistake, *more = [*blocks] or [" ".join(box.split())]
     mistake = mistake.removeprefix("Error parsing ").removesuffix(" (required)").rstrip(".")
+    if of_pydantic := _PYDANTICS.fullmatch(mistake):
+        section, key, text = of_pydantic.groups()
+        mistake = f"--{section}.{key.replace('_', '-')}: {text[0].lower()}{text[1:]}"
     possible = [part.removeprefix("Argument helptext: ") for part in more if part.startswith(("Argument", "Available"))]
     command = re.search("fathom[a-z -]*--help", " ".join(more))
     return "; ".join([mistake, *possible, f"`{command[0] if command else 'fathom --help'}` says more"])
@@ -54,11 +59,12 @@ def folder_mode(text: str) -> int:
     return int(text, 8)
 
 
-def named_env(env_id: str) -> Any:
+def named_env(env_id: str, options: EnvOptions = EnvOptions()) -> Any:  # noqa: B008 - frozen
     """Returns the environment (a GoalEnv) of an `--env` option. Raises ConfigError."""
     from shared.envs.registry import make_env
 
     try:
-        return make_env(env_id)
+        return make_env(env_id, options)
     except ValueError as error:
-        raise ConfigError(f"--env: {error}") from error
+        text = str(error)
+        raise ConfigError(text if text.startswith("env_options.") else f"--env: {text}") from error

@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from deploy.cli.options import EXIT_FAILED, named_env
 from deploy.cli.output import complain, say
+from shared.config import EnvOptions
 from shared.errors import ConfigError
 
 
@@ -21,6 +22,8 @@ class Render:
     """Learner of the run; none: active."""
     env: str | None = None
     """Environment to draw without a run."""
+    env_options: EnvOptions = EnvOptions()  # noqa: RUF009 - frozen
+    """Options of --env."""
     random: bool = False
     """Random actions."""
     format: Literal["png", "mp4", "html"] = "png"
@@ -37,6 +40,8 @@ class Render:
             raise ConfigError("render: name either a run or a matrix, or --env ENV --random")
         if self.random != (self.env is not None):
             raise ConfigError("--random: goes together with --env; a run's learner acts by its own policy")
+        if self.folder and self.env_options != EnvOptions():
+            raise ConfigError("--env-options: goes together with --env; a run has its own")
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"--steps: {self.steps} is not positive")
         from deploy.matrix.folder import MATRIX
@@ -77,7 +82,7 @@ class Render:
             title = f"{experiment.evaluation.env or experiment.env}, {learner} after {trained.updates} updates"
             stem = self.folder / "videos" / learner
         else:
-            env = named_env(str(self.env))
+            env = named_env(str(self.env), self.env_options)
             policy, chunk, params = random_policy(env.spec.action_size), 1, {}
             title = f"{self.env}, random actions"
             stem = Path(str(self.env).replace(":", "."))

@@ -123,6 +123,8 @@ def test_bands_double_in_width() -> None:
     bands = band_of(U_MAZE.spec, lengths)  # radius 0.25
     np.testing.assert_array_equal(bands, [0, 0, 1, 1, 2, 3, 4, np.nan])
     assert [band_name(U_MAZE.spec, band) for band in (0, 1, 4)] == ["0-1", "1-2", "8-16"]
+    two = make_env("point_u_maze", EnvOptions(bodies=2)).spec
+    assert [band_name(two, band) for band in (0, 1)] == ["0-1.414", "1.414-2.828"]
 
 
 def sideways(params: None, state: jax.Array, goal: jax.Array, key: jax.Array) -> jax.Array:

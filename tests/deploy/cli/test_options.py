@@ -21,6 +21,9 @@ COMMANDS = "run, matrix, report, eval, render, experiments, envs, bench"
         ("run plain --total-env-steps", "Missing value for argument '--total-env-steps'. Expected 1 values; `fathom"),
         ("run plain --collector.depth", "Missing value for argument '--collector.depth'. Expected 1 values; `fathom"),
         ("render --format gif", "invalid choice 'gif' for argument '--format'. Expected one of ('png', 'mp4', 'ht"),
+        ("render --env-options.bodies 99", "--env-options.bodies: input should be less than or equal to 16; `fathom"),
+        ("render x --env-options.bodies 2", "--env-options: goes together with --env; a run has its own"),
+        ("render --env ant --random --env-options.bodies 2", "env_options.bodies: this environment has no such option"),
     ],
 )
 def test_a_mistake_in_a_command_line_is_one_line(command: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
