@@ -14,7 +14,14 @@ EXPERIMENTS = [
     *("ant_u_maze", "chrono", "cloning", "humanoid_u_maze_1024", "plain", "point_hardest_maze", "point_u_maze"),
     *("sac", "survival"),
 ]
-MATRICES = ["ant_big_maze_matrix", "depth_by_objective", "depth_decoupled", "depth_sweep", "objectives_matrix", "point_matrix"]
+MATRICES = [
+    "ant_big_maze_matrix",
+    "depth_by_objective",
+    "depth_decoupled",
+    "depth_sweep",
+    "objectives_matrix",
+    "point_matrix",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -127,6 +127,9 @@ def test_objectives_are_added_to_a_matrix_without_the_axis(make_matrix: MakeMatr
     assert agenda.done == ["point_u_maze-c4-s0", "point_u_maze-c4-s0-d8"]  # the learners keep their names
     assert list(agenda.waiting) == ["point_u_maze-c4-s0-cloning-d4", "point_u_maze-c4-s0-cloning-d8"]
     assert (agenda.kept, agenda.replaced) == ({}, {})
+    twins = make_matrix(objectives={"contrastive": {}, "twin": {"objective": "contrastive"}}, seeds=[0], record=True)
+    added = make_agenda(twins, tmp_path, overwrite=False).waiting
+    assert list(added) == ["point_u_maze-c4-s0-twin-d4", "point_u_maze-c4-s0-twin-d8"]
 
 
 def test_objectives_neither_vanish_nor_change(make_matrix: MakeMatrix, tmp_path: Path) -> None:
