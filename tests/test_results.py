@@ -74,6 +74,42 @@ def test_a_result_shows_the_figures_of_its_summary(summary: Path) -> None:
         assert [steps, wins] == [text.difference(found), text.wins(found)]
 
 
+def test_the_claims_on_exploring_are_those_of_the_summary() -> None:
+    """Gains over both axes, seed by seed, and coverage by collector depth."""
+    cells = read_cells(RESULTS / "depth" / "summary.csv")
+    collectors, learners = (sorted({place[axis] for place in cells}) for axis in (0, 1))
+    seeds = sorted(cells[collectors[0], learners[0]])
+    least, most, shallow, deep = collectors[0], collectors[-1], learners[0], learners[-1]
+
+    def gains(collector: int) -> list[float]:
+        return [cells[collector, deep][seed] - cells[collector, shallow][seed] for seed in seeds]
+
+    def means(collector: int) -> list[float]:
+        return [mean(cells[collector, learner][seed] for learner in learners) for seed in seeds]
+
+    expected = []
+    for name, ours, theirs in (
+        ("together", gains(most), gains(least)),
+        ("exploring", means(most), means(least)),
+    ):
+        found = paired_difference(ours, theirs)
+        expected.append([name, text.difference(found), text.wins(found)])
+    page = RESULTS / "depth.md"
+    assert [row[:3] for row in rows_below(page, ["claim", "steps at goal", "higher in", "what"])] == expected
+    with open(RESULTS / "depth" / "summary.csv") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["learner_depth"]) == shallow]
+    coverage = [
+        [
+            str(depth),
+            text.with_interval(
+                estimate([float(row["coverage"]) for row in rows if row["collector_depth"] == str(depth)])
+            ),
+        ]
+        for depth in collectors
+    ]
+    assert rows_below(page, ["collector depth", "cells visited"]) == coverage
+
+
 def test_the_readme_leads_with_the_figures_of_the_demo() -> None:
     cells = read_cells(RESULTS / "demo" / "summary.csv")
     gain = paired_difference([*cells[4, 16].values()], [*cells[4, 4].values()])
@@ -98,4 +134,5 @@ def rows_below(page: Path, headings: list[str]) -> list[list[str]]:
 def test_every_file_of_results_is_shown() -> None:
     pages = "".join(page.read_text() for folder in (RESULTS, RESULTS.parent) for page in folder.glob("*.md"))
     files = [path for path in RESULTS.rglob("*") if path.is_file() and path.suffix != ".md"]
-    assert [str(path) for path in files if path.name not in pages] == []
+    shown = [f"{path.parent.parent.name}/runs)" if path.parent.name == "runs" else path.name for path in files]
+    assert [name for name in shown if name not in pages] == []
