@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from deploy.run.run_dir import read_status
+from shared.files import replace_file
 from shared.metrics import Row, read_metrics
 from shared.roles import EVALUATOR
 
@@ -58,11 +59,13 @@ def pack(out: Path, folder: Path) -> list[Path]:
         packed = folder / f"{run_dir.name}.tar.xz"
         if packed.exists() or read_status(run_dir).get("state") != "done":
             continue
-        with tarfile.open(packed, "w:xz") as archive:
+        whole = io.BytesIO()
+        with tarfile.open(fileobj=whole, mode="w:xz") as archive:
             for name, content in contents(run_dir):
                 entry = tarfile.TarInfo(f"{run_dir.name}/{name}")
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
+        replace_file(packed, whole.getvalue())
         new.append(packed)
     return new
 

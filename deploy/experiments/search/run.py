@@ -9,6 +9,7 @@ end, the means of each table are printed as Markdown.
 
 import argparse
 import csv
+import io
 import subprocess
 import sys
 from collections import defaultdict
@@ -22,8 +23,10 @@ import yaml
 
 from deploy.matrix.expand import expand, load_matrix
 from deploy.run.run_dir import read_status
+from deploy.run.summary import HEADLINE_EVALUATIONS
 from shared.config import Experiment
 from shared.config_file import load_experiment
+from shared.files import replace_file
 from shared.metrics import read_scalars
 from shared.roles import EVALUATOR
 
@@ -35,7 +38,6 @@ COLUMNS = (
     *("gradient_steps", "env_steps", "time_at_goal", "success_rate"),
 )
 
-LAST = 5  # evaluations of which the mean is printed
 
 Row = dict[str, Any]
 
@@ -136,7 +138,7 @@ def means(rows: Sequence[Row]) -> list[str]:
     for (env, bodies, width), of_task in curves.items():
         end = min(map(len, of_task.values()))
         last = {
-            key: np.mean([float(row["time_at_goal"]) for row in curve[end - LAST : end]])
+            key: np.mean([float(row["time_at_goal"]) for row in curve[end - HEADLINE_EVALUATIONS : end]])
             for key, curve in of_task.items()
         }
         seeds = [*dict.fromkeys(seed for seed, _ in of_task)]
@@ -148,10 +150,11 @@ def means(rows: Sequence[Row]) -> list[str]:
 
 def write_table(path: Path, rows: list[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(path, table.getvalue())
 
 
 if __name__ == "__main__":
