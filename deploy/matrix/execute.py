@@ -1,19 +1,15 @@
 """Execution of a matrix: each run is a `fathom run` in a process of its own, and runs that are done are skipped."""
 
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from deploy.matrix.capacity import Capacity, may_start, open_capacity
 from deploy.matrix.expand import MatrixConfig, MatrixRun, write_matrix
 from deploy.matrix.folder import MATRIX, Agenda, progress
-from deploy.run.child import STOP_GRACE_S, end_runs, log_file, start_run, why_failed
-from deploy.run.interrupt import GRACE_S, Interrupted
+from deploy.run.child import Child, all_ended, end_runs, log_file, start_run, why_failed
 from deploy.scheduling.reaper import guarded
 from shared.errors import ConfigError
 from shared.files import OWNER_ONLY, make_folder
@@ -23,12 +19,6 @@ PROGRESS_EVERY_S, LOOK_EVERY_S = 30.0, 2.0
 ORPHAN_S = 2.0  # for a run whose cluster is dead, and whose calls of Ray wait for a minute
 MORE_CLUSTERS = 2  # after the death of the first one
 CLUSTER_LOST = "failed (the Ray cluster that the runs share died)"
-
-
-class Child(NamedTuple):
-    process: subprocess.Popen
-    started: float
-    """Monotonic time in seconds."""
 
 
 def execute(
@@ -93,7 +83,7 @@ class _Runs:
 
     def execute(self, capacity: Capacity) -> None:
         """Executes the runs that wait. If the cluster dies, those that are not done by then wait again."""
-        with _children() as children:
+        with all_ended() as children:
             while (self.waiting or children) and not capacity.lost:
                 self._start_some(capacity, children)
                 for name, child in list(children.items()):
@@ -142,21 +132,3 @@ class _Runs:
         if reason := why_failed(self._out / name, child.process.returncode):
             self.failures[name] = f"failed ({reason}; see {log_file(self._out / name)})"
         self._say(f"{name}: {self.failures.get(name, 'done')} after {time.monotonic() - child.started:.0f} s")
-
-
-@contextmanager
-def _children() -> Iterator[dict[str, Child]]:
-    """Running children by name. At the end, all that still run are interrupted, and killed if they do not end.
-
-    A signal that ends the block goes to the children, which take snapshots where it leaves them time.
-    """
-    children: dict[str, Child] = {}
-    number, grace_s = signal.SIGINT, STOP_GRACE_S
-    try:
-        yield children
-    except Interrupted as error:
-        number = signal.Signals(error.number)
-        grace_s += GRACE_S.get(number, 0.0)
-        raise
-    finally:
-        end_runs((child.process for child in children.values()), grace_s, number)

@@ -1,14 +1,17 @@
-"""`fathom run` as a child process of a matrix or of a benchmark."""
+"""`fathom run` as a child process of a matrix, of the search, or of a benchmark."""
 
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
+from deploy.run.interrupt import GRACE_S, Interrupted
 from deploy.scheduling.fork_server import python_program
 from deploy.scheduling.packages import module_command
 from shared.config import Experiment
@@ -16,6 +19,31 @@ from shared.files import replace_file
 
 ERROR_PREFIX = "fathom: "  # of the line in which a failed command explains itself
 STOP_GRACE_S = 60.0  # an interrupted run ends its own processes in order
+
+
+class Child(NamedTuple):
+    process: subprocess.Popen
+    started: float
+    """Monotonic time in seconds."""
+
+
+@contextmanager
+def all_ended() -> Iterator[dict[str, Child]]:
+    """Children by name, of which the block keeps those that run; none of them outlasts the block.
+
+    At its end they are interrupted, and killed if they do not end. A signal that ends the block goes to the children,
+    which take snapshots where it leaves them time.
+    """
+    children: dict[str, Child] = {}
+    number, grace_s = signal.SIGINT, STOP_GRACE_S
+    try:
+        yield children
+    except Interrupted as error:
+        number = signal.Signals(error.number)
+        grace_s += GRACE_S.get(number, 0.0)
+        raise
+    finally:
+        end_runs((child.process for child in children.values()), grace_s, number)
 
 
 def log_file(run_dir: Path) -> Path:

@@ -39,7 +39,7 @@ def test_a_search_goes_on_where_it_stopped(
     out, results = tmp_path / "runs", tmp_path / "results"
     assert run(out, results, "--only", "first/") == 0
     said, _, table, headings, _, *means = capsys.readouterr().out.splitlines()
-    assert (said, table) == ("point_u_maze-c4-s3: done", str(results / "first.csv"))
+    assert (said, table) == ("first/point_u_maze-c4-s3: done", str(results / "first.csv"))
     assert headings == "| task | bodies | width | seeds | gradient steps | active | d4 | d8 |"
     assert len(means) == 1
     assert not (results / "second.csv").exists()
@@ -73,5 +73,5 @@ def test_a_run_that_fails_is_said(files: Path, tmp_path: Path, capsys: pytest.Ca
     (out / "second" / "second-s5").mkdir(parents=True)
     (out / "second" / "second-s5" / "mine").touch()
     assert run(out, tmp_path / "results") == 1
-    assert capsys.readouterr().out.splitlines()[0] == f"second-s5: not done, see {out}/second/second-s5.log"
+    assert capsys.readouterr().out.splitlines()[0] == f"second/second-s5: not done, see {out}/second/second-s5.log"
     assert search.read_table(tmp_path / "results" / "second.csv") == []

@@ -10,18 +10,20 @@ end, the means of each table are printed as Markdown.
 import argparse
 import csv
 import io
-import subprocess
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from deploy.matrix.execute import POLL_S
 from deploy.matrix.expand import expand, load_matrix
+from deploy.run.child import Child, all_ended, log_file, start_run
+from deploy.run.interrupt import Interruption
 from deploy.run.run_dir import read_status
 from deploy.run.summary import HEADLINE_EVALUATIONS
 from shared.config import Experiment
@@ -81,19 +83,6 @@ def evaluations(name: str, experiment: Experiment, run_dir: Path) -> list[Row]:
     ]
 
 
-def train(name: str, experiment: Experiment, run_dir: Path) -> bool:
-    """Trains a run in a process of its own, with its output beside its folder; returns true if it is done."""
-    path = run_dir.with_suffix(".yaml")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(experiment.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
-    command = [sys.executable, "-m", "deploy.cli", "run", path, "--in-process", "--run-dir", run_dir, "--resume"]
-    with open(run_dir.with_suffix(".log"), "ab") as log:
-        subprocess.run([*map(str, command)], stdout=log, stderr=log, check=False)
-    done = read_status(run_dir).get("state") == "done"
-    print(f"{name}: {'done' if done else f'not done, see {log.name}'}", flush=True)
-    return done
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/search"), help="folder of the runs")
@@ -101,27 +90,42 @@ def main() -> int:
     parser.add_argument("--parallel", type=int, default=2, help="runs at once")
     parser.add_argument("--only", default="", help="only runs in whose name, FILE/RUN, this part occurs")
     options = parser.parse_args()
-    missing = 0
-    for path in sorted(FOLDER.glob("*.yaml")):
-        table = options.results / f"{path.stem}.csv"
-        rows = read_table(table)
-        held = {row["run"] for row in rows}
-        runs = {name: run for name, run in planned(path) if options.only in f"{path.stem}/{name}" and name not in held}
-
-        def finish(
-            named: tuple[str, Experiment], folder: Path = options.out / path.stem, rows: list[Row] = rows
-        ) -> None:
-            name, experiment = named
-            if train(name, experiment, folder / name):
-                rows += evaluations(name, experiment, folder / name)
-
-        with ThreadPoolExecutor(options.parallel) as workers:
-            for _ in workers.map(finish, runs.items()):
-                write_table(table, rows)
-        missing += len(runs.keys() - {row["run"] for row in rows})
+    Interruption().install()
+    waiting = {
+        f"{path.stem}/{name}": experiment
+        for path in sorted(FOLDER.glob("*.yaml"))
+        for held in [{row["run"] for row in read_table(options.results / f"{path.stem}.csv")}]
+        for name, experiment in planned(path)
+        if options.only in f"{path.stem}/{name}" and name not in held
+    }
+    failed = train(waiting, options.out, options.results, options.parallel)
     for path in sorted(options.results.glob("*.csv")):
         print(f"\n{path}", *means(read_table(path)), sep="\n")
-    return 1 if missing else 0
+    return 1 if failed else 0
+
+
+def train(runs: Mapping[str, Experiment], out: Path, results: Path, parallel: int) -> list[str]:
+    """Trains runs by `FILE/RUN`, `parallel` at once, and writes each one's rows when it is done; returns the others."""
+    waiting, failed = dict(runs), []
+    with all_ended() as children:
+        while waiting or children:
+            while waiting and len(children) < parallel:
+                key = next(iter(waiting))
+                (out / key).parent.mkdir(parents=True, exist_ok=True)
+                process = start_run(waiting.pop(key), out / key, ["--in-process", "--resume"], {})
+                children[key] = Child(process, time.monotonic())
+            for key in [key for key, child in children.items() if child.process.poll() is not None]:
+                del children[key]
+                if read_status(out / key).get("state") == "done":
+                    table = results / f"{Path(key).parent}.csv"
+                    rows = [*read_table(table), *evaluations(Path(key).name, runs[key], out / key)]
+                    write_table(table, sorted(rows, key=lambda row: row["run"]))
+                    print(f"{key}: done", flush=True)
+                else:
+                    failed.append(key)
+                    print(f"{key}: not done, see {log_file(out / key)}", flush=True)
+            time.sleep(POLL_S)
+    return failed
 
 
 def means(rows: Sequence[Row]) -> list[str]:
