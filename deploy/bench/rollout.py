@@ -16,7 +16,7 @@ from collector.rollout import make_start, make_unroll
 from deploy.bench.harness import replay_server, take_turns
 from learner.acting import collecting_policy, policy_params
 from learner.objectives.registry import make_objective
-from shared.config import ACTIVE, Experiment
+from shared.config import ACTIVE, EnvOptions, Experiment
 from shared.config_file import parse_experiment
 from shared.envs.base import EnvSpec, EnvState, GoalEnv
 from shared.params import Policy
@@ -31,7 +31,14 @@ Loop = Callable[[int], Any]  # makes a number of unrolls
 
 
 def bench_rollout(
-    env_id: str, env: GoalEnv, num_envs: int, depth: int, width: int, with_replay: bool, repeats: int
+    env_id: str,
+    env_options: EnvOptions,
+    env: GoalEnv,
+    num_envs: int,
+    depth: int,
+    width: int,
+    with_replay: bool,
+    repeats: int,
 ) -> dict[str, Any]:
     """Returns environment steps per second over unrolls of 62 steps: medians of `repeats`, taken in turns.
 
@@ -43,7 +50,7 @@ def bench_rollout(
     unroll, with replay twelve.
     """
     experiment = collector_experiment(
-        env_id, depth=depth, width=width, environments=num_envs, unroll_length=_UNROLL_LENGTH
+        env_id, env_options, depth=depth, width=width, environments=num_envs, unroll_length=_UNROLL_LENGTH
     )
     key = jax.random.key(0)
     params = random_policy_params(experiment, env.spec)
@@ -64,6 +71,9 @@ def bench_rollout(
         figures = _measure(loops, repeats, _COLLECTOR_UNROLLS if with_replay else 1, num_envs * _UNROLL_LENGTH)
     return {
         "env": env_id,
+        "env_options": ", ".join(
+            f"{name}: {value}" for name, value in env_options.model_dump(exclude_defaults=True).items()
+        ),
         "num_envs": num_envs,
         "depth": depth,
         "width": width,
@@ -86,10 +96,11 @@ def bench_collector(experiment: Experiment, env: GoalEnv, repeats: int) -> dict[
         return _measure(loops, repeats, _COLLECTOR_UNROLLS, steps)
 
 
-def collector_experiment(env_id: str, **collector: int) -> Experiment:
+def collector_experiment(env_id: str, env_options: EnvOptions | None = None, **collector: int) -> Experiment:
     """Returns an experiment for its collector alone: a learner's update has one tiny minibatch."""
     algorithm = {"windows_per_update": 1, "minibatches_per_update": 1, "batch_size": 2}
-    return parse_experiment({"env": env_id, "collector": collector, "algorithm": algorithm})
+    values = {"env": env_id, "env_options": env_options or EnvOptions(), "collector": collector, "algorithm": algorithm}
+    return parse_experiment(values)
 
 
 def random_policy_params(experiment: Experiment, spec: EnvSpec) -> Params:

@@ -15,6 +15,7 @@ from deploy.cli.experiments import find_file
 from deploy.cli.options import EXIT_FAILED, named_env
 from deploy.cli.output import complain, print_rows, say, show
 from deploy.replay.server.provision import ProvisionError
+from shared.config import EnvOptions
 from shared.errors import ConfigError, RunFailed
 from shared.files import to_json
 from shared.replay.errors import ReplayError
@@ -81,6 +82,7 @@ class Rollout(_Options):
     """Environment steps per second: bare, with a policy, and of a whole collector."""
 
     env: str = "point_u_maze"
+    env_options: EnvOptions = EnvOptions()  # noqa: RUF009 - frozen
     num_envs: int = 512
     depth: int = 4
     """Depth of the policy's network."""
@@ -91,7 +93,7 @@ class Rollout(_Options):
     """Also measure a whole collector, inserting into a replay server."""
 
     def arguments(self) -> dict[str, Any]:
-        return super().arguments() | {"env_id": self.env, "env": named_env(self.env)}
+        return super().arguments() | {"env_id": self.env, "env": named_env(self.env, self.env_options)}
 
 
 @dataclass(frozen=True)

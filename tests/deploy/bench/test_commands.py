@@ -27,6 +27,7 @@ UPDATE = {
 }
 ROLLOUT = {
     "env",
+    "env_options",
     "num_envs",
     "depth",
     "width",
@@ -94,8 +95,9 @@ def test_rollout_without_and_with_replay(capsys: pytest.CaptureFixture[str]) -> 
     )
     assert with_replay["overhead_ratio"] == pytest.approx(bare / rollout)  # exact, because there is one repetition
     assert with_replay["collector_ratio"] == pytest.approx(collector / policy)
-    without = bench(capsys, *small)
+    without = bench(capsys, *small, "--env-options.bodies", "2")
     assert without.keys() == ROLLOUT
+    assert (with_replay["env_options"], without["env_options"]) == ("", "bodies: 2")
     missing = {"collector_steps_per_second", "collector_ratio"}
     assert {name for name, value in without.items() if value is None} == missing
     assert all_positive({name: value for name, value in without.items() if name not in missing})
