@@ -1,6 +1,8 @@
 """Figures of docs/results/ are those of the tables beside them."""
 
 import csv
+import json
+import tarfile
 from pathlib import Path
 from statistics import mean
 
@@ -108,6 +110,25 @@ def test_the_claims_on_exploring_are_those_of_the_summary() -> None:
         for depth in collectors
     ]
     assert rows_below(page, ["collector depth", "cells visited"]) == coverage
+
+
+def test_ordinary_training_is_that_of_the_packed_runs() -> None:
+    """The collectors' own learners, which no cell of the summary holds."""
+    times: dict[int, dict[int, float]] = {}
+    for path in sorted((RESULTS / "depth" / "runs").iterdir()):
+        name = path.name.removesuffix(".tar.xz")
+        with tarfile.open(path) as packed:
+            summary = packed.extractfile(f"{name}/summary.json")
+            assert summary
+            active = json.load(summary)["learners"]["active"]
+        seed = int(name.rpartition("-s")[2])
+        times.setdefault(active["depth"], {})[seed] = active["time_at_goal"]
+    shallow, *deeper = sorted(times)
+    expected = []
+    for depth in deeper:
+        found = paired_difference([times[depth][seed] for seed in times[shallow]], [*times[shallow].values()])
+        expected.append([f"{depth} − {shallow}", text.difference(found), text.wins(found)])
+    assert rows_below(RESULTS / "depth.md", ["ordinary training", "steps at goal", "higher in"]) == expected
 
 
 def test_the_readme_leads_with_the_figures_of_the_demo() -> None:
