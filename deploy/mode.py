@@ -2,6 +2,7 @@
 
 from enum import StrEnum
 
+from shared.config import Experiment
 from shared.errors import ConfigError
 
 
@@ -23,6 +24,19 @@ class Mode(StrEnum):
             Mode.IN_PROCESS: "--in-process without --together",
             Mode.TOGETHER: "--in-process --together",
         }[self]
+
+
+def check_mode(experiment: Experiment, mode: Mode, prefix: str = "") -> None:
+    """Raises ConfigError, its key after `prefix`, if the experiment needs one process, and the mode is another."""
+    if mode is not Mode.DISTRIBUTED:
+        return
+    if experiment.replay.same_batches:
+        key, reason = "same_batches", "the replay server draws for each learner by itself, and takes no seed"
+    elif experiment.replay.sampling != "uniform":
+        key, reason = "sampling", "the replay server draws from all windows of a learner alike"
+    else:
+        return
+    raise ConfigError(f"{prefix}replay.{key}: {reason}; add --in-process, or leave it out")
 
 
 def choose_mode(in_process: bool, together: bool) -> Mode:

@@ -108,10 +108,12 @@ class Learner:
     def initial_state(experiment: Experiment, spec: EnvSpec, name: str) -> LearnerState:
         """Returns the state of the learner called `name` before its first update."""
         config = experiment.learner(name)
-        key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_DOMAIN)
+        shared = key = jax.random.fold_in(jax.random.key(experiment.seed), _KEY_DOMAIN)
         # By name, not by position: a learner added to an experiment changes no other.
         key = jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), config.seed)
-        return _jitted_init(make_objective(experiment, name, spec))(key)
+        state = _jitted_init(make_objective(experiment, name, spec))(key)
+        # Every update draws its goals, its order and its noise by this key.
+        return state._replace(key=jax.random.fold_in(shared, 0)) if experiment.replay.same_batches else state
 
     def prepare(self) -> None:
         """Compiles the update, which its first call would do otherwise."""

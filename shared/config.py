@@ -133,6 +133,11 @@ class ReplayConfig(Frozen):
     """Windows trained on per window inserted since training could start; 1.0 reproduces the reference."""
     pace: Literal["lockstep", "free"] = "lockstep"
     """lockstep: the slowest learner sets the pace. free: the collector learner does."""
+    sampling: Literal["uniform", "every_environment"] = "uniform"
+    """uniform: all windows alike. every_environment: equally many windows of each environment in an update, as in the
+    reference; in one process."""
+    same_batches: bool = False
+    """All learners train on the same minibatches, with the same goals; in one process. Off: each draws its own."""
     port: Annotated[Whole, Field(gt=0, lt=65536)] | None = None
     """The server's port; none: a free one."""
     timeout_seconds: PositiveFloat = 600.0

@@ -106,6 +106,12 @@ def make_plan(experiment: Experiment, spec: EnvSpec) -> Plan:
             f"{algorithm.batch_size} need {wanted} rows, an update has {rows}; use at most "
             f"{rows // algorithm.batch_size}, or raise algorithm.windows_per_update"
         )
+    if replay.sampling == "every_environment" and algorithm.windows_per_update % environments:
+        raise ConfigError(
+            f"replay.sampling: every_environment takes equally many windows of all {environments} environments, and an "
+            f"update has {algorithm.windows_per_update}; set algorithm.windows_per_update to a multiple of "
+            f"{environments}"
+        )
     # Twice the room for every collector's unroll and every learner's request; with less, they could block each other.
     samples_per_insert = replay.samples_per_insert
     error_buffer = 2 * math.ceil(environments * samples_per_insert) + 2 * algorithm.windows_per_update

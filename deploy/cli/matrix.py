@@ -42,11 +42,13 @@ class Matrix:
         self._check_options()
         path = find_file(self.matrix, "matrix")
         from deploy.matrix.expand import expand, load_matrix
+        from deploy.mode import check_mode, choose_mode
         from deploy.run.forks import serve_forks
         from deploy.telemetry.wandb_mirror import check_installed
 
         matrix = load_matrix(path)
         runs = expand(matrix)
+        check_mode(runs[0].experiment, choose_mode(self.in_process, together=False), "experiment.")
         check_installed(runs[0].experiment)
         with nullcontext() if self.dry_run else serve_forks(run.experiment for run in runs):
             return self._begin(matrix, path, dir_mode)

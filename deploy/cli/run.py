@@ -13,7 +13,7 @@ from deploy.cli.experiments import find_file
 from deploy.cli.options import EXIT_FAILED, folder_mode
 from deploy.cli.output import complain, make_console, say
 from deploy.cli.overrides import override
-from deploy.mode import Mode, choose_mode
+from deploy.mode import Mode, check_mode, choose_mode
 from deploy.run.forks import serve_forks
 from deploy.run.interrupt import Interrupted, Interruption
 from deploy.telemetry.wandb_mirror import check_installed
@@ -64,6 +64,7 @@ class Run:
             raise ConfigError("--resume: resumes the run in --run-dir; name it, and leave out --overwrite")
         path = find_file(self.experiment, "experiment")
         experiment = self._load(path, overrides)
+        check_mode(experiment, mode)
         check_installed(experiment)
         with serve_forks([experiment]) if mode is Mode.DISTRIBUTED else nullcontext():
             return self._begin(path, experiment, mode, resume, overwrite, dir_mode)

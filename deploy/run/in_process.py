@@ -90,7 +90,11 @@ class InProcessRun:
         evaluator = Evaluator(self._experiment, self._plan, envs.evaluation, policies)
         self._evaluations = Evaluations(record, evaluator, self._permits, self._rounds)
         self._rows: list[tuple[int, int, Role, Row]] = []  # not recorded yet; see `_record_rows`
-        self._rngs = {name: np.random.default_rng([self._experiment.seed, zlib.crc32(name.encode())]) for name in names}
+        drawing = {name: ACTIVE if self._experiment.replay.same_batches else name for name in names}
+        self._rngs = {
+            name: np.random.default_rng([self._experiment.seed, zlib.crc32(by.encode())])
+            for name, by in drawing.items()
+        }
         self._background = BackgroundWriter()
         self._being_written: int | None = None  # updates of a snapshot
         self._taker = SnapshotTaker(record, mode)
@@ -149,7 +153,8 @@ class InProcessRun:
         self._evaluations.wait_for_room(learner.name)
         self._rounds.wait_for_windows(learner.name, learner.updates)
         with self._ring_lock:
-            return self._ring.sample(self._plan.windows_per_update, self._rngs[learner.name])
+            rng, every_environment = self._rngs[learner.name], self._experiment.replay.sampling == "every_environment"
+            return self._ring.sample(self._plan.windows_per_update, rng, every_environment)
 
     def _collect(self, source: Source) -> None:
         source.run(

@@ -15,8 +15,8 @@ from shared.types import Array
 class WindowRing:
     """Newest unrolls of every source; a window is K consecutive chunks of one environment.
 
-    Holds as many windows as a Reverb table of the same plan, drops the oldest first, and draws uniformly with
-    replacement. The device's arrays are allocated once; the host knows which windows are complete.
+    Holds as many windows as a Reverb table of the same plan, drops the oldest first, and draws with replacement. The
+    device's arrays are allocated once; the host knows which windows are complete.
     """
 
     def __init__(self, plan: Plan, sources: int, row_size: int) -> None:
@@ -42,18 +42,37 @@ class WindowRing:
         complete[:-1] = complete[1:]
         complete[-1] = count.complete(self._chunks_per_window)
 
-    def sample(self, windows: int, rng: np.random.Generator) -> Columns:
-        """Returns `[windows, K * T, ...]` on the device. Raises ValueError before the first window is complete."""
+    def sample(self, windows: int, rng: np.random.Generator, every_environment: bool = False) -> Columns:
+        """Returns `[windows, K * T, ...]` on the device, drawn from all windows alike.
+
+        `every_environment`: an equal number of each environment, whose windows are alike; `windows` is a multiple of
+        the environments. Raises ValueError before the first window, or that of each environment, is complete.
+        """
         chunks, held = self._chunks_per_window, self._complete.shape[1]
         complete = self._complete[:, chunks - 1 :]  # those before them end windows whose first chunk is gone
-        there = np.flatnonzero(complete)
-        if not there.size:
+        if not (complete.any(axis=1).all() if every_environment else complete.any()):
             stored = min(max(self._inserted), held)
             raise ValueError(f"replay holds {stored} unrolls, a window needs {chunks}; insert more first")
-        drawn = there[rng.integers(there.size, size=windows)]
-        source, first, environment = np.unravel_index(drawn, complete.shape)
+        source, first, environment = (_draw_of_each if every_environment else _draw)(complete, windows, rng)
         places = (self._inserted[source] + first)[:, None] + np.arange(chunks)
         return _gather(self._columns, source, places % held, environment)
+
+
+def _draw(complete: np.ndarray, windows: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Returns indices `[windows]` into `complete` `[sources, unrolls, N]`, of true entries drawn alike."""
+    there = np.flatnonzero(complete)
+    return np.unravel_index(there[rng.integers(there.size, size=windows)], complete.shape)
+
+
+def _draw_of_each(complete: np.ndarray, windows: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Returns the same, with equally many of each environment."""
+    unrolls, environments = complete.shape[1:]
+    of_each = complete.transpose(0, 2, 1).reshape(-1, unrolls)
+    drawn = np.tile(np.arange(len(of_each)), windows // len(of_each))
+    nth = rng.integers(of_each.sum(axis=1)[drawn])
+    true_first = np.argsort(~of_each, axis=1, kind="stable")
+    source, environment = np.divmod(drawn, environments)
+    return source, true_first[drawn, nth], environment
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -30,6 +30,15 @@ MISTAKES = {
     "stream's pace": (["--stream", "/nowhere", "--replay.pace", "free"], "replay.pace: a stream is fed as fast as"),
     "stream of a stream": (["--stream", "/nowhere", "--record", "true"], "record: what comes from a stream is on disk"),
     "together": (["--together"], "--together: only learners in one process can update together; add --in-process"),
+    "same batches": (["--replay.same-batches", "true"], "replay.same_batches: the replay server draws for each learner"),
+    "sampling": (
+        ["--replay.sampling", "every_environment"],
+        "replay.sampling: the replay server draws from all windows of a learner alike; add --in-process",
+    ),
+    "windows": (
+        ["--in-process", "--replay.sampling", "every_environment", "--collector.environments", "48"],
+        "replay.sampling: every_environment takes equally many windows of all 48 environments, and an update has 64",
+    ),
     "unknown option": (["--collector.dept", "8"], "--collector.dept: no such option"),
     "unknown learner": (["--learners.dep.depth", "8"], "it has: active, shallow, deep"),
     "batch": (["--algorithm.batch-size", "100000"], "algorithm.batch_size: 100000 is more than the 12736 rows"),

@@ -104,6 +104,7 @@ HUGE = {"seeds": [*range(100)], "budget": {"env_steps": "1e12"}, "record": True}
     [
         (["--parallel", "0"], {}, "--parallel: 0 is not positive"),
         (["--json"], {}, "--json: prints the dry run; add --dry-run"),
+        (["--dry-run"], {"replay": {"same_batches": True}}, "experiment.replay.same_batches: the replay server draws"),
         (["--dry-run"], {"replay": {"port": 4444}}, "experiment.replay.port: 4444 is one port, and 2 runs may need it"),
         (["--dry-run"], HUGE, "free, all runs together keep about 4,800 TB more and leave 1 GB free (supervision."),
         (["--dry-run"], {"envs": ["point_u_mase"]}, "envs: unknown environment 'point_u_mase'; did you mean"),
@@ -125,7 +126,7 @@ HUGE = {"seeds": [*range(100)], "budget": {"env_steps": "1e12"}, "record": True}
         ),
     ],
     ids=[
-        *("parallel", "json", "port", "disk", "env", "evaluation env", "evaluation key", "budget", "folders"),
+        *("parallel", "json", "same batches", "port", "disk", "env", "evaluation env", "evaluation key", "budget", "folders"),
         *("objective", "variant", "own objective", "chunk"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -149,6 +150,24 @@ def test_learners_differ_in_their_losses_and_windows(two_runs: tuple[Result, Res
     rows = {name: read_metrics(two_runs[0].directory, f"learner-{name}") for name in (ACTIVE, "passive")}
     assert rows[ACTIVE][0]["critic/loss"] != rows["passive"][0]["critic/loss"]
     assert rows[ACTIVE][0]["sample_age"] != rows["passive"][0]["sample_age"]  # each draws its own windows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("same", [True, False])
+def test_learners_on_the_same_batches_that_begin_alike_stay_equal(same: bool, tmp_path: Path) -> None:
+    """Windows, their goals, the order of rows and the noise of the losses are then all the same."""
+    replay = EXPERIMENT.replay.model_copy(update={"same_batches": same, "sampling": "every_environment"})
+    experiment = EXPERIMENT.model_copy(update={"replay": replay, "record": False})
+    record = RunRecord(tmp_path, experiment, PLAN)
+    run = InProcessRun(record, ENVS)
+    active, passive = run.learners[ACTIVE], run.learners["passive"]
+    passive.state = jax.tree.map(jnp.copy, active.state)._replace(key=passive.state.key)
+    run.run()
+    record.close()
+    ages = [[row["sample_age"] for row in read_metrics(tmp_path, f"learner-{name}")] for name in run.learners]
+    equal = jax.tree.map(lambda one, other: bool((one == other).all()), active.state.actor, passive.state.actor)
+    assert (ages[0] == ages[1]) == same
+    assert all(jax.tree.leaves(equal)) == same
 
 
 @pytest.mark.slow

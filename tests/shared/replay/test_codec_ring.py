@@ -71,6 +71,19 @@ def starts(ring: WindowRing, samples: int = 2000) -> np.ndarray:
     return np.stack([environment[:, 0], step[:, 0]], axis=1).astype(int)
 
 
+def test_every_environment_gives_equally_many_windows(plan: Plan) -> None:
+    """Each one's windows are drawn alike, with those that collectors skipped left out."""
+    ring = filled(plan, 8)
+    ring.insert(0, 9, unroll(9))  # unroll 8 is missing, so that one window fewer is complete
+    windows = jax.device_get(ring.sample(3000 * N, np.random.default_rng(0), every_environment=True))
+    environment, first = windows.floats[:, 0, 0].astype(int), windows.ints[:, 0, 1]
+    assert np.bincount(environment).tolist() == N * [3000]
+    for each in range(N):
+        begins, counts = np.unique(first[environment == each], return_counts=True)
+        assert begins.tolist() == [T * unroll for unroll in range(1, 6)]
+        assert counts == pytest.approx(3000 / 5, rel=0.15)
+
+
 @pytest.mark.parametrize("leading", [(), (4,), (2, 3)])
 def test_rows_come_back_bit_equal(leading: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
