@@ -12,7 +12,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -euo pipefail
-matrix=${1:-deploy/experiments/ant_big_maze_matrix.yaml}
+matrix=${1:-deploy/experiments/collector_learner_ant_big_maze.yaml}
 export PATH="$PWD/.venv/bin:$PATH" RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')  # for this job alone
 export RAY_AUTH_TOKEN

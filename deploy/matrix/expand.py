@@ -18,7 +18,7 @@ from shared.config_file import explain, parse_experiment, read_yaml
 from shared.errors import ConfigError
 from shared.files import replace_file
 from shared.network_config import NetworkConfig
-from shared.values import Depth, EnvId, Frozen, ObjectiveId, Seed
+from shared.values import Depth, EnvId, Frozen, ObjectiveId, PositiveInt, Seed
 
 _SET_BY_THE_MATRIX = ("env", "seed", "learners", "stream")
 _CHANGED_BY_THE_MATRIX = ("collector", "evaluation")
@@ -41,6 +41,8 @@ class MatrixConfig(Frozen):
     seeds: tuple[Seed, ...] = (0,)
     evaluation_envs: dict[str, EnvId] = Field(default={})
     """Environments to evaluate in, by training environment, such as its maze's `_eval` layout."""
+    budgets: dict[str, PositiveInt] = Field(default={})
+    """Environment steps of the runs in an environment, by its name; others have `experiment.budget`."""
     experiment: dict[str, Any] = Field(default={})
     """Any other key of an experiment, the same for all runs; learners copy the collector network but for its depth."""
 
@@ -96,8 +98,9 @@ class MatrixConfig(Frozen):
         replay = self.experiment.get("replay", {})
         if isinstance(replay, Mapping) and replay.get("pace") == "free":
             raise ValueError("experiment.replay.pace: free gives cells different paces; use lockstep")
-        if unknown := sorted(set(self.evaluation_envs) - set(self.envs)):
-            raise ValueError(f"evaluation_envs.{unknown[0]}: not among envs")
+        for key in ("evaluation_envs", "budgets"):
+            if unknown := sorted(set(getattr(self, key)) - set(self.envs)):
+                raise ValueError(f"{key}.{unknown[0]}: not among envs")
         if len({_folder_name(env) for env in self.envs}) < len(self.envs):
             raise ValueError("envs: two of them differ in ':' and '.' alone, and would share their folders; name one")
         runs = len(self.envs) * len(self.collector_depths) * len(self.seeds)
@@ -209,6 +212,8 @@ def _make_run(matrix: MatrixConfig, env: str, depth: int, seed: int, prefix: str
         values["learners"] = {f"d{each}": learner for each, learner in copies.items()}
     if env in matrix.evaluation_envs:
         values["evaluation"] = {**values.get("evaluation", {}), "env": matrix.evaluation_envs[env]}
+    if env in matrix.budgets:
+        values["budget"] = {"env_steps": matrix.budgets[env]}
     name = f"{_folder_name(env)}-c{depth}-s{seed}"
     with matrix_keys(matrix, prefix):
         return MatrixRun(name, depth, parse_experiment(values, prefix))

@@ -238,9 +238,9 @@ def _check_grown(before: MatrixConfig, now: MatrixConfig, out: Path, overwrite: 
     _check_objectives(before, now, out, overwrite)
     if overwrite:
         return
-    for env in before.envs:
-        if before.evaluation_envs.get(env) != now.evaluation_envs.get(env):
-            raise ConfigError(f"--out: {out} holds a matrix with other evaluation_envs; name another folder")
+    for key in ("evaluation_envs", "budgets"):
+        if any(getattr(before, key).get(env) != getattr(now, key).get(env) for env in before.envs):
+            raise ConfigError(f"--out: {out} holds a matrix with other {key}; name another folder")
     # One run shows the keys of all; its learners are copies of its collector network.
     one_run = {axis: getattr(before, axis)[:1] for axis in ("envs", "collector_depths", "seeds")}
     held, asked = (

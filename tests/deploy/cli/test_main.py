@@ -30,7 +30,10 @@ MISTAKES = {
     "stream's pace": (["--stream", "/nowhere", "--replay.pace", "free"], "replay.pace: a stream is fed as fast as"),
     "stream of a stream": (["--stream", "/nowhere", "--record", "true"], "record: what comes from a stream is on disk"),
     "together": (["--together"], "--together: only learners in one process can update together; add --in-process"),
-    "same batches": (["--replay.same-batches", "true"], "replay.same_batches: the replay server draws for each learner"),
+    "same batches": (
+        ["--replay.same-batches", "true"],
+        "replay.same_batches: the replay server draws for each learner",
+    ),
     "sampling": (
         ["--replay.sampling", "every_environment"],
         "replay.sampling: the replay server draws from all windows of a learner alike; add --in-process",

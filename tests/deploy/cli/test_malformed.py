@@ -364,6 +364,7 @@ MATRIX_MISTAKES: list[tuple[str, Any]] = [
     *(("seeds", [value]) for value in (-1, 2**32, 1.5, True, math.nan, "first", "010", "0x10", "1:40", "1__0")),
     *(("envs", [value]) for value in ("", "ant_u_mase", "../ant", "x" * 1000, 7)),
     *(("evaluation_envs", value) for value in (["ant"], {"ant": "ant"}, {"point_u_maze": 7}, {1: 2})),
+    *(("budgets", value) for value in (7, ["ant"], {"ant": 400}, {"point_u_maze": 0}, {1: 400})),
     *(("experiment", value) for value in (None, [], "none", 1, {"env": "ant"}, {"seed": 1}, {"stream": "x"}, {1: 2})),
     *((f"experiment.{key}", value) for key in ("collector", "evaluation") for value in (None, [], "x", 0, False)),
     *((f"experiment.collector.{key}", 4) for key in ("depth", "actor_depth", "critic_depth")),

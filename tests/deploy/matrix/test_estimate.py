@@ -111,6 +111,7 @@ HUGE = {"seeds": [*range(100)], "budget": {"env_steps": "1e12"}, "record": True}
         (["--dry-run"], {"evaluation_envs": {"point_u_maze": "ant"}}, "evaluation_envs.point_u_maze: ant has state"),
         (["--dry-run"], {"evaluation": {"env": "maze"}}, "experiment.evaluation.env: unknown environment 'maze'"),
         (["--dry-run"], {"budget": {"env_steps": 10}}, "experiment.budget.env_steps: 10 steps end before the first"),
+        (["--dry-run"], {"budgets": {"point_u_maze": 10}}, "budgets.point_u_maze: 10 steps end before the first"),
         (["--dry-run"], {"envs": ["a:B", "a.B"]}, "envs: two of them differ in ':' and '.' alone"),
         (["--dry-run"], {"objectives": ["sax"]}, "fathom: objectives: unknown objective 'sax'; did you mean 'sac'?"),
         (
@@ -126,7 +127,19 @@ HUGE = {"seeds": [*range(100)], "budget": {"env_steps": "1e12"}, "record": True}
         ),
     ],
     ids=[
-        *("parallel", "json", "same batches", "port", "disk", "env", "evaluation env", "evaluation key", "budget", "folders"),
+        *(
+            "parallel",
+            "json",
+            "same batches",
+            "port",
+            "disk",
+            "env",
+            "evaluation env",
+            "evaluation key",
+            "budget",
+            "own budget",
+            "folders",
+        ),
         *("objective", "variant", "own objective", "chunk"),
     ],
 )

@@ -11,7 +11,8 @@ from shared.errors import ConfigError
 
 def test_every_combination_is_one_run_with_all_learners(make_matrix: Callable[..., MatrixConfig]) -> None:
     axes = {"envs": ["point_u_maze", "ant"], "collector_depths": [4, 16], "seeds": [0, 3]}
-    runs = expand(make_matrix(**axes, evaluation_envs={"ant": "ant_u_maze"}))
+    of_env = {"evaluation_envs": {"ant": "ant_u_maze"}, "budgets": {"ant": "2e5"}}
+    runs = expand(make_matrix(**axes, **of_env))
     assert [run.name for run in runs][:4] == [f"point_u_maze-c{depth}-s{seed}" for depth in (4, 16) for seed in (0, 3)]
     assert len(runs) == 8
     last = runs[-1].experiment
@@ -20,6 +21,10 @@ def test_every_combination_is_one_run_with_all_learners(make_matrix: Callable[..
     assert sizes == {"d4": (4, 8), "d8": (8, 8)}
     assert all(learner.seed != last.collector.seed for learner in last.learners.values())
     assert runs[0].experiment.evaluation.env is None
+    assert {(run.experiment.env, run.experiment.budget.env_steps) for run in runs} == {
+        ("point_u_maze", 400),
+        ("ant", 200_000),
+    }
     assert {run.learner_depths for run in runs} == {(4, 8)}
     assert not any(run.fed for run in runs)
 
@@ -111,6 +116,7 @@ def test_an_objective_may_be_varied_under_an_own_name(make_matrix: Callable[...,
         ({"replay": {"pace": "free"}}, "experiment.replay.pace: free gives cells different paces; use lockstep"),
         ({"bugdet": {}}, "bugdet: unknown key; known here: env, "),
         ({"evaluation_envs": {"ant": "ant"}}, "evaluation_envs.ant: not among envs"),
+        ({"budgets": {"ant": 400}}, "budgets.ant: not among envs"),
     ],
 )
 def test_a_mistake_gives_a_one_line_error(changes: dict, message: str, write_matrix: Callable[..., Path]) -> None:

@@ -316,6 +316,7 @@ def test_only_axes_may_grow(make_matrix: MakeMatrix, tmp_path: Path) -> None:
             {"evaluation_envs": {"point_u_maze": "point_u_maze"}},
             "holds a matrix with other evaluation_envs; name another folder",
         ),
+        ({"budgets": {"point_u_maze": 800}}, "holds a matrix with other budgets; name another folder"),
     ]
     for changes, message in refused:
         with pytest.raises(ConfigError, match=message):

@@ -2,9 +2,9 @@
 
     python -m tests.deploy.report.large DIR [--collectors 4 --learners 5 --seeds 5 --env-steps 1e8]
 
-The experiment is `ant_big_maze_matrix.yaml` with other depths and seeds; all counts come from its plan. Names and form
-of the metrics, and the intervals of the rows, are those of a distributed run of `ant_big_maze` with 4,000 environment
-steps, and of the same run in one process:
+The experiment is `collector_learner_ant_big_maze.yaml` with other depths and seeds; all counts come from its plan.
+Names and form of the metrics, and the intervals of the rows, are those of a distributed run of `ant_big_maze` with 4,000
+environment steps, and of the same run in one process:
 
 - collector: a row for each unroll, with the visits of all cells so far.
 - learner: a row for each update.
@@ -47,7 +47,7 @@ from shared.position import Position
 from shared.replay.windows import WindowCount
 from shared.roles import EVALUATOR, learner_role, source_roles
 
-EXPERIMENT = Path(__file__).parents[3] / "deploy" / "experiments" / "ant_big_maze_matrix.yaml"
+EXPERIMENT = Path(__file__).parents[3] / "deploy" / "experiments" / "collector_learner_ant_big_maze.yaml"
 MEGABYTES = ("driver", "replay", "services", "helpers", "collector-0", "evaluator", "learner-active", "total")
 ENV_STEPS_PER_S = 2_300.0  # 1e8 steps take 12 hours
 COUNTS_EVERY_S = 2.0
