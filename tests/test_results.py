@@ -41,7 +41,8 @@ def test_the_search_is_as_measured(path: Path) -> None:
         assert not steps
 
 
-SUMMARIES = sorted(RESULTS.glob("*/summary.csv"))
+OBJECTIVES = RESULTS / "objectives" / "summary.csv"
+SUMMARIES = sorted({*RESULTS.glob("*/summary.csv")} - {OBJECTIVES})
 Cells = dict[tuple[int, int], dict[int, float]]
 
 
@@ -129,6 +130,37 @@ def test_ordinary_training_is_that_of_the_packed_runs() -> None:
         found = paired_difference([times[depth][seed] for seed in times[shallow]], [*times[shallow].values()])
         expected.append([f"{depth} − {shallow}", text.difference(found), text.wins(found)])
     assert rows_below(RESULTS / "depth.md", ["ordinary training", "steps at goal", "higher in"]) == expected
+
+
+def test_objectives_show_the_figures_of_their_summary() -> None:
+    """Time at goal and gains of depth with each objective, and how contrastive RL's gain differs from the others'."""
+    cells: dict[str, dict[int, dict[int, float]]] = {}
+    with open(OBJECTIVES) as file:
+        for row in csv.DictReader(file):
+            of_depth = cells.setdefault(row["objective"], {}).setdefault(int(row["learner_depth"]), {})
+            of_depth[int(row["seed"])] = float(row["time_at_goal"])
+    shallow, middle, deep = depths = sorted(cells["contrastive"])
+    seeds = sorted(cells["contrastive"][shallow])
+    page = RESULTS / "objectives.md"
+
+    def gain(objective: str, deeper: int) -> list[float]:
+        return [cells[objective][deeper][seed] - cells[objective][shallow][seed] for seed in seeds]
+
+    def shown(ours: list[float], theirs: list[float]) -> list[str]:
+        found = paired_difference(ours, theirs)
+        return [text.difference(found), text.wins(found)]
+
+    assert rows_below(page, ["objective", *map(str, depths)]) == [
+        [name, *(text.with_interval(estimate([*times[depth].values()])) for depth in depths)]
+        for name, times in cells.items()
+    ]
+    zero = [0.0] * len(seeds)
+    assert rows_below(page, ["objective", "learners", "steps at goal", "higher in"]) == [
+        [name, f"{deeper} − {shallow}", *shown(gain(name, deeper), zero)] for name in cells for deeper in (middle, deep)
+    ]
+    assert rows_below(page, ["less the gain with", "steps at goal", "higher in"]) == [
+        [name, *shown(gain("contrastive", middle), gain(name, middle))] for name in cells if name != "contrastive"
+    ]
 
 
 def test_the_readme_leads_with_the_figures_of_the_demo() -> None:

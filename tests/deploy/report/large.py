@@ -3,8 +3,8 @@
     python -m tests.deploy.report.large DIR [--collectors 4 --learners 5 --seeds 5 --env-steps 1e8]
 
 The experiment is `collector_learner_ant_big_maze.yaml` with other depths and seeds; all counts come from its plan.
-Names and form of the metrics, and the intervals of the rows, are those of a distributed run of `ant_big_maze` with 4,000
-environment steps, and of the same run in one process:
+Names and form of the metrics, and the intervals of the rows, are those of a distributed run of `ant_big_maze` with
+4,000 environment steps, and of the same run in one process:
 
 - collector: a row for each unroll, with the visits of all cells so far.
 - learner: a row for each update.
