@@ -85,48 +85,54 @@ class Evaluator:
     """Evaluates policies of any depth; each network is compiled once."""
 
     def __init__(
-        self, experiment: Experiment, plan: Plan, env: GoalEnv, policies: Mapping[str, PolicyFunction]
+        self, experiment: Experiment, plan: Plan, envs: Mapping[str, GoalEnv], policies: Mapping[str, PolicyFunction]
     ) -> None:
         """Evaluates nothing yet.
 
         Args:
-            env: the environment of the evaluation.
+            envs: the environments of the evaluation, by name.
             policies: the policy to act with, given its parameters, for each learner that is evaluated; it decides as
                 many actions at once as the learner's `chunk` says.
         """
         self._experiment, self._policies = experiment, policies
         self._plan = plan
-        self._env = env
+        self._envs = envs
         self._episodes = experiment.evaluation.episodes
 
     def evaluate(self, learner: str, policy: Policy) -> Metrics:
         """Returns one row: learner, updates, environment steps, the metrics of `summarise`, and `episodes`.
 
         Starts and goals depend on the number of updates, not on the learner. `episodes`: columns of `measure_episodes`.
+        Metrics and episodes of the second environment and later ones have names that begin with `within(environment)`.
         """
-        episodes = self.measure(learner, policy.params, policy.version)
-        return {
+        row: Metrics = {
             "learner": learner,
             "updates": policy.version,
             "env_steps": self._plan.env_steps_at(policy.version),
-            **summarise(self._env.spec, episodes),
-            "episodes": as_lists(episodes),
         }
+        for index, (name, env) in enumerate(self._envs.items()):
+            episodes = self.measure(learner, policy.params, policy.version, name)
+            prefix = within(name) if index else ""
+            found = summarise(env.spec, episodes) | {"episodes": as_lists(episodes)}
+            row |= {prefix + metric: value for metric, value in found.items()}
+        return row
 
-    def measure(self, learner: str, params: Params, draw: int) -> Episodes:
+    def measure(self, learner: str, params: Params, draw: int, env_id: str | None = None) -> Episodes:
         """Returns fresh episodes of the evaluation; `draw` chooses their starts, goals and samples.
 
-        Raises EnvironmentBroken if every episode breaks: then no metric means what its name says.
+        `env_id`: the environment, one of the evaluation's; none: the first one. Raises EnvironmentBroken if every
+        episode breaks: then no metric means what its name says.
         """
+        name = env_id or next(iter(self._envs))
+        env = self._envs[name]
         policy, chunk = self._policies[learner], self._experiment.algorithm_of(learner).chunk
-        evaluate = _jitted_evaluate(self._env, policy, self._episodes, chunk)  # type: ignore[arg-type]
+        evaluate = _jitted_evaluate(env, policy, self._episodes, chunk)  # type: ignore[arg-type]
         trajectories, first_break = jax.device_get(evaluate(params, _key(self._experiment.seed, draw)))
-        episodes = measure_episodes(self._env, trajectories)
+        episodes = measure_episodes(env, trajectories)
         if episodes["broken"].all():
-            config = self._experiment
-            env = f"evaluation.env: {config.evaluation.env}" if config.evaluation.env else f"env: {config.env}"
+            where = f"{'evaluation.envs' if self._experiment.evaluation.envs else 'env'}: {name}"
             consequence = f"all {self._episodes} episodes of an evaluation broke"
-            raise EnvironmentBroken(explain(env, self._env.spec, first_break, "the evaluator", consequence))
+            raise EnvironmentBroken(explain(where, env.spec, first_break, "the evaluator", consequence))
         return episodes
 
     def run(
@@ -157,6 +163,11 @@ class Evaluator:
             reporter.row(row, index=request.policy.version)
             if request.last:
                 unfinished.discard(request.learner)
+
+
+def within(env_id: str) -> str:
+    """Returns how names of metrics begin that are of the environment `env_id`, which is not the evaluation's first."""
+    return f"in/{env_id}/"
 
 
 def start_keys(seed: int, draw: int, episodes: int) -> jax.Array:

@@ -6,6 +6,7 @@ values, never a configuration.
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -149,8 +150,9 @@ class ReplayConfig(Frozen):
 class EvaluationConfig(Frozen):
     """Evaluations: deterministic policy by default, fresh episodes, equal keys for all learners."""
 
-    env: EnvId | None = None
-    """Another environment with equal sizes, such as a maze's `_eval` layout; none: the training environment."""
+    envs: tuple[EnvId, ...] = ()
+    """Environments with equal sizes, such as a maze and its `_eval` layout; results without an environment's name are
+    of the first. None: the training environment."""
     episodes: Size = 128
     count: Size = 10
     """Evaluations in a run, at equal distances in updates, besides the one of the untrained policy."""
@@ -158,6 +160,26 @@ class EvaluationConfig(Frozen):
     """Actions (or action chunks) that are sampled in each state, of which the critic's best is taken; 1: the policy is
     deterministic."""
     resources: Resources = Resources()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_versions(cls, given: Any) -> Any:
+        """Their files have one environment at most, as `env`."""
+        if isinstance(given, Mapping) and "env" in given and "envs" not in given:
+            return {"envs" if key == "env" else key: value for key, value in given.items()}
+        return given
+
+    @field_validator("envs", mode="before")
+    @classmethod
+    def _one(cls, given: Any) -> Any:
+        return () if given is None else (given,) if isinstance(given, str) else given
+
+    @field_validator("envs")
+    @classmethod
+    def _different(cls, envs: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := [name for name, times in Counter(envs).items() if times > 1]:
+            raise ValueError(f"{twice[0]} is named twice; name each once")
+        return envs
 
 
 class BudgetConfig(Frozen):

@@ -14,6 +14,7 @@ from shared.mistakes import describe, describe_unknown_key
 RENAMED = {
     "collector.resources": "collector.learner_resources",
     "collector.actor_resources": "collector.collector_resources",
+    "evaluation.env": "evaluation.envs",
     "environments": "envs",
     "evaluation_environments": "evaluation_envs",
 }

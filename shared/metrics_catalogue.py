@@ -187,6 +187,7 @@ CATALOGUE: tuple[Metric, ...] = (
         ("behaviour/lifted", STEPS, "Steps of an episode with the arm's cube 5 cm and more above the table.", "", ""),
         ("behaviour/<name>", "", "A measure of a user's own environment.", "", ""),
         ("episodes", "", "Start, goal and measures of every episode; lists, also in episodes.arrow.", "", ""),
+        ("in/<environment>/<metric>", "", "A metric of this file in another environment of the evaluation.", "", ""),
         ("dropped", "policies", "Evaluations left out so far because the evaluator was too far behind.", "queue", ""),
     ),
     *_row(
@@ -320,7 +321,7 @@ def find_metric(kind: str, name: str) -> Metric | None:
 
 def _fits(pattern: str, name: str) -> bool:
     begin, _, end = pattern.partition("<")
-    end = end.partition(">")[2]
+    end = end.rpartition(">")[2]
     return "<" in pattern and name.startswith(begin) and name.endswith(end)
 
 

@@ -53,12 +53,12 @@ _OPTIONS = "\n".join(f"| `{name}` | {field.description} |" for name, field in En
 _INTRODUCTION = f"""# Environments
 
 Made by `make docs` from the registry; `fathom envs` prints the same table. Any id fits an experiment's `env`. It also
-fits `evaluation.env` if its sizes equal those of `env`:
+fits `evaluation.envs` if its sizes equal those of `env`:
 
 ```yaml
 env: ant_u4_maze
 env_options: {{backend: spring, episode_length: 1000}}
-evaluation: {{env: ant_u4_maze_eval}}
+evaluation: {{envs: [ant_u4_maze_eval, ant_u4_maze]}}
 ```
 
 Every reset draws a new start and a new goal. A policy sees the state and the goal; the state never holds the goal, and

@@ -30,13 +30,16 @@ class Eval:
 
         trained = load_trained(self.run_dir, self.learner)
         from collector.behaviour import summarise
-        from collector.evaluator import Evaluator
+        from collector.evaluator import Evaluator, within
 
         episodes = self.episodes or trained.experiment.evaluation.episodes
         evaluation = trained.experiment.evaluation.model_copy(update={"episodes": episodes})
         experiment = trained.experiment.model_copy(update={"evaluation": evaluation})
-        evaluator = Evaluator(experiment, trained.plan, trained.envs.evaluation, {self.learner: trained.policy})
-        metrics = summarise(trained.envs.evaluation.spec, evaluator.measure(self.learner, trained.params, self.seed))
+        envs = trained.envs.evaluations
+        evaluator = Evaluator(experiment, trained.plan, envs, {self.learner: trained.policy})
         result = {"learner": self.learner, "updates": trained.updates, "episodes": episodes}
-        show(result | metrics, self.json)
+        for index, (name, env) in enumerate(envs.items()):
+            metrics = summarise(env.spec, evaluator.measure(self.learner, trained.params, self.seed, name))
+            result |= {(within(name) if index else "") + metric: value for metric, value in metrics.items()}
+        show(result, self.json)
         return 0

@@ -69,6 +69,8 @@ def _metavar(annotation: Any) -> str:
     """Returns the form of a value for the help: INT, FLOAT, or the choices."""
     if get_origin(annotation) is dict:
         return "{KEY: VALUE}"
+    if get_origin(annotation) is tuple:
+        return "[NAME, ...]"
     return "|".join(str(getattr(kind, "__name__", kind)).upper() for kind in _kinds(annotation))
 
 
@@ -97,7 +99,8 @@ def _values(parsed: Any, section: Section, within: str = "") -> dict[str, Any]:
             if info is None or name in section.model_fields_set:  # type: ignore[union-attr]
                 values[name] = present
         else:
-            is_text = not isinstance(present, dict) and str in _kinds(info.annotation)
+            is_list = get_origin(info.annotation) is tuple if info else False
+            is_text = not isinstance(present, dict) and not is_list and str in _kinds(info.annotation)
             values[name] = _read(given, is_text, within + name)
     return values
 

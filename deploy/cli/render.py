@@ -77,9 +77,9 @@ class Render:
             from deploy.run.trained import load_trained
 
             trained = load_trained(self.folder, learner)
-            env, experiment = trained.envs.evaluation, trained.experiment
+            name, env = next(iter(trained.envs.evaluations.items()))
             policy, chunk, params = trained.policy, trained.chunk, trained.params
-            title = f"{experiment.evaluation.env or experiment.env}, {learner} after {trained.updates} updates"
+            title = f"{name}, {learner} after {trained.updates} updates"
             stem = self.folder / "videos" / learner
         else:
             env = named_env(str(self.env), self.env_options)

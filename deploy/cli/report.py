@@ -51,7 +51,7 @@ class Report:
             complain(f"{error.filename or folder}: {error.strerror}; make room, or copy the runs to another disk")
             return EXIT_FAILED
         lines = [": ".join(filter(None, (each.run, each.part, each.reason))) for each in report.missing]
-        lines += [f"{each.env}: {sentence}" for each in report.envs for sentence in answers(each)]
+        lines += [f"{each.title}: {sentence}" for each in report.envs for sentence in answers(each)]
         lines.append(f"{report.done} of {report.runs} runs: {page}, and {len(files)} files in {beside}")
         for line in lines:
             say(line)

@@ -24,7 +24,7 @@ from shared.roles import EVALUATOR
 
 _WHOLE = "status.json", "summary.json", "episodes.arrow"
 _OF_LEARNERS = {"time", "updates", "index"}  # for the wall clock
-_NOT_OF_EVALUATIONS = {"episodes"}  # episodes.arrow has them
+_EPISODES = "episodes"  # of any environment: episodes.arrow has them
 
 
 def contents(run_dir: Path) -> Iterator[tuple[str, bytes]]:
@@ -38,7 +38,7 @@ def contents(run_dir: Path) -> Iterator[tuple[str, bytes]]:
         role = path.stem
         rows = read_metrics(run_dir, role)
         if role == str(EVALUATOR):
-            rows = [{key: value for key, value in row.items() if key not in _NOT_OF_EVALUATIONS} for row in rows]
+            rows = [{key: value for key, value in row.items() if key.rpartition("/")[2] != _EPISODES} for row in rows]
         elif role.startswith("learner-"):
             rows = [{key: value for key, value in row.items() if key in _OF_LEARNERS} for row in rows]
         elif not role.startswith("collector-"):

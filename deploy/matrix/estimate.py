@@ -68,7 +68,7 @@ def _plan(run: MatrixRun, matrix: MatrixConfig) -> tuple[EnvSpec, Plan, dict[str
     except ConfigError as error:
         key, _, mistake = str(error).partition(":")
         env = run.experiment.env
-        own = {"env": "envs"} | ({"evaluation.env": f"evaluation_envs.{env}"} if env in matrix.evaluation_envs else {})
+        own = {"env": "envs"} | ({"evaluation.envs": f"evaluation_envs.{env}"} if env in matrix.evaluation_envs else {})
         own |= {"budget.env_steps": f"budgets.{env}"} if env in matrix.budgets else {}
         of_matrix = key.split(".")[0] == "objectives"
         raise ConfigError(f"{own.get(key, key if of_matrix else f'experiment.{key}')}:{mistake}") from error

@@ -39,8 +39,9 @@ class MatrixConfig(Frozen):
     others for its learners. With the key `objective` the name is your own, such as `chunks: {objective: contrastive,
     chunk: 3}`. Every learner depth is trained with every objective. Left out: the experiment's own."""
     seeds: tuple[Seed, ...] = (0,)
-    evaluation_envs: dict[str, EnvId] = Field(default={})
-    """Environments to evaluate in, by training environment, such as its maze's `_eval` layout."""
+    evaluation_envs: dict[str, tuple[EnvId, ...]] = Field(default={})
+    """Environments to evaluate in, by training environment, such as its maze's `_eval` layout: one or a list, of which
+    the first is the headline's. Others are evaluated where `experiment.evaluation` says."""
     budgets: dict[str, PositiveInt] = Field(default={})
     """Environment steps of the runs in an environment, by its name; others have `experiment.budget`."""
     experiment: dict[str, Any] = Field(default={})
@@ -54,6 +55,13 @@ class MatrixConfig(Frozen):
         if twice := sorted(str(value) for value, times in Counter(axis).items() if times > 1):
             raise ValueError(f"{', '.join(twice)} is named twice; name each once")
         return axis
+
+    @field_validator("evaluation_envs", mode="before")
+    @classmethod
+    def _lists(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {env: (name,) if isinstance(name, str) else name for env, name in given.items()}
 
     @field_validator("objectives", mode="before")
     @classmethod
@@ -211,7 +219,8 @@ def _make_run(matrix: MatrixConfig, env: str, depth: int, seed: int, prefix: str
     else:
         values["learners"] = {f"d{each}": learner for each, learner in copies.items()}
     if env in matrix.evaluation_envs:
-        values["evaluation"] = {**values.get("evaluation", {}), "env": matrix.evaluation_envs[env]}
+        evaluation = {key: value for key, value in values.get("evaluation", {}).items() if key != "env"}
+        values["evaluation"] = evaluation | {"envs": matrix.evaluation_envs[env]}
     if env in matrix.budgets:
         values["budget"] = {"env_steps": matrix.budgets[env]}
     name = f"{_folder_name(env)}-c{depth}-s{seed}"

@@ -32,8 +32,9 @@ COLUMNS = (
 def collect_results(out: Path, matrix: MatrixConfig) -> dict[str, Any]:
     """Returns the results of the runs in `out` that are done.
 
-    `cells`: a row of `COLUMNS` for each passive learner, in the order of the axes. `active`: the same for collector
-    learners. `missing`: names of the runs that are not done, or whose summary cannot be read.
+    `cells`: a row of `COLUMNS` for each passive learner, in the order of the axes, with results in further environments
+    of the evaluation, such as `time_at_goal in ant_u_maze_eval`. `active`: the same for collector learners. `missing`:
+    names of the runs that are not done, or whose summary cannot be read.
     """
     cells: list[dict[str, Any]] = []
     active: list[dict[str, Any]] = []
@@ -54,7 +55,12 @@ def collect_results(out: Path, matrix: MatrixConfig) -> dict[str, Any]:
                 "coverage": summary.get("collector", {}).get("coverage"),
                 "wall_seconds": read_status(run_dir).get("seconds"),
             }
-            (active if name == ACTIVE else cells).append({key: row.get(key) for key in COLUMNS})
+            elsewhere = {
+                f"{key} in {env}": value
+                for env, found in learner.get("elsewhere", {}).items()
+                for key, value in found.items()
+            }
+            (active if name == ACTIVE else cells).append({key: row.get(key) for key in COLUMNS} | elsewhere)
     axes = {
         "env": matrix.envs,
         "collector_depth": matrix.collector_depths,
@@ -70,7 +76,8 @@ def write_results(out: Path, results: dict[str, Any]) -> None:
     """Writes summary.json, and the cells to summary.csv."""
     write_json(out / "summary.json", results)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
+    columns = dict.fromkeys((*COLUMNS, *(key for row in results["cells"] for key in row)))
+    writer = csv.DictWriter(text, [*columns])
     writer.writeheader()
     writer.writerows(results["cells"])
     replace_file(out / "summary.csv", text.getvalue(), sync=False)

@@ -18,7 +18,7 @@ from deploy.report import contents, statistics
 from deploy.report.aggregate import aggregate
 from deploy.report.behaviours import Line, make_behaviour
 from deploy.report.objectives import gain_differences, objective_gains
-from deploy.report.records import Exploration, MatrixRecord, Treatment, Trial
+from deploy.report.records import Exploration, MatrixRecord, Treatment, Trial, place
 from deploy.report.statistics import Values, estimate, estimate_known, paired_known
 
 EXPRESSING, EXPLORING, TOGETHER = "expressing", "exploring", "both together"
@@ -45,15 +45,21 @@ def make_report(record: MatrixRecord) -> contents.Report:
         runs=record.runs,
         done=record.done,
         missing=tuple(record.missing),
-        envs=tuple(_environment(record, env) for env in matrix.envs),
-        aggregates=aggregate(record.trials, record.episode_lengths),
+        envs=tuple(
+            _environment(record, env, evaluated_in, headline=not at)
+            for env in matrix.envs
+            for at, evaluated_in in enumerate(record.evaluations.get(env, [env]))
+        ),
+        aggregates=aggregate(record.headline_trials, record.episode_lengths),
         provenance=tuple(record.provenance),
         matrix=matrix.model_dump(mode="json", exclude_unset=True),
     )
 
 
-def _environment(record: MatrixRecord, env: str) -> contents.EnvironmentReport:
-    matrix = record.matrix
+def _environment(
+    record: MatrixRecord, trained_in: str, evaluated_in: str, headline: bool
+) -> contents.EnvironmentReport:
+    matrix, env = record.matrix, place(trained_in, evaluated_in, headline)
     trials = [trial for trial in record.trials if trial.env == env]
     passive = [trial for trial in trials if not trial.active]
     active = [trial for trial in trials if trial.active]
@@ -67,8 +73,10 @@ def _environment(record: MatrixRecord, env: str) -> contents.EnvironmentReport:
     deeper = range(1, len(depths[1]))
     return contents.EnvironmentReport(
         env=env,
-        evaluated_in=matrix.evaluation_envs.get(env, env),
-        episode_length=record.episode_lengths.get(env),
+        trained_in=trained_in,
+        evaluated_in=evaluated_in,
+        headline=headline,
+        episode_length=record.episode_lengths.get(trained_in),
         objectives=tuple(finals),
         collector_depths=depths[0],
         learner_depths=depths[1],
@@ -87,9 +95,9 @@ def _environment(record: MatrixRecord, env: str) -> contents.EnvironmentReport:
             [*_of_all(_lines(series) for series in every), *_active_line(active)],
             [group for trials in (*learners, active) for group in _grouped(trials, _place)],
         ),
-        explored=_explored([each for each in record.explorations if each.env == env]),
+        explored=_explored([each for each in record.explorations if headline and each.env == env]),
         costs=_of_all(
-            _costs([trial for trial in trials if trial.objective == objective])
+            _costs([trial for trial in trials if headline and trial.objective == objective])
             for objective in dict.fromkeys([*finals, matrix.own_objective])
         ),
         fairness=_fairness(trials, marks, [*finals]),

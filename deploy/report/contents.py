@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from deploy.report.aggregate import Aggregates
@@ -211,8 +212,16 @@ class Behaviour:
 
 @dataclass(frozen=True)
 class EnvironmentReport:
+    """Results in one environment of the evaluations. `env`: the training's, or as `records.place` names a further one.
+
+    `headline`: whether this is the first environment of the evaluation; a further one has neither what the collectors
+    explored nor what learners cost, which are the same.
+    """
+
     env: str
+    trained_in: str
     evaluated_in: str
+    headline: bool
     episode_length: int | None
     objectives: tuple[str, ...]  # of the passive learners
     collector_depths: tuple[int, ...]
@@ -230,6 +239,15 @@ class EnvironmentReport:
     explored: tuple[Explored, ...]
     costs: tuple[Cost, ...]
     fairness: tuple[Fairness, ...]
+
+    @property
+    def title(self) -> str:
+        return self.trained_in if self.headline else f"{self.trained_in}, evaluated in {self.evaluated_in}"
+
+    def cell(self, like: Cell, active: bool) -> Cell | None:
+        """Returns the cell of the same learners as one of another environment; None if there is none."""
+        place = attrgetter("objective", "collector_depth", "learner_depth", "seeds")
+        return next((cell for cell in (self.active if active else self.cells) if place(cell) == place(like)), None)
 
     @property
     def several(self) -> bool:

@@ -31,7 +31,9 @@ def make_figures(report: Report) -> Iterator[tuple[str, Figure]]:
 
 def _figures(report: EnvironmentReport, seeds: int) -> dict[str, Figure]:
     """Returns the figures of one environment by their names as files."""
-    drawn = {"curves": _curves(report), "exploration_and_cost": _coverage_and_costs(report)}
+    drawn = {"curves": _curves(report)}
+    if report.headline:  # the collectors and their costs are the same in every environment of the evaluation
+        drawn["exploration_and_cost"] = _coverage_and_costs(report)
     if report.several and report.cells:
         drawn["depth_curves"] = _depth_curves(report)
     for figure in drawn.values():

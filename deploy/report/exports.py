@@ -17,7 +17,7 @@ SUITE = "fathom"  # marl-eval's name for a family of tasks
 
 def write_marl_eval(record: MatrixRecord, folder: Path) -> list[Path]:
     """Writes `marl_eval.json` in `folder` and returns it, or nothing where it would be empty. Raises OSError."""
-    content = marl_eval(record.trials, record.episode_lengths)
+    content = marl_eval(record.headline_trials, record.episode_lengths)
     if not content:
         return []
     path = folder / "marl_eval.json"

@@ -49,7 +49,11 @@ def write_page(report: Report, path: Path, views: Sequence["View"] = ()) -> Path
         profiles=[_div(each, f"profiles-{index}") for index, each in enumerate(profile_figures(report.aggregates))],
         plotly=Markup(SCRIPT.read_text(encoding="utf-8")),
         matrix_yaml=yaml.safe_dump(report.matrix, sort_keys=False),
-        marked=[row for each in report.envs for row in each.fairness if row.mark],
+        elsewhere={
+            each.env: [other for other in report.envs if other.trained_in == each.env and not other.headline]
+            for each in report.envs
+        },
+        marked=[row for each in report.envs if each.headline for row in each.fairness if row.mark],
         several=any(each.several for each in report.envs),
         varied=any(each.varied for each in report.envs),
         measures=_measures(report),

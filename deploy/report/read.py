@@ -17,11 +17,12 @@ import yaml
 
 from collector.behaviour import PREFIX
 from collector.collector import coverage
+from collector.evaluator import within
 from deploy.matrix.expand import MatrixRun, load_matrix
 from deploy.matrix.folder import MATRIX, is_done, progress, runs_in
-from deploy.report.records import Exploration, MatrixRecord, Missing, Outcomes, Trial
+from deploy.report.records import Exploration, MatrixRecord, Missing, Outcomes, Trial, place
 from deploy.report.statistics import Values, area_under_curve
-from deploy.run.episodes import read_episodes
+from deploy.run.episodes import evaluated_in, read_episodes
 from deploy.run.run_dir import read_status
 from deploy.run.summary import HEADLINE_EVALUATIONS, headline, read_summary, run_seconds
 from shared.config import ACTIVE
@@ -31,7 +32,7 @@ from shared.metrics import Row, read_metrics, read_scalars
 from shared.roles import EVALUATOR, learner_role, source_roles
 
 COVERAGE_POINTS = 40
-_EPISODE_COLUMNS = "learner", "updates", "goal", "shortest_path", "time_at_goal"
+_EPISODE_COLUMNS = "env", "learner", "updates", "goal", "shortest_path", "time_at_goal"
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 _FROM_SUMMARY = "gradient_steps", "samples_per_insert", "sample_age", "parameters", "gradient_steps_per_second"
 _UNKNOWN_ORIGIN = {"machine": "unknown", "python": "unknown", "versions": {}, "git_revision": "", "git_dirty": False}
@@ -61,14 +62,21 @@ def read_matrix(directory: Path) -> MatrixRecord:
 
 
 def _make_env(record: MatrixRecord, run: MatrixRun) -> None:
-    """Adds the environment of a run's evaluations, once."""
+    """Adds the environments of a run's evaluations, once."""
     experiment, part = run.experiment, f"goals of {run.experiment.env}"
-    if experiment.env in record.envs or any(each.part == part for each in record.missing):
+    if experiment.env in record.evaluations:
         return
+    record.evaluations[experiment.env] = _evaluation_envs(run)
     try:
-        record.envs[experiment.env] = make_envs(experiment).evaluation
+        evaluations = make_envs(experiment).evaluations
     except ConfigError as error:
         record.missing.append(Missing("", part, str(error)))
+        return
+    record.envs |= {place(experiment.env, name, not at): env for at, (name, env) in enumerate(evaluations.items())}
+
+
+def _evaluation_envs(run: MatrixRun) -> list[str]:
+    return [*(run.experiment.evaluation.envs or (run.experiment.env,))]
 
 
 class _RunReader:
@@ -93,9 +101,11 @@ class _RunReader:
         if math.isfinite(length := number(self._summary, "plan", "window_length")):
             record.episode_lengths[run.experiment.env] = int(length)
         evaluations = read_scalars(self._run_dir, EVALUATOR)
-        for name in run.experiment.all_learners:
-            trial = self._trial(name, [row for row in evaluations if row.get("learner") == name])
-            record.trials += [trial] if trial else []
+        for at, env in enumerate(_evaluation_envs(run)):
+            rows = [_within(env, row) for row in evaluations] if at else evaluations
+            for name in run.experiment.all_learners:
+                trial = self._trial(name, [row for row in rows if row.get("learner") == name], env, not at)
+                record.trials += [trial] if trial else []
         if not run.fed:
             exploration = self._exploration()
             record.explorations += [exploration] if exploration else []
@@ -114,9 +124,9 @@ class _RunReader:
         }
         return _UNKNOWN_ORIGIN | known
 
-    def _trial(self, name: str, rows: list[Row]) -> Trial | None:
-        """Returns the results of a learner from its evaluations; None if they are not whole."""
-        run, part = self._run, f"learner {name}"
+    def _trial(self, name: str, rows: list[Row], env: str, is_headline: bool) -> Trial | None:
+        """Returns the results of a learner from its evaluations in an environment; None if they are not whole."""
+        run, part = self._run, f"learner {name}" + f" in {env}" * (not is_headline)
         curve = _ascending(rows, "env_steps", "updates", "time_at_goal")
         planned = number(self._status, "updates_planned")
         if len(curve) < 2:
@@ -136,7 +146,8 @@ class _RunReader:
         return Trial(
             run=run.name,
             learner=name,
-            env=run.experiment.env,
+            env=place(run.experiment.env, env, is_headline),
+            headline=is_headline,
             collector_depth=run.collector_depth,
             objective=self._record.matrix.objective_of(name),
             chunk=algorithm.chunk,
@@ -155,16 +166,19 @@ class _RunReader:
             area=area_under_curve(env_steps, time_at_goal),
             success_rate=headline(curve, "success_rate"),
             behaviour={each.removeprefix(PREFIX): headline(curve, each) for each in _behaviours(curve)},
-            outcomes=self._outcomes(name),
+            outcomes=self._outcomes(name, None if is_headline else env),
             age_spread=self._age_spread(),
             **learner,
         )
 
-    def _outcomes(self, name: str) -> Outcomes | None:
-        """Returns the outcomes of a learner's last episodes; None without the run's table."""
+    def _outcomes(self, name: str, env: str | None) -> Outcomes | None:
+        """Returns the outcomes of a learner's last episodes; None without the run's table.
+
+        `env`: the environment of the evaluation; None: the first one.
+        """
         if self._episodes is None:
             return None
-        episodes = self._episodes.filter(pc.field("learner") == name)
+        episodes = evaluated_in(self._episodes, env).filter(pc.field("learner") == name)
         evaluations = [updates for updates in pc.unique(episodes["updates"]).to_pylist() if updates > 0]
         last = sorted(evaluations)[-HEADLINE_EVALUATIONS:]
         episodes = episodes.filter(pc.field("updates").isin(last))
@@ -242,6 +256,13 @@ class _RunReader:
             return "visits are of different numbers of cells"
         made, planned = sum(rows[-1]["env_steps"] for rows in sources.values()), number(self._status, "env_steps")
         return f"the collectors' rows end at {made:,} of {planned:,} environment steps" if made < planned else ""
+
+
+def _within(env: str, row: Row) -> Row:
+    """Returns what a row of evaluations has of a further environment, by the names of the first."""
+    prefix = within(env)
+    shared = {name: row[name] for name in ("learner", "updates", "env_steps") if name in row}
+    return shared | {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
 
 
 def _behaviours(evaluations: Sequence[Row]) -> list[str]:

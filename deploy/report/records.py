@@ -44,7 +44,8 @@ class Outcomes(NamedTuple):
 class Trial(Treatment):
     """Results of one learner of one run. E: its evaluations; the first one is of the untrained policy."""
 
-    env: str
+    env: str  # that of the training, or a further one of the evaluation as `place` names it
+    headline: bool  # evaluated in the first environment of the evaluation
     collector_depth: int
     seed: int
     steps: Values  # [E] environment steps
@@ -98,4 +99,16 @@ class MatrixRecord:
     provenance: list[dict[str, Any]] = field(default_factory=list)
     episode_lengths: dict[str, int] = field(default_factory=dict)
     envs: dict[str, GoalEnv] = field(default_factory=dict)
-    """Environments of the evaluations, by training environment; one that this machine cannot make is missing."""
+    """Environments of the evaluations, by `place`; one that this machine cannot make is missing."""
+    evaluations: dict[str, list[str]] = field(default_factory=dict)
+    """Names of the environments of the evaluations, by training environment."""
+
+    @property
+    def headline_trials(self) -> list[Trial]:
+        """The trials in the first environment of the evaluations."""
+        return [trial for trial in self.trials if trial.headline]
+
+
+def place(env: str, evaluated_in: str, headline: bool) -> str:
+    """Returns the name under which a report has what was trained in `env` and evaluated in `evaluated_in`."""
+    return env if headline else f"{env}-in-{evaluated_in}"

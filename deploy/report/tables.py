@@ -22,7 +22,10 @@ def make_tables(report: Report) -> dict[str, Rows]:
     """Returns the rows of each table by its name; None stands for NaN."""
     tables: dict[str, Rows] = {
         _FILE_NAMES.get(name, name): [
-            {"env": each.env, **_flatten(asdict(row))} for each in report.envs for row in getattr(each, name)
+            {"env": each.env, **_flatten(asdict(row))}
+            for each in report.envs
+            if each.headline or name != "fairness"
+            for row in getattr(each, name)
         ]
         for name in _TABLES
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import feather
 
 from collector.behaviour import PREFIX
@@ -22,7 +23,12 @@ EPISODES = "episodes.arrow"
 
 def write_episodes(run_dir: Path) -> None:
     """Writes the table from the evaluator's rows; nothing if these hold no episodes. Raises OSError."""
-    tables = [_table(row) for row in read_metrics(run_dir, EVALUATOR) if "episodes" in row]
+    tables = [
+        _table(row, name)
+        for row in read_metrics(run_dir, EVALUATOR)
+        for name in row
+        if name.rpartition("/")[2] == "episodes"
+    ]
     if tables:
         file = io.BytesIO()
         feather.write_feather(pa.concat_tables(tables, promote_options="default"), file, compression="zstd")
@@ -32,9 +38,14 @@ def write_episodes(run_dir: Path) -> None:
 def read_episodes(run_dir: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Returns the table: learner, updates, env_steps, number of the episode, and the columns of `measure_episodes`.
 
-    Raises OSError where the file is missing or damaged. `columns`: the columns that are read; None: all.
+    With several environments of the evaluation it also has `env`, which is null for the first of them.
+    Raises OSError where the file is missing or damaged. `columns`: the columns that are read, if they are there; None:
+    all.
     """
     try:
+        if columns is not None:
+            with pa.ipc.open_file(run_dir / EPISODES) as file:
+                columns = [name for name in columns if name in file.schema.names]
         return feather.read_table(run_dir / EPISODES, columns=columns, memory_map=False)
     except (pa.ArrowException, OSError) as error:  # Arrow's own errors of a cut file have no text of the system
         missing, text = isinstance(error, FileNotFoundError), getattr(error, "strerror", None)
@@ -42,11 +53,19 @@ def read_episodes(run_dir: Path, columns: Sequence[str] | None = None) -> pa.Tab
         raise OSError(None, f"{EPISODES} is {reason}", str(run_dir / EPISODES)) from error
 
 
-def _table(row: Row) -> pa.Table:
-    """Returns the episodes of one evaluation."""
-    columns: dict[str, list[Any]] = row["episodes"]
+def evaluated_in(episodes: pa.Table, env: str | None) -> pa.Table:
+    """Returns the rows of an environment of the evaluation; None: the first one."""
+    if "env" not in episodes.column_names:
+        return episodes
+    return episodes.filter(pc.field("env").is_null() if env is None else pc.field("env") == env)
+
+
+def _table(row: Row, name: str) -> pa.Table:
+    """Returns the episodes of one evaluation, which `row` has by `name`."""
+    columns: dict[str, list[Any]] = row[name]
     count = len(columns["steps"])
-    index = {
+    of_env = {} if name == "episodes" else {"env": pa.array([name.split("/")[1]] * count)}
+    index = of_env | {
         "learner": pa.array([row["learner"]] * count),
         "updates": pa.array([row["updates"]] * count, pa.int64()),
         "env_steps": pa.array([row["env_steps"]] * count, pa.int64()),

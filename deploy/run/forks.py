@@ -21,6 +21,6 @@ _OF_RAY = ("jsonschema", "psutil", "requests")  # what Ray imports of others: tw
 
 def serve_forks(experiments: Iterable[Experiment]) -> AbstractContextManager[None]:
     """Serves forks that have imported what the roles of `experiments` need; see `fork_server`."""
-    names = {name for each in experiments for name in (each.env, each.evaluation.env) if name}
+    names = {name for each in experiments for name in (each.env, *each.evaluation.envs)}
     of_ray = _OF_RAY if find_spec("ray") else ()
     return fork_server([*_MODULES, *of_ray, *(module for name in sorted(names) if (module := find_module(name)))])

@@ -87,7 +87,7 @@ class InProcessRun:
         self._ring_lock = threading.Lock()
         self._store = ParamStore()
         policies = evaluation_policies(self._experiment, spec)
-        evaluator = Evaluator(self._experiment, self._plan, envs.evaluation, policies)
+        evaluator = Evaluator(self._experiment, self._plan, envs.evaluations, policies)
         self._evaluations = Evaluations(record, evaluator, self._permits, self._rounds)
         self._rows: list[tuple[int, int, Role, Row]] = []  # not recorded yet; see `_record_rows`
         drawing = {name: ACTIVE if self._experiment.replay.same_batches else name for name in names}

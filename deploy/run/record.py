@@ -235,4 +235,4 @@ class RunRecord:
 
 def _without_episodes(row: Row) -> Row:
     """Returns a row for the memory: the table of its episodes is in its file alone."""
-    return {name: value for name, value in row.items() if name != "episodes"}
+    return {name: value for name, value in row.items() if name.rpartition("/")[2] != "episodes"}

@@ -14,6 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from collector.collector import coverage
+from collector.evaluator import within
 from deploy.run.record import RunRecord
 from deploy.run.run_dir import read_status
 from learner.objectives.registry import make_objective
@@ -41,8 +42,9 @@ def summarise(record: RunRecord, spec: EnvSpec) -> dict[str, Any]:
     """Returns the content of summary.json: the run's plan, and measured figures; NaN stands for an unknown figure.
 
     `untrained_...` are means over the learners' untrained policies. `time_at_goal`, in environment steps of an episode,
-    and `success_rate` are those of `headline`; `last_...` are of the last evaluation. `sample_age`, in environment
-    steps, and `policy_lag`, in updates, are means over the run.
+    and `success_rate` are those of `headline`; `last_...` are of the last evaluation; `elsewhere` has both for each
+    further environment of the evaluation. `sample_age`, in environment steps, and `policy_lag`, in updates, are means
+    over the run.
 
     Rates leave out compilation. `env_steps_per_second`: growth of the environment steps of all sources from the run's
     first row to its last, over the wall clock between these rows. It includes waits and restarts of roles, but neither
@@ -85,6 +87,10 @@ def _learner_summary(record: RunRecord, spec: EnvSpec, name: str) -> dict[str, A
         "success_rate": headline(evaluations, "success_rate"),
         "last_time_at_goal": newest.get("time_at_goal", math.nan),
         "last_success_rate": newest.get("success_rate", math.nan),
+        "elsewhere": {
+            env: {name: headline(evaluations, within(env) + name) for name in ("time_at_goal", "success_rate")}
+            for env in record.experiment.evaluation.envs[1:]
+        },
         "samples_per_insert": _ratio(updates * plan.windows_per_update, record.windows - plan.prefill_windows),
         "utd": _ratio(gradient_steps, record.env_steps),
         "sample_age": _mean(rows, "sample_age"),

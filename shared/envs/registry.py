@@ -7,7 +7,7 @@ A user's environment has as id a Python entry point of the group `fathom.envs`, 
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
@@ -77,10 +77,14 @@ _SHORT_HOPS = {
 _FAMILIES: dict[str, dict[str, str]] = {
     "shared.envs.point_maze": {
         "point_u_maze": "a point with velocity in a U-shaped corridor of 7 cells; starts and goals anywhere",
+        "point_u_maze_eval": "the U; starts at one end, goals at its far side only",
         "point_big_maze": "a point with velocity in a maze of 26 cells with loops; starts and goals anywhere",
+        "point_big_maze_eval": "the big maze; starts in one corner, 9 goals away from it",
         "point_spiral_maze": "a point with velocity in a spiral of 31 cells; goals are 21 to 30 cells away",
         "point_u4_maze": "ant_u4_maze's layout for a point: a C of 11 cells; starts at one end",
+        "point_u4_maze_eval": "the C of 11 cells; goals at its far side only",
         "point_u5_maze": "ant_u5_maze's layout for a point: a C of 17 cells; starts at one end",
+        "point_u5_maze_eval": "the C of 17 cells; goals at its far side only",
         "point_hardest_maze": (
             "ant_hardest_maze's layout for a point: 46 cells with loops and dead ends; starts in one corner"
         ),
@@ -169,26 +173,32 @@ def make_env(env_id: str, options: EnvOptions = EnvOptions()) -> GoalEnv:  # noq
 
 
 class Envs(NamedTuple):
-    """Environments of a run, both the same object unless the experiment names one for evaluation."""
+    """Environments of a run; those of the evaluation by name, the first one that of results without a name."""
 
     training: GoalEnv
-    evaluation: GoalEnv
+    evaluations: Mapping[str, GoalEnv]
+
+    @property
+    def evaluation(self) -> GoalEnv:
+        return next(iter(self.evaluations.values()))
 
 
 def make_envs(experiment: Experiment) -> Envs:
     """Returns an experiment's environments. Raises ConfigError that names the key."""
     training = _make(experiment.env, experiment.env_options, "env")
-    if experiment.evaluation.env is None:
-        return Envs(training, training)
-    evaluation = _make(experiment.evaluation.env, experiment.env_options, "evaluation.env")
-    for name in ("state_size", "goal_size", "action_size", "goal_indices"):
-        ours, theirs = getattr(training.spec, name), getattr(evaluation.spec, name)
-        if ours != theirs:
-            raise ConfigError(
-                f"evaluation.env: {experiment.evaluation.env} has {name} {theirs}, {experiment.env} has {ours}; "
-                "policies fit only one of the two, choose environments with equal sizes"
-            )
-    return Envs(training, evaluation)
+    evaluations = {
+        name: training if name == experiment.env else _make(name, experiment.env_options, "evaluation.envs")
+        for name in experiment.evaluation.envs or (experiment.env,)
+    }
+    for env, evaluation in evaluations.items():
+        for name in ("state_size", "goal_size", "action_size", "goal_indices"):
+            ours, theirs = getattr(training.spec, name), getattr(evaluation.spec, name)
+            if ours != theirs:
+                raise ConfigError(
+                    f"evaluation.envs: {env} has {name} {theirs}, {experiment.env} has {ours}; "
+                    "policies fit only one of the two, choose environments with equal sizes"
+                )
+    return Envs(training, evaluations)
 
 
 def _make(env_id: str, options: EnvOptions, field: str) -> GoalEnv:

@@ -173,7 +173,7 @@ init = jax.jit(lambda key: ACTOR.init(key, jnp.zeros(2), jnp.zeros(2)))
 
 @functools.cache
 def evaluator(env: Drift, seed: int = 0) -> Evaluator:
-    return Evaluator(EXPERIMENT.model_copy(update={"seed": seed}), PLAN, env, POLICIES)
+    return Evaluator(EXPERIMENT.model_copy(update={"seed": seed}), PLAN, {"drift": env}, POLICIES)
 
 
 @functools.cache
@@ -195,7 +195,7 @@ def test_a_learner_is_evaluated_with_its_own_action_chunks() -> None:
     learners = {"twin": {"algorithm": {"chunk": 4}}}
     experiment = Experiment.model_validate(EXPERIMENT.model_dump() | {"learners": learners})
     policies = POLICIES | {"twin": lambda factor, state, goal, key: factor * jnp.tile(state + 1, 4)}
-    metrics = Evaluator(experiment, PLAN, Drift(), policies).evaluate("twin", Policy(0, 0.1))
+    metrics = Evaluator(experiment, PLAN, {"drift": Drift()}, policies).evaluate("twin", Policy(0, 0.1))
     state = np.zeros(2)
     for step in range(9):
         if step % 4 == 0:
@@ -211,7 +211,7 @@ def test_no_two_steps_or_evaluations_share_a_key() -> None:
     def drawn(params: Any, state: Array, goal: Array, key: Array) -> jax.Array:
         return jnp.where(jnp.arange(2) == params, jax.random.uniform(key, (1, 2)), 0)
 
-    evaluator = Evaluator(experiment, PLAN, Drift(), dict.fromkeys(experiment.all_learners, drawn))
+    evaluator = Evaluator(experiment, PLAN, {"drift": Drift()}, dict.fromkeys(experiment.all_learners, drawn))
     first, again, other = (evaluator.evaluate(ACTIVE, Policy(version, 0)) for version in (3, 3, 4))
     assert first == again
     assert first["final_distance"] != other["final_distance"]
@@ -264,10 +264,22 @@ def test_an_evaluation_counts_the_episodes_that_break() -> None:
     assert all(np.isfinite(value) for value in metrics.values() if isinstance(value, float))
 
 
+def test_further_environments_have_metrics_of_their_own() -> None:
+    """Their keys and policies are the same, but starts differ."""
+    envs = {"drift": Drift(), "spread": Drift(spread=1.0)}
+    row = Evaluator(EXPERIMENT, PLAN, envs, POLICIES).evaluate(ACTIVE, policy(0))
+    alone = [Evaluator(EXPERIMENT, PLAN, {"any": env}, POLICIES).evaluate(ACTIVE, policy(0)) for env in envs.values()]
+    shared = {"learner", "updates", "env_steps"}
+    assert row == alone[0] | {f"in/spread/{name}": value for name, value in alone[1].items() if name not in shared}
+    assert row["final_distance"] != row["in/spread/final_distance"]
+
+
 def test_the_error_names_the_environment_of_the_evaluation() -> None:
-    config = {"evaluation": EXPERIMENT.evaluation.model_copy(update={"env": "fragile"})}
-    with pytest.raises(EnvironmentBroken, match=r"^evaluation\.env: fragile: state\[1\] is not finite"):
-        Evaluator(EXPERIMENT.model_copy(update=config), PLAN, Fragile(), POLICIES).evaluate(ACTIVE, policy(0))
+    config = {"evaluation": EXPERIMENT.evaluation.model_copy(update={"envs": ("fragile",)})}
+    with pytest.raises(EnvironmentBroken, match=r"^evaluation\.envs: fragile: state\[1\] is not finite"):
+        Evaluator(EXPERIMENT.model_copy(update=config), PLAN, {"fragile": Fragile()}, POLICIES).evaluate(
+            ACTIVE, policy(0)
+        )
 
 
 def test_a_full_queue_drops_the_oldest_request_but_no_last_request() -> None:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from collector.evaluator import start_keys
 from deploy.render.episode import Episode, Recorder
 from deploy.report.records import MatrixRecord, Missing, Trial
-from deploy.run.episodes import read_episodes
+from deploy.run.episodes import evaluated_in, read_episodes
 from deploy.run.trained import load_trained
 from shared.envs.base import GoalEnv
 from shared.errors import ConfigError
@@ -156,7 +156,7 @@ def _choose(record: MatrixRecord, trials: Sequence[Trial], goal_radius: float, e
             table = read_episodes(record.directory / trial.run)
         except OSError:  # which the report says already
             continue
-        table = table.filter(pc.field("learner") == trial.learner)
+        table = evaluated_in(table, None).filter(pc.field("learner") == trial.learner)
         table = table.filter(pc.field("updates") == pc.max(table["updates"]))
         if len(table) == episodes:
             times.append(table["time_at_goal"].to_numpy())

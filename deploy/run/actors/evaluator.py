@@ -31,5 +31,5 @@ class EvaluatorActor(RoleActor):
     def work(self) -> None:
         envs = make_envs(self._experiment)
         policies = evaluation_policies(self._experiment, envs.training.spec)
-        evaluator = Evaluator(self._experiment, self._plan, envs.evaluation, policies)
+        evaluator = Evaluator(self._experiment, self._plan, envs.evaluations, policies)
         evaluator.run(self._queue, self._reporter, self._stop.is_set, self._finished)

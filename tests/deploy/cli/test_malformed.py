@@ -319,7 +319,7 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
     *(("collector.learner_resources.gpus", value) for value in (-1, 1.5, 1e12)),
     *(("env", value) for value in ("", "ant_u_mase", "../ant", "a" * 10_000, "os:system", "sys:exit", "no.module:Env")),
     *(("env", value) for value in ("importlib:import_module", "point_u_maze\n", "point_u_maze\x00", "json:decoder")),
-    *(("evaluation.env", value) for value in ("", "ant", "../ant", "a:b")),
+    *(("evaluation.envs", value) for value in ("", "ant", "../ant", "a:b", ["point_u_maze", "ant"], [[]], {"ant": 1})),
     *(("stream", value) for value in ("", "a\nb", "a\x00b", "x" * 5000)),
     *(("wandb.project", value) for value in ("", "a/b", "a\nb", "x" * 129, 7)),
     *(("wandb.entity", value) for value in ("me", "", "a/b", "\x1b[31m")),

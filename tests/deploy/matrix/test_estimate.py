@@ -109,7 +109,7 @@ HUGE = {"seeds": [*range(100)], "budget": {"env_steps": "1e12"}, "record": True}
         (["--dry-run"], HUGE, "free, all runs together keep about 4,800 TB more and leave 1 GB free (supervision."),
         (["--dry-run"], {"envs": ["point_u_mase"]}, "envs: unknown environment 'point_u_mase'; did you mean"),
         (["--dry-run"], {"evaluation_envs": {"point_u_maze": "ant"}}, "evaluation_envs.point_u_maze: ant has state"),
-        (["--dry-run"], {"evaluation": {"env": "maze"}}, "experiment.evaluation.env: unknown environment 'maze'"),
+        (["--dry-run"], {"evaluation": {"env": "maze"}}, "experiment.evaluation.envs: unknown environment 'maze'"),
         (["--dry-run"], {"budget": {"env_steps": 10}}, "experiment.budget.env_steps: 10 steps end before the first"),
         (["--dry-run"], {"budgets": {"point_u_maze": 10}}, "budgets.point_u_maze: 10 steps end before the first"),
         (["--dry-run"], {"envs": ["a:B", "a.B"]}, "envs: two of them differ in ':' and '.' alone"),

@@ -16,11 +16,11 @@ def test_every_combination_is_one_run_with_all_learners(make_matrix: Callable[..
     assert [run.name for run in runs][:4] == [f"point_u_maze-c{depth}-s{seed}" for depth in (4, 16) for seed in (0, 3)]
     assert len(runs) == 8
     last = runs[-1].experiment
-    assert (last.env, last.evaluation.env, last.collector.depth, last.seed) == ("ant", "ant_u_maze", 16, 3)
+    assert (last.env, last.evaluation.envs, last.collector.depth, last.seed) == ("ant", ("ant_u_maze",), 16, 3)
     sizes = {name: (learner.depth, learner.width) for name, learner in last.learners.items()}
     assert sizes == {"d4": (4, 8), "d8": (8, 8)}
     assert all(learner.seed != last.collector.seed for learner in last.learners.values())
-    assert runs[0].experiment.evaluation.env is None
+    assert runs[0].experiment.evaluation.envs == ()
     assert {(run.experiment.env, run.experiment.budget.env_steps) for run in runs} == {
         ("point_u_maze", 400),
         ("ant", 200_000),

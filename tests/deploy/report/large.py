@@ -103,6 +103,7 @@ def write_large(folder: Path, collectors: int, learners: int, seeds: int, env_st
     values["collector_depths"], values["learner_depths"] = (
         [4 * 2**i for i in range(n)] for n in (collectors, learners)
     )
+    values["evaluation_envs"] = {env: names[0] for env, names in values["evaluation_envs"].items()}
     values |= {"seeds": list(range(seeds)), "experiment": values["experiment"] | {"budget": {"env_steps": env_steps}}}
     matrix = MatrixConfig.model_validate(values)
     folder.mkdir(parents=True)

@@ -30,7 +30,7 @@ CASES = {
     "evaluation": (
         "field:Field",
         "broken:BrokenStep",
-        f"evaluation.env: broken:BrokenStep: {STEP.format('the evaluator', 'all 8 episodes of an evaluation broke')}",
+        f"evaluation.envs: broken:BrokenStep: {STEP.format('the evaluator', 'all 8 episodes of an evaluation broke')}",
     ),
     "episodes of one step": (
         "broken:Impatient",

@@ -32,7 +32,7 @@ def still(params: Any, state: jax.Array, goal: jax.Array, key: jax.Array) -> jax
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run whose learners were each evaluated after 0 and 2 updates, the collector learner twice after 2."""
     record = RunRecord(tmp_path_factory.mktemp("run"), EXPERIMENT, PLAN)
-    evaluator = Evaluator(EXPERIMENT, PLAN, ENVS.evaluation, dict.fromkeys(EXPERIMENT.all_learners, still))
+    evaluator = Evaluator(EXPERIMENT, PLAN, ENVS.evaluations, dict.fromkeys(EXPERIMENT.all_learners, still))
     for updates in (0, 2):
         for learner in (ACTIVE, "passive"):
             row = evaluator.evaluate(learner, Policy(updates, None))

@@ -281,7 +281,7 @@ def test_evaluations_are_recorded_in_the_order_of_updates_and_learners(tmp_path:
     record = RunRecord(tmp_path, EXPERIMENT, PLAN)
     names, (first, second, *_) = (ACTIVE, "passive"), PLAN.evaluation_updates
     permits, rounds = threading.Semaphore(), Rounds(0, list(names))
-    evaluations = Evaluations(record, Evaluator(EXPERIMENT, PLAN, ENVS.evaluation, {}), permits, rounds)
+    evaluations = Evaluations(record, Evaluator(EXPERIMENT, PLAN, ENVS.evaluations, {}), permits, rounds)
 
     def come(updates: int, learner: str) -> None:
         evaluations.record_rows([{"updates": updates, "learner": learner, "index": updates}])

@@ -227,7 +227,7 @@ def test_without_restarts_a_fault_ends_the_run_and_the_error_names_the_role(
 def _paced_run(folder: Path, cluster: psutil.Process, pace_dir: Path, *options: str) -> Run:
     """Starts a recorded, audited run that ends soon after `pace_dir` no longer holds the file `slow`."""
     (pace_dir / "slow").touch()
-    env = ("--env", "paced:PacedMaze", "--evaluation.env", "point_u_maze", "--budget.env-steps", str(PACED_STEPS))
+    env = ("--env", "paced:PacedMaze", "--evaluation.envs", "point_u_maze", "--budget.env-steps", str(PACED_STEPS))
     audited = ("--record", "true", "--replay.audit", "true")
     return Run(folder, *env, *audited, *options, experiment=WITH_PASSIVE, cluster=cluster)
 
@@ -364,7 +364,7 @@ def test_two_runs_on_one_cluster_learn_and_share_no_data(
     """Runs in both paces share one cluster; then a learner of another depth trains on the stream of one of them."""
     slow, hold = pace_dir / "slow", pace_dir / "hold"
     slow.touch()
-    paced = ("--env", "paced:PacedField", "--evaluation.env", "field:Field")
+    paced = ("--env", "paced:PacedField", "--evaluation.envs", "field:Field")
     runs = {
         pace: Run(tmp_path / pace, "--record", "true", *options, experiment=LEARNING, cluster=shared_cluster)
         for pace, options in {"lockstep": (), "free": ("--replay.pace", "free", *paced)}.items()

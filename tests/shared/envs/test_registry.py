@@ -206,17 +206,20 @@ def test_options_of_other_environments_are_refused() -> None:
             make_env("point_u_maze", EnvOptions(**option))
 
 
-def experiment(env: str, evaluation: str | None = None, **options: object) -> Experiment:
-    return Experiment.model_validate({"env": env, "env_options": options, "evaluation": {"env": evaluation}})
+def experiment(env: str, evaluation: str | list[str] | None = None, **options: object) -> Experiment:
+    return Experiment.model_validate({"env": env, "env_options": options, "evaluation": {"envs": evaluation}})
 
 
 def test_evaluation_may_use_another_environment() -> None:
     envs = make_envs(experiment("ant_u4_maze", "ant_u4_maze_eval", episode_length=300))
-    assert [env.spec.episode_length for env in envs] == [300, 300]
+    assert [env.spec.episode_length for env in (envs.training, envs.evaluation)] == [300, 300]
     assert len(envs.training.space.goals) == 10  # type: ignore[attr-defined]
     assert len(envs.evaluation.space.goals) == 4  # type: ignore[attr-defined]
     alone = make_envs(experiment("point_u_maze"))
     assert alone.training is alone.evaluation
+    several = make_envs(experiment("point_u_maze", ["point_u_maze_eval", "point_u_maze"]))
+    assert [*several.evaluations] == ["point_u_maze_eval", "point_u_maze"]
+    assert several.training is several.evaluations["point_u_maze"] is not several.evaluation
 
 
 @pytest.mark.parametrize(
@@ -224,13 +227,13 @@ def test_evaluation_may_use_another_environment() -> None:
     [
         (
             experiment("ant_u4_maze", "ant_ball"),
-            "evaluation.env: ant_ball has state_size 31, ant_u4_maze has 29; policies",
+            "evaluation.envs: ant_ball has state_size 31, ant_u4_maze has 29; policies",
         ),
         (
             experiment("point_labyrinth_4_s0"),
             "env: point_labyrinth_4_s0: a labyrinth cannot be of size 4; choose an odd",
         ),
-        (experiment("ant", "antt"), "evaluation.env: unknown environment 'antt'; did you mean 'ant'"),
+        (experiment("ant", "antt"), "evaluation.envs: unknown environment 'antt'; did you mean 'ant'"),
         (experiment("ant_pull"), "env: unknown environment 'ant_pull'; did you mean 'ant_push'"),
         (experiment("ant_push", backend="spring"), "env_options.backend: this environment has no 'spring'; it has mjx"),
         (experiment("no.such:Env"), "env: no.such:Env: cannot be imported"),
