@@ -18,6 +18,7 @@ from deploy.report import contents, statistics
 from deploy.report.aggregate import aggregate
 from deploy.report.behaviours import Line, make_behaviour
 from deploy.report.objectives import gain_differences, objective_gains
+from deploy.report.published import published_beside
 from deploy.report.records import Exploration, MatrixRecord, Treatment, Trial, place
 from deploy.report.statistics import Values, estimate, estimate_known, paired_known
 
@@ -101,6 +102,7 @@ def _environment(
             for objective in dict.fromkeys([*finals, matrix.own_objective])
         ),
         fairness=_fairness(trials, marks, [*finals]),
+        published=tuple(published_beside(trained_in, evaluated_in, active)),
     )
 
 

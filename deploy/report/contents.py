@@ -211,6 +211,28 @@ class Behaviour:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A published result of ordinary training, beside that of collector learners of the same depth.
+
+    `ours`, `theirs`: steps at goal; `env_steps`, `their_env_steps`: environment steps of the training. `error`: None
+    where none is published; `error_is` says what it is. `differs`: in what theirs is not comparable.
+    """
+
+    objective: str
+    chunk: int
+    depth: int
+    ours: Estimate
+    env_steps: float
+    theirs: float
+    error: float | None
+    error_is: str
+    their_env_steps: int
+    source: str
+    link: str
+    differs: str
+
+
+@dataclass(frozen=True)
 class EnvironmentReport:
     """Results in one environment of the evaluations. `env`: the training's, or as `records.place` names a further one.
 
@@ -239,6 +261,7 @@ class EnvironmentReport:
     explored: tuple[Explored, ...]
     costs: tuple[Cost, ...]
     fairness: tuple[Fairness, ...]
+    published: tuple[Published, ...]
 
     @property
     def title(self) -> str:

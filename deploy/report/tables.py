@@ -11,7 +11,7 @@ from deploy.report.contents import Curve, Goals, Report
 
 _TABLES = (
     *("cells", "active", "neighbours", "differences", "gains", "objective_gains", "gain_differences"),
-    *("critical", "explored", "costs", "fairness"),
+    *("critical", "explored", "costs", "fairness", "published"),
 )
 _FILE_NAMES = {"neighbours": "comparisons", "critical": "critical_depths", "explored": "coverage"}
 

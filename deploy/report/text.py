@@ -26,6 +26,11 @@ def rounded(value: float, digits: int) -> str:
     return UNKNOWN if math.isnan(value) else f"{value:.{digits}f}"
 
 
+def millions(env_steps: float) -> str:
+    """Returns environment steps in millions."""
+    return f"{number(env_steps / 1e6)} M"
+
+
 def signed(value: float) -> str:
     return f"+{number(value)}" if value > 0 else number(value)
 
