@@ -1,8 +1,8 @@
 """Rollout of a policy: the same for collecting and for evaluating, which differ by the policy alone."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import NamedTuple
+from functools import lru_cache, partial, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,9 @@ def first_not_finite(numbers: Array) -> jax.Array:
     return jnp.min(jnp.where(jnp.isfinite(numbers), count, jnp.arange(count)), axis=-1)
 
 
+T = TypeVar("T")
+
+
 class _Simulation(NamedTuple):
     """`reset` and `step` of one environment, for `vmap`."""
 
@@ -81,7 +84,18 @@ class _Simulation(NamedTuple):
 @lru_cache
 def _simulation(env: GoalEnv) -> _Simulation:
     """Returns functions of `env` that are traced once in a process: a simulator takes a second or more to trace."""
-    return _Simulation(jax.jit(env.reset), jax.jit(env.step))
+    return _Simulation(jax.jit(in_full(env.reset)), jax.jit(in_full(env.step)))
+
+
+def in_full(function: Callable[..., T]) -> Callable[..., T]:
+    """Returns `function` with its products in float32: physics goes wrong in TF32, which is JAX's default on GPUs."""
+
+    @wraps(function)
+    def computed(*arguments: Any, **named: Any) -> T:
+        with jax.default_matmul_precision("highest"):
+            return function(*arguments, **named)
+
+    return computed
 
 
 def make_start(env: GoalEnv, environments: int, chunk: int = 1) -> Callable[[Array], RolloutState]:

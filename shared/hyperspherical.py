@@ -66,11 +66,12 @@ def _init_kernel(key: Array, shape: tuple[int, int]) -> jax.Array:
 class UnitDense(nn.Module):
     """`[..., *]`, of norm 1, to `[..., width]`, of variance 1 at initialisation; its kernel's columns have norm 1.
 
-    The product is computed in `precision`.
+    The product is computed in `number_format`, float32 at `precision`.
     """
 
     width: int
-    precision: str
+    number_format: str
+    precision: jax.lax.Precision
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,7 +81,8 @@ class UnitDense(nn.Module):
         # kernel's entries, so that an optimiser's step changes both by an equal share.
         scale = self.width**-0.5
         scaler = self.param("scaler", nn.initializers.constant(scale), (self.width,))
-        product = x.astype(self.precision) @ kernel.astype(self.precision)
+        factors = x.astype(self.number_format), kernel.astype(self.number_format)
+        product = jnp.matmul(*factors, precision=self.precision)
         return at_least_float32(product) * (scaler * (inputs**0.5 / scale))
 
 

@@ -35,8 +35,10 @@ class NetworkConfig(Frozen):
     columns of hidden kernels after every gradient step, have norm 1. Observations are not normalised."""
     residual: bool = True
     activation: Literal["swish", "relu"] = "swish"
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the hidden layers; parameters, residual connections and all losses are float32."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Precision of the networks' products. tf32: where a GPU has it, factors are rounded to 10 bits (the reference's
+    products there, and JAX's default). bfloat16: hidden layers. Parameters, residual connections and all losses are
+    float32."""
 
     @field_validator("depth", "actor_depth", "critic_depth")
     @classmethod

@@ -77,6 +77,16 @@ class _NormActivation(nn.Module):
         return norm_activation(self.activation, x, scale, bias)
 
 
+def number_format(precision: str) -> str:
+    """Returns the format of numbers of hidden layers at a network's `precision`."""
+    return "bfloat16" if precision == "bfloat16" else "float32"
+
+
+def products(precision: str) -> jax.lax.Precision:
+    """Returns how products of float32 numbers are computed: in full, or as tf32 where a GPU has it."""
+    return jax.lax.Precision.DEFAULT if precision == "tf32" else jax.lax.Precision.HIGHEST
+
+
 class _Layer(nn.Module):
     """`[..., *]` to `[..., width]`: Dense, LayerNorm, activation; computed in `precision`, parameters in float32.
 
@@ -92,9 +102,10 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.hyperspherical:
-            x = UnitDense(self.width, self.precision)(x)
-            return unit_norm(ACTIVATIONS[self.activation](x)).astype(self.precision)
-        x = nn.Dense(self.width, kernel_init=_kernel_init, dtype=self.precision)(x)
+            x = UnitDense(self.width, number_format(self.precision), products(self.precision))(x)
+            return unit_norm(ACTIVATIONS[self.activation](x)).astype(number_format(self.precision))
+        dense = {"dtype": number_format(self.precision), "precision": products(self.precision)}
+        x = nn.Dense(self.width, kernel_init=_kernel_init, **dense)(x)
         if self.layer_norm:
             return _NormActivation(self.activation, name="LayerNorm_0")(x)
         return ACTIVATIONS[self.activation](x)
@@ -218,6 +229,11 @@ class _Network(nn.Module):
     def before_blocks(self, *inputs: Array) -> jax.Array:
         return self.trunk.before_blocks(jnp.concatenate(inputs, axis=-1))
 
+    @property
+    def dense(self) -> Callable[..., nn.Dense]:
+        """Makes a layer of a head, which is float32 also where hidden layers are bfloat16."""
+        return partial(nn.Dense, precision=products(self.trunk.precision))
+
 
 class Encoder(_Network):
     """Inputs `[..., *]` to a representation `[..., E]`."""
@@ -225,7 +241,7 @@ class Encoder(_Network):
     representation_size: int
 
     def setup(self) -> None:
-        self.head = nn.Dense(self.representation_size, kernel_init=_kernel_init)
+        self.head = self.dense(self.representation_size, kernel_init=_kernel_init)
 
     def after_blocks(self, x: jax.Array) -> jax.Array:
         return self.head(x)
@@ -237,8 +253,8 @@ class Actor(_Network):
     action_size: int
 
     def setup(self) -> None:
-        self.mean = nn.Dense(self.action_size, kernel_init=_kernel_init)
-        self.log_std = nn.Dense(self.action_size, kernel_init=_kernel_init)
+        self.mean = self.dense(self.action_size, kernel_init=_kernel_init)
+        self.log_std = self.dense(self.action_size, kernel_init=_kernel_init)
 
     def after_blocks(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return self.mean(x), LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (nn.tanh(self.log_std(x)) + 1)

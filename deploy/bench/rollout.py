@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from collector.collector import Collector
-from collector.rollout import make_start, make_unroll
+from collector.rollout import in_full, make_start, make_unroll
 from deploy.bench.harness import replay_server, take_turns
 from learner.acting import collecting_policy, policy_params
 from learner.objectives.registry import make_objective
@@ -158,7 +158,7 @@ def _make_bare(env: GoalEnv, num_envs: int) -> Callable[[EnvState, jax.Array], E
         control = env.control(state.physics, action)  # type: ignore[attr-defined]
         return state._replace(physics=physics.step(state.physics, control))
 
-    env_step = jax.vmap(env.step if physics is None else physics_step)
+    env_step = jax.vmap(in_full(env.step if physics is None else physics_step))
 
     def step(state: EnvState, key: jax.Array) -> tuple[EnvState, None]:
         return env_step(state, jax.random.uniform(key, (num_envs, env.spec.action_size), jnp.float32, -1, 1)), None

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
+from collector.rollout import in_full
 from deploy.bench.init_memory import init_memory_ratio
 from deploy.bench.unrolled import Unrolled, unroll_params
 from learner.objectives.base import Objective
@@ -24,6 +25,7 @@ from shared.config import ACTIVE, Experiment
 from shared.config_file import parse_experiment
 from shared.envs.base import EnvSpec
 from shared.errors import ConfigError
+from shared.networks import number_format, products
 from shared.plan import Plan, make_plan
 from shared.replay.codec import Columns
 from shared.types import CONTINUES, TRUNCATED, Array
@@ -98,6 +100,11 @@ def bench_update(
     return {"matmul_flops_per_second": peak, "rows": rows}
 
 
+def _as_precise(textbook: Callable[..., Any], precision: str) -> Callable[..., Any]:
+    """Returns a function of the textbook's, whose layers say no precision, with products as in our float32."""
+    return in_full(textbook) if precision == "float32" else textbook
+
+
 @contextmanager
 def uncached() -> Iterator[None]:
     """Turns the persistent compilation cache off inside the block."""
@@ -164,7 +171,7 @@ def _bench_depth(
     timed = {"": ours}
     if against:
         textbook = Unrolled(objective)
-        step = partial(textbook.update_step, plan=plan)
+        step = _as_precise(partial(textbook.update_step, plan=plan), config.precision)
         timed["unrolled_"] = _Timed(lambda: textbook.init(jax.random.key(0)), step, windows)
     if seeds > 1:
         update_steps = make_update_steps(update_step)
@@ -213,7 +220,7 @@ def differences(experiment: Experiment, plan: Plan) -> dict[str, float]:
         minibatch, key = steps.minibatch(steps.order[0]), steps.keys[0]
         found, metrics = gradients(state, minibatch, key)
         ours, params = unroll_params(found), unroll_params(state.trained)
-        theirs, expected = textbook.gradients(params, minibatch, key)
+        theirs, expected = _as_precise(textbook.gradients, experiment.collector.precision)(params, minibatch, key)
         losses = [_relative(metrics[name], expected[name]) for name in expected if "loss" in name]
         tensors = jax.tree.leaves(jax.tree.map(_relative, ours, theirs))
         return {"loss_difference": jnp.stack(losses).max(), "gradient_difference": jnp.stack(tensors).max()}
@@ -228,8 +235,8 @@ def _relative(value: Array, expected: Array) -> jax.Array:
 def matmul_flops_per_second(precision: str) -> float:
     """Returns the rate of a product of two large matrices on this device: the best of five."""
     size = 2048 if jax.default_backend() == "cpu" else 8192
-    x = jax.random.normal(jax.random.key(0), (size, size), precision)
-    product = jax.jit(jnp.matmul)
+    x = jax.random.normal(jax.random.key(0), (size, size), number_format(precision))
+    product = jax.jit(partial(jnp.matmul, precision=products(precision)))
     jax.block_until_ready(product(x, x))
     seconds = timeit.repeat(lambda: jax.block_until_ready(product(x, x)), number=1, repeat=5)
     return 2.0 * size**3 / min(seconds)

@@ -62,8 +62,8 @@ class Update(_Options):
     depths: tuple[int, ...] = (4, 16, 64)
     batch: int = 256
     width: int = 256
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the computation in the hidden layers."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Precision of the networks' products, as in an experiment."""
     against: Literal["unrolled"] | None = None
     """Also measure the textbook's update, layers one by one, and its difference from ours."""
     repeats: int = 5

@@ -105,7 +105,8 @@ def geometric_edges(horizon: int, bins: int) -> tuple[int, ...]:
 def occupancy_value(hazards: Hazards, edges: tuple[int, ...], discount: float) -> jax.Array:
     """Returns the discounted number `[...]` of rows at the goal."""
     start, stop = np.array(edges[:-1]), np.array(edges[1:])
-    return jax.nn.sigmoid(hazards.occupancy) @ jnp.asarray((discount**start - discount**stop) / (1 - discount))
+    worth = jnp.asarray((discount**start - discount**stop) / (1 - discount))
+    return jnp.matmul(jax.nn.sigmoid(hazards.occupancy), worth, precision=jax.lax.Precision.HIGHEST)
 
 
 def time_loss(distance: Array, time: Array, reached: Array) -> jax.Array:

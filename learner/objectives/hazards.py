@@ -70,11 +70,11 @@ class HazardHead(Encoder):
 
     def setup(self) -> None:
         super().setup()
-        self.film = nn.Dense(2 * self.inputs, kernel_init=self.head.kernel_init)
-        self.now = nn.Dense(1, kernel_init=self.head.kernel_init)
-        self.basis = nn.Dense(self.horizon, kernel_init=nn.initializers.normal(_BASIS_STD))
+        self.film = self.dense(2 * self.inputs, kernel_init=self.head.kernel_init)
+        self.now = self.dense(1, kernel_init=self.head.kernel_init)
+        self.basis = self.dense(self.horizon, kernel_init=nn.initializers.normal(_BASIS_STD))
         if self.bins:
-            self.occupancy = nn.Dense(self.bins, kernel_init=self.head.kernel_init)
+            self.occupancy = self.dense(self.bins, kernel_init=self.head.kernel_init)
 
     def __call__(self, *inputs: Array) -> Hazards:
         return super().__call__(self._join(*inputs))

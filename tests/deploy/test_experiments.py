@@ -52,13 +52,14 @@ def test_experiments_of_the_paper_have_its_environments_and_depths() -> None:
 
 @pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)
 def test_a_twin_differs_by_what_else_the_reference_does(twin: Path) -> None:
-    """Runs of the same names have the same keys but for sampling, batches, goals and the humanoids' state."""
+    """Runs of the same names have the same keys but for sampling, batches, goals, precision and humanoids' states."""
     name = twin.stem.removesuffix("_reference").removesuffix("_humanoids")
     theirs, ours = (_experiments(path) for path in (twin, twin.with_stem(name)))
     assert theirs
     for run, experiment in theirs.items():
         changed = {change.key for change in changed_results(ours[run], experiment)}
-        expected = {"env_options.fixed_goals", "replay.sampling"}
+        expected = {"env_options.fixed_goals", "replay.sampling", "collector.precision"}
+        expected |= {f"learners.{learner}.precision" for learner in experiment.learners}
         expected |= {"env_options.reference_state"} if "humanoid" in experiment.env else set()
         expected |= {"replay.same_batches"} if experiment.learners else set()
         assert changed == expected
