@@ -135,10 +135,12 @@ def test_ordinary_training_is_that_of_the_packed_runs() -> None:
 def test_objectives_show_the_figures_of_their_summary() -> None:
     """Time at goal and gains of depth with each objective, and how contrastive RL's gain differs from the others'."""
     cells: dict[str, dict[int, dict[int, float]]] = {}
+    reached: dict[str, dict[int, dict[int, float]]] = {}
     with open(OBJECTIVES) as file:
         for row in csv.DictReader(file):
-            of_depth = cells.setdefault(row["objective"], {}).setdefault(int(row["learner_depth"]), {})
-            of_depth[int(row["seed"])] = float(row["time_at_goal"])
+            for found, name in ((cells, "time_at_goal"), (reached, "success_rate")):
+                of_depth = found.setdefault(row["objective"], {}).setdefault(int(row["learner_depth"]), {})
+                of_depth[int(row["seed"])] = float(row[name])
     shallow, middle, deep = depths = sorted(cells["contrastive"])
     seeds = sorted(cells["contrastive"][shallow])
     page = RESULTS / "objectives.md"
@@ -161,6 +163,16 @@ def test_objectives_show_the_figures_of_their_summary() -> None:
     assert rows_below(page, ["less the gain with", "steps at goal", "higher in"]) == [
         [name, *shown(gain("contrastive", middle), gain(name, middle))] for name in cells if name != "contrastive"
     ]
+    headings = ["survival less contrastive RL, depth", "steps at goal", "higher in"]
+    assert rows_below(page, headings) == [
+        [str(depth), *shown(*([cells[name][depth][seed] for seed in seeds] for name in ("survival", "contrastive")))]
+        for depth in depths
+    ]
+    assert rows_below(page, ["goals reached", *map(str, depths)]) == [
+        [name, *(f"{mean(reached[name][depth].values()):.2f}" for depth in depths)] for name in cells
+    ]
+    decoupled = read_cells(RESULTS / "depth" / "summary.csv")  # the same learners
+    assert cells["contrastive"] == {depth: decoupled[shallow, depth] for depth in depths}
 
 
 def test_the_readme_leads_with_the_figures_of_the_demo() -> None:
