@@ -49,7 +49,7 @@ def load_published() -> _Results:
 
 
 class _Learners(NamedTuple):
-    """What ordinary training is compared by."""
+    """Learners of ordinary training that are alike."""
 
     objective: str
     chunk: int
