@@ -11,7 +11,7 @@ IMAGE := --python-platform x86_64-manylinux_2_28 --constraint requirements/run.t
 # Processes import JAX and Ray three times as fast from bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-all test-envs test-deploy test-chaos docs lint format bench lock protos viewer plotly clean
+.PHONY: demo test test-fast test-newest test-all test-envs test-deploy test-chaos docs lint format bench lock protos viewer plotly clean
 
 demo: $(VENV)/.run-ready
 	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --in-process --parallel 2 --out runs/demo
@@ -26,6 +26,14 @@ test: $(VENV)/.dev-ready $(VENV)/.system-ready
 # Tests that start no process, for each save of a file.
 test-fast: $(VENV)/.dev-ready $(VENV)/.system-ready
 	$(PYTEST) $(WORKERS) -m 'not processes and not slow and not envs and not deploy and not chaos'
+
+# The fast tests with the newest versions that pyproject.toml allows, which a `pip install` without our locks would take.
+NEWEST := .venv-newest
+test-newest: $(VENV)/.uv $(VENV)/.system-ready
+	$(UV) venv --quiet --clear --python $(BIN)/python $(NEWEST)
+	$(UV) pip install --quiet --python $(NEWEST) --upgrade --editable '.[dev]'
+	$(UV) pip freeze --python $(NEWEST) | grep -E '^(brax|flax|grpcio|jax|jaxlib|mujoco|numpy|optax|orbax-checkpoint|protobuf|pydantic|ray)=='
+	$(NEWEST)/bin/python -m pytest $(WORKERS) -m 'not processes and not slow and not envs and not deploy and not chaos'
 
 test-all: test test-envs test-chaos test-deploy
 
@@ -109,7 +117,8 @@ lock: $(VENV)/.uv
 	$(COMPILE) --universal pyproject.toml -o requirements/run.txt
 	$(COMPILE) --universal pyproject.toml --extra dev -o requirements/dev.txt
 	$(UV) pip compile --quiet --universal --no-annotate --no-header --python-version 3.11 pyproject.toml -c requirements/run.txt -o requirements/runtime_env.txt
-	$(COMPILE) pyproject.toml --extra cuda $(IMAGE) -o requirements/cuda.txt
+	$(COMPILE) pyproject.toml --extra cuda12 $(IMAGE) -o requirements/cuda12.txt
+	$(COMPILE) pyproject.toml --extra cuda13 $(IMAGE) -o requirements/cuda13.txt
 	$(COMPILE) deploy/docker/tensorboard.in $(IMAGE) -o deploy/docker/tensorboard.txt
 	$(COMPILE) --universal deploy/replay/server/requirements.in -o deploy/replay/server/requirements.txt
 

@@ -1,9 +1,13 @@
 """Modes of a run: distributed, in one process, or there with joint updates."""
 
+import os
 from enum import StrEnum
 
 from shared.config import Experiment
 from shared.errors import ConfigError
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+"""Flag of XLA that leaves out operations whose results differ from run to run, and choices of programs by timing."""
 
 
 class Mode(StrEnum):
@@ -37,6 +41,19 @@ def check_mode(experiment: Experiment, mode: Mode, prefix: str = "") -> None:
     else:
         return
     raise ConfigError(f"{prefix}replay.{key}: {reason}; add --in-process, or leave it out")
+
+
+def make_deterministic(mode: Mode) -> None:
+    """Has XLA compute deterministically on GPUs, in this process and those that it starts, before any computation.
+
+    Raises ConfigError in a mode whose results differ anyway.
+    """
+    if mode is Mode.DISTRIBUTED:
+        raise ConfigError(
+            "--deterministic: the replay server's draws differ in every distributed run; add --in-process, "
+            "or leave it out"
+        )
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 
 
 def choose_mode(in_process: bool, together: bool) -> Mode:

@@ -27,8 +27,8 @@ class Experiments:
     """List the shipped experiments and matrices, which `fathom run` and `fathom matrix` find by name."""
 
     def execute(self) -> int:
-        rows = [(name, "matrix" if one.kind == "matrix" else "", one.description) for name, one in shipped().items()]
-        print_rows([dict(zip(("name", "", "description"), row, strict=True)) for row in rows])
+        for kind, command in COMMANDS.items():
+            print_rows([{command: name, "": one.description} for name, one in shipped().items() if one.kind == kind])
         return 0
 
 

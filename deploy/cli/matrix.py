@@ -29,6 +29,9 @@ class Matrix:
     """Replace those runs in the folder that have another configuration; without it they are kept."""
     in_process: bool = False
     """Each run in one process, without Ray and Reverb."""
+    deterministic: bool = False
+    """With --in-process, equal numbers in every run on GPUs, too: XLA leaves out sums in a random order, and chooses no
+    program by its speed. Costs speed there; CPUs are deterministic without it."""
     dir_mode: str = "0700"
     """Mode of new folders, as chmod's octal number; 0750 lets your group read them, too."""
     dry_run: bool = False
@@ -42,13 +45,16 @@ class Matrix:
         self._check_options()
         path = find_file(self.matrix, "matrix")
         from deploy.matrix.expand import expand, load_matrix
-        from deploy.mode import check_mode, choose_mode
+        from deploy.mode import check_mode, choose_mode, make_deterministic
         from deploy.run.forks import serve_forks
         from deploy.telemetry.wandb_mirror import check_installed
 
         matrix = load_matrix(path)
         runs = expand(matrix)
-        check_mode(runs[0].experiment, choose_mode(self.in_process, together=False), "experiment.")
+        mode = choose_mode(self.in_process, together=False)
+        check_mode(runs[0].experiment, mode, "experiment.")
+        if self.deterministic:
+            make_deterministic(mode)
         check_installed(runs[0].experiment)
         with nullcontext() if self.dry_run else serve_forks(run.experiment for run in runs):
             return self._begin(matrix, path, dir_mode)

@@ -13,7 +13,7 @@ from deploy.cli.experiments import find_file
 from deploy.cli.options import EXIT_FAILED, folder_mode
 from deploy.cli.output import complain, make_console, say
 from deploy.cli.overrides import override
-from deploy.mode import Mode, check_mode, choose_mode
+from deploy.mode import Mode, check_mode, choose_mode, make_deterministic
 from deploy.run.forks import serve_forks
 from deploy.run.interrupt import Interrupted, Interruption
 from deploy.telemetry.wandb_mirror import check_installed
@@ -42,6 +42,9 @@ class Run:
     together: bool = False
     """In one process on one device: learners of equal networks update as one computation. `fathom bench update --seeds`
     measures whether that is faster."""
+    deterministic: bool = False
+    """With --in-process, equal numbers in every run on GPUs, too: XLA leaves out sums in a random order, and chooses no
+    program by its speed. Costs speed there; CPUs are deterministic without it."""
     overwrite: bool = False
     """Replace an older run in the same folder."""
     resume: bool = False
@@ -59,6 +62,8 @@ class Run:
         Raises ConfigError before anything is started.
         """
         mode = choose_mode(self.in_process, self.together)
+        if self.deterministic:
+            make_deterministic(mode)
         resume, overwrite, dir_mode = self.resume or self.resume_anyway, self.overwrite, folder_mode(self.dir_mode)
         if resume and (overwrite or self.run_dir is None):
             raise ConfigError("--resume: resumes the run in --run-dir; name it, and leave out --overwrite")

@@ -29,6 +29,7 @@ def write_config(run_dir: Path, experiment: Experiment) -> None:
         "machine": _machine(),
         "python": platform.python_version(),
         "versions": versions,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "physics_precision": "float32",  # also on GPUs, whose default is TF32; a network's is its key `precision`
         "git_revision": git("rev-parse", "HEAD"),
         "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),

@@ -14,7 +14,7 @@ from shared.config import Experiment
 from shared.config_file import load_experiment
 
 SHIPPED = sorted((Path(deploy.__file__).parent / "experiments").rglob("*.yaml"))
-TWINS = [path for path in SHIPPED if path.stem.endswith("_reference")]
+TWINS = [path for path in SHIPPED if path.stem.endswith("_ref")]
 LONGER = {"ant_hardest_maze": 2, "humanoid_u_maze": 2, "ant_u5_maze": 4, "humanoid_big_maze": 4}
 PAPER = {
     *("ant_u4_maze", "ant_u5_maze", "ant_big_maze", "ant_hardest_maze"),
@@ -53,7 +53,7 @@ def test_experiments_of_the_paper_have_its_environments_and_depths() -> None:
 @pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)
 def test_a_twin_differs_by_what_else_the_reference_does(twin: Path) -> None:
     """Runs of the same names have the same keys but for sampling, batches, goals, precision and humanoids' states."""
-    name = twin.stem.removesuffix("_reference").removesuffix("_humanoids")
+    name = twin.stem.removesuffix("_ref").removesuffix("_humanoids")
     theirs, ours = (_experiments(path) for path in (twin, twin.with_stem(name)))
     assert theirs
     for run, experiment in theirs.items():
@@ -64,9 +64,9 @@ def test_a_twin_differs_by_what_else_the_reference_does(twin: Path) -> None:
         expected |= {"replay.same_batches"} if experiment.learners else set()
         assert changed == expected
     if name == "depth_sweep":
-        others = twin.with_stem("depth_sweep_humanoids_reference")
+        others = twin.with_stem("depth_sweep_humanoids_ref")
         assert {*_experiments(twin), *_experiments(others)} <= ours.keys()
-        assert len(_experiments(others)) + len(_experiments(twin.with_stem("depth_sweep_reference"))) == len(ours)
+        assert len(_experiments(others)) + len(_experiments(twin.with_stem("depth_sweep_ref"))) == len(ours)
 
 
 def _experiments(path: Path) -> dict[str, Experiment]:

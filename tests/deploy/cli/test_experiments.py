@@ -11,14 +11,24 @@ from deploy.cli.output import make_console
 from shared.errors import ConfigError
 
 EXPERIMENTS = [
-    *("ant_u_maze", "chrono", "cloning", "humanoid_u_maze_1024", "plain", "point_hardest_maze", "point_u_maze"),
+    *(
+        "ant_u_maze",
+        "chrono",
+        "cloning",
+        "humanoid_u_maze_1024",
+        "humanoid_u_maze_1024_ref",
+        "plain",
+        "point_hardest_maze",
+        "point_u_maze",
+    ),
     *("sac", "survival"),
 ]
 MATRICES = [
-    "ant_big_maze_matrix",
-    "depth_by_objective",
-    "depth_decoupled",
-    "depth_sweep",
+    *("collector_learner_ant_big_maze", "collector_learner_ant_big_maze_ref"),
+    *("collector_learner_arm_push_easy", "collector_learner_arm_push_easy_ref"),
+    *("collector_learner_humanoid", "collector_learner_humanoid_ref"),
+    *("depth_by_objective", "depth_decoupled"),
+    *("depth_sweep", "depth_sweep_humanoids_ref", "depth_sweep_ref"),
     "objectives_matrix",
     "point_matrix",
 ]
@@ -93,9 +103,11 @@ def test_the_list_has_a_line_of_80_columns_for_each_file(capsys: pytest.CaptureF
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert make_console().width > 80
     assert max(map(len, lines)) <= 80
-    found = {line.split()[0]: line for line in lines[1:]}
-    assert sorted(found) == sorted(EXPERIMENTS + MATRICES)
-    assert [name for name, line in found.items() if line.split()[1] == "matrix"] == MATRICES
+    begin = lines.index("fathom matrix")
+    assert lines[0] == "fathom run"
+    assert [line.split()[0] for line in lines[1:begin]] == sorted(EXPERIMENTS)
+    assert [line.split()[0] for line in lines[begin + 1 :]] == MATRICES
+    found = {line.split()[0]: line for line in lines}
     for name, one in shipped().items():
         assert one.description == one.path.read_text().splitlines()[0].removeprefix("# ")
         assert found[name].endswith(f"  {one.description}")

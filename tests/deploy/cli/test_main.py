@@ -48,6 +48,10 @@ MISTAKES = {
         ["--in-process", "--replay.sampling", "every_environment", "--collector.environments", "48"],
         "replay.sampling: every_environment takes equally many windows of all 48 environments, and an update has 64",
     ),
+    "deterministic": (
+        ["--deterministic"],
+        "--deterministic: the replay server's draws differ in every distributed run",
+    ),
     "unknown option": (["--collector.dept", "8"], "--collector.dept: no such option"),
     "unknown learner": (["--learners.dep.depth", "8"], "it has: active, shallow, deep"),
     "batch": (["--algorithm.batch-size", "100000"], "algorithm.batch_size: 100000 is more than the 12736 rows"),

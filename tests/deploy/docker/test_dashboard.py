@@ -43,5 +43,6 @@ def test_only_pages_are_published_and_only_on_this_machine() -> None:
 def test_images_are_pinned_and_lock_files_name_no_index() -> None:
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     assert all(re.search(r":(cpu|cuda|v?\d+\.\d+\.\d+)$", service["image"]) for service in services.values())
-    for lock in (DOCKER / "tensorboard.txt", DOCKER.parents[1] / "requirements/cuda.txt"):
+    requirements = DOCKER.parents[1] / "requirements"
+    for lock in (DOCKER / "tensorboard.txt", requirements / "cuda12.txt", requirements / "cuda13.txt"):
         assert not re.search(r"://|^--(index|extra-index|find-links)", lock.read_text(), re.MULTILINE)
