@@ -71,7 +71,7 @@ class UnitDense(nn.Module):
 
     width: int
     number_format: str
-    precision: jax.lax.Precision
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -79,7 +79,7 @@ class _NormActivation(nn.Module):
 
 def number_format(precision: str) -> str:
     """Returns the format of numbers of hidden layers at a network's `precision`."""
-    return "bfloat16" if precision == "bfloat16" else "float32"
+    return "float32" if precision == "tf32" else precision
 
 
 def products(precision: str) -> jax.lax.Precision:

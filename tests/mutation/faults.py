@@ -919,8 +919,8 @@ FAULTS = (
     Fault(
         "behaviour: a resumed run keeps the episodes that it rewound",
         "deploy/run/episodes.py",
-        "tables = [_table(row) for row in read_metrics(run_dir, EVALUATOR)",
-        "tables = [_table(row) for row in 2 * read_metrics(run_dir, EVALUATOR)",
+        "for row in read_metrics(run_dir, EVALUATOR)",
+        "for row in 2 * read_metrics(run_dir, EVALUATOR)",
         ("deploy/run/test_episodes.py",),
     ),
     Fault(
