@@ -30,7 +30,7 @@ class Matrix:
     in_process: bool = False
     """Each run in one process, without Ray and Reverb."""
     deterministic: bool = False
-    """With --in-process, equal numbers in every run on GPUs, too: XLA leaves out sums in a random order, and chooses no
+    """Equal numbers in every run on GPUs, too, with --in-process: XLA leaves out sums in a random order, and chooses no
     program by its speed. Costs speed there; CPUs are deterministic without it."""
     dir_mode: str = "0700"
     """Mode of new folders, as chmod's octal number; 0750 lets your group read them, too."""

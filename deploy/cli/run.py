@@ -43,7 +43,7 @@ class Run:
     """In one process on one device: learners of equal networks update as one computation. `fathom bench update --seeds`
     measures whether that is faster."""
     deterministic: bool = False
-    """With --in-process, equal numbers in every run on GPUs, too: XLA leaves out sums in a random order, and chooses no
+    """Equal numbers in every run on GPUs, too, with --in-process: XLA leaves out sums in a random order, and chooses no
     program by its speed. Costs speed there; CPUs are deterministic without it."""
     overwrite: bool = False
     """Replace an older run in the same folder."""
