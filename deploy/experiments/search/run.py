@@ -23,7 +23,7 @@ import yaml
 from deploy.matrix.execute import POLL_S
 from deploy.matrix.expand import expand, load_matrix
 from deploy.run.child import Child, all_ended, log_file, start_run
-from deploy.run.interrupt import Interruption
+from deploy.run.interrupt import Interrupted, Interruption
 from deploy.run.run_dir import read_status
 from deploy.run.summary import HEADLINE_EVALUATIONS
 from shared.config import Experiment
@@ -162,4 +162,8 @@ def write_table(path: Path, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_status)
