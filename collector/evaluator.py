@@ -23,6 +23,7 @@ from shared.policy import PolicyFunction
 from shared.programs import keep_program
 from shared.types import Array, Metrics, Params
 
+EPISODES = "episodes"
 _KEY_DOMAIN = 2  # separates the evaluator's keys from those of collectors and learners
 
 
@@ -105,15 +106,20 @@ class Evaluator:
         Starts and goals depend on the number of updates, not on the learner. `episodes`: columns of `measure_episodes`.
         Metrics and episodes of the second environment and later ones have names that begin with `within(environment)`.
         """
-        row: Metrics = {
+        return {
             "learner": learner,
             "updates": policy.version,
             "env_steps": self._plan.env_steps_at(policy.version),
+            **self.measure_everywhere(learner, policy.params, policy.version),
         }
+
+    def measure_everywhere(self, learner: str, params: Params, draw: int) -> Metrics:
+        """Returns the metrics and episodes of `evaluate` in every environment, by name; see `measure`."""
+        row: Metrics = {}
         for index, (name, env) in enumerate(self._envs.items()):
-            episodes = self.measure(learner, policy.params, policy.version, name)
+            episodes = self.measure(learner, params, draw, name)
             prefix = within(name) if index else ""
-            found = summarise(env.spec, episodes) | {"episodes": as_lists(episodes)}
+            found = summarise(env.spec, episodes) | {EPISODES: as_lists(episodes)}
             row |= {prefix + metric: value for metric, value in found.items()}
         return row
 
@@ -163,6 +169,11 @@ class Evaluator:
             reporter.row(row, index=request.policy.version)
             if request.last:
                 unfinished.discard(request.learner)
+
+
+def holds_episodes(metric: str) -> bool:
+    """True for the name of a table of episodes, of any environment."""
+    return metric.rpartition("/")[2] == EPISODES
 
 
 def within(env_id: str) -> str:

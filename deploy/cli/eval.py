@@ -29,17 +29,13 @@ class Eval:
         from deploy.run.trained import load_trained
 
         trained = load_trained(self.run_dir, self.learner)
-        from collector.behaviour import summarise
-        from collector.evaluator import Evaluator, within
+        from collector.evaluator import Evaluator, holds_episodes
 
         episodes = self.episodes or trained.experiment.evaluation.episodes
         evaluation = trained.experiment.evaluation.model_copy(update={"episodes": episodes})
         experiment = trained.experiment.model_copy(update={"evaluation": evaluation})
-        envs = trained.envs.evaluations
-        evaluator = Evaluator(experiment, trained.plan, envs, {self.learner: trained.policy})
+        evaluator = Evaluator(experiment, trained.plan, trained.envs.evaluations, {self.learner: trained.policy})
         result = {"learner": self.learner, "updates": trained.updates, "episodes": episodes}
-        for index, (name, env) in enumerate(envs.items()):
-            metrics = summarise(env.spec, evaluator.measure(self.learner, trained.params, self.seed, name))
-            result |= {(within(name) if index else "") + metric: value for metric, value in metrics.items()}
-        show(result, self.json)
+        metrics = evaluator.measure_everywhere(self.learner, trained.params, self.seed)
+        show(result | {name: value for name, value in metrics.items() if not holds_episodes(name)}, self.json)
         return 0

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import yaml
 
+from collector.evaluator import holds_episodes
 from deploy.run.run_dir import read_status
 from shared.files import replace_file
 from shared.metrics import Row, read_metrics
@@ -24,7 +25,6 @@ from shared.roles import EVALUATOR
 
 _WHOLE = "status.json", "summary.json", "episodes.arrow"
 _OF_LEARNERS = {"time", "updates", "index"}  # for the wall clock
-_EPISODES = "episodes"  # of any environment: episodes.arrow has them
 
 
 def contents(run_dir: Path) -> Iterator[tuple[str, bytes]]:
@@ -38,7 +38,7 @@ def contents(run_dir: Path) -> Iterator[tuple[str, bytes]]:
         role = path.stem
         rows = read_metrics(run_dir, role)
         if role == str(EVALUATOR):
-            rows = [{key: value for key, value in row.items() if key.rpartition("/")[2] != _EPISODES} for row in rows]
+            rows = [{key: value for key, value in row.items() if not holds_episodes(key)} for row in rows]
         elif role.startswith("learner-"):
             rows = [{key: value for key, value in row.items() if key in _OF_LEARNERS} for row in rows]
         elif not role.startswith("collector-"):

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from pyarrow import feather
 
 from collector.behaviour import PREFIX
+from collector.evaluator import holds_episodes
 from shared.files import replace_file
 from shared.metrics import Row, read_metrics
 from shared.roles import EVALUATOR
@@ -23,12 +24,7 @@ EPISODES = "episodes.arrow"
 
 def write_episodes(run_dir: Path) -> None:
     """Writes the table from the evaluator's rows; nothing if these hold no episodes. Raises OSError."""
-    tables = [
-        _table(row, name)
-        for row in read_metrics(run_dir, EVALUATOR)
-        for name in row
-        if name.rpartition("/")[2] == "episodes"
-    ]
+    tables = [_table(row, name) for row in read_metrics(run_dir, EVALUATOR) for name in row if holds_episodes(name)]
     if tables:
         file = io.BytesIO()
         feather.write_feather(pa.concat_tables(tables, promote_options="default"), file, compression="zstd")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from collector.evaluator import holds_episodes
 from deploy.layout import SNAPSHOTS, STATE, STREAM
 from deploy.recovery.snapshots import Snapshot, read_position
 from deploy.run.phase import Phases
@@ -235,4 +236,4 @@ class RunRecord:
 
 def _without_episodes(row: Row) -> Row:
     """Returns a row for the memory: the table of its episodes is in its file alone."""
-    return {name: value for name, value in row.items() if name.rpartition("/")[2] != "episodes"}
+    return {name: value for name, value in row.items() if not holds_episodes(name)}
