@@ -11,7 +11,7 @@ IMAGE := --python-platform x86_64-manylinux_2_28 --constraint requirements/run.t
 # Processes import JAX and Ray three times as fast from bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast test-newest test-all test-envs test-deploy test-chaos docs lint format bench lock protos viewer plotly clean
+.PHONY: demo test test-fast test-newest test-all test-envs test-deploy test-chaos docs lint format bench bench-gpu lock protos viewer plotly clean
 
 demo: $(VENV)/.run-ready
 	$(BIN)/fathom matrix deploy/experiments/point_matrix.yaml --in-process --parallel 2 --out runs/demo
@@ -83,6 +83,17 @@ else
 	$(BENCH) scaling --save $(SAVED)/scaling.json
 endif
 
+# All that is asked of a new GPU, in 40 minutes at most; the same command goes on with what is left. CUDA=12 for drivers
+# before 580. With QUICK=1 it works on a CPU, too.
+CUDA := 13
+ifdef QUICK
+bench-gpu: $(VENV)/.run-ready
+	$(BENCH) gpu --quick
+else
+bench-gpu: $(VENV)/.cuda$(CUDA)-ready
+	$(BENCH) gpu --results docs/results/gpu --page docs/benchmarks.md
+endif
+
 # The longest first; two at once, because quick figures say nothing about speed.
 QUICK_BENCHES := $(addprefix quick-,end-to-end rollout update replay weights)
 .PHONY: $(QUICK_BENCHES)
@@ -99,6 +110,10 @@ $(VENV)/.uv:
 $(VENV)/.run-ready: $(VENV)/.uv requirements/run.txt pyproject.toml
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/run.txt
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --editable .
+	@touch $@
+
+$(VENV)/.cuda%-ready: $(VENV)/.run-ready requirements/cuda%.txt
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements/cuda$*.txt
 	@touch $@
 
 $(VENV)/.dev-ready: $(VENV)/.run-ready requirements/dev.txt

@@ -21,8 +21,10 @@ _LEAST_BYTES = 100e6  # of a smaller state, memory that is not the state's is mo
 def init_memory_ratio(experiment: Experiment, spec: EnvSpec) -> float | None:
     """Returns the peak of the memory that initialising the collector learner takes, relative to the learner's state.
 
-    Compilation does not count. None for a small state.
+    Compilation does not count. None for a small state, and on an accelerator, which has a memory of its own.
     """
+    if jax.default_backend() != "cpu":
+        return None
     state = jax.eval_shape(lambda: Learner.initial_state(experiment, spec, ACTIVE))
     if _num_bytes(state) < _LEAST_BYTES:
         return None

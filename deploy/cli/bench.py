@@ -200,6 +200,25 @@ class RowBytes(_Options):
         return {"envs": {env_id: named_env(env_id) for env_id in self.envs}, "unrolls": self.unrolls}
 
 
+@dataclass(frozen=True)
+class Gpu(_Options):
+    """All that is asked of a new GPU, in parts; the same command goes on with what is left."""
+
+    minutes: float = 40.0
+    """Longest time; what is left then is measured by the next call."""
+    only: str = ""
+    """Only parts in whose name this occurs."""
+    out: Path = Path("runs/bench/gpu")
+    """Folder of the parts' own files."""
+    results: Path = Path("runs/bench/gpu")
+    """Folder of the figures, a file for each card."""
+    page: Path = Path("runs/bench/gpu.md")
+    """Markdown page of the tables, which keeps its other text."""
+
+    def arguments(self) -> dict[str, Any]:
+        return super().arguments() | {"quick": self.quick}
+
+
 QUICK: dict[type[_Options], dict[str, Any]] = {
     Update: {"depths": (4,), "batch": 32, "width": 32, "repeats": 2, "seconds": 0.2},
     Rollout: {"num_envs": 64, "width": 32, "repeats": 3},
@@ -210,6 +229,8 @@ QUICK: dict[type[_Options], dict[str, Any]] = {
     Scaling: {"collectors": (1, 4), "learners": (1, 4), "seconds": 1.0, "environments": 8},
     Entries: {"tables": (1, 2), "unrolls": 10},
     RowBytes: {"envs": ("point_u_maze",), "unrolls": 6},
+    Gpu: {name: Path("runs/bench/quick/gpu") for name in ("out", "results")}
+    | {"page": Path("runs/bench/quick/gpu.md")},
 }
 
 
@@ -217,7 +238,9 @@ QUICK: dict[type[_Options], dict[str, Any]] = {
 class Bench:
     """Measure the speed of one part, or of a whole run."""
 
-    what: Annotated[Update | Rollout | Replay | Weights | EndToEnd | Start | Scaling | Entries | RowBytes, arg(name="")]
+    what: Annotated[
+        Update | Rollout | Replay | Weights | EndToEnd | Start | Scaling | Entries | RowBytes | Gpu, arg(name="")
+    ]
 
     def execute(self) -> int:
         sized = self.what.sized()

@@ -12,6 +12,7 @@ from shared.errors import ConfigError
 
 EXPERIMENTS = [
     *(
+        "ant",
         "ant_u_maze",
         "chrono",
         "cloning",
