@@ -154,7 +154,7 @@ def _check_one_device() -> None:
 def _execute(record: Any, envs: Any, mode: Mode) -> int:
     """Runs until the budget is spent; however the run ends, status.json and one line say why."""
     from deploy.run.setup import explain_failure
-    from deploy.run.summary import describe_costs, table
+    from deploy.run.summary import describe_costs, describe_elsewhere, table
     from deploy.telemetry.wandb_mirror import Mirror
 
     mirror = Mirror(record.run_dir, say, complain) if record.experiment.wandb.project else None
@@ -178,7 +178,8 @@ def _execute(record: Any, envs: Any, mode: Mode) -> int:
         if mirror:  # after the last status, which it reports
             mirror.close()
     make_console().print(table(summary))
-    say(describe_costs(summary))
+    for line in [*describe_elsewhere(summary), describe_costs(summary)]:
+        say(line)
     say(f"results: {record.run_dir}")
     return 0
 

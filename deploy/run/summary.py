@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, pairwise
 from operator import itemgetter
@@ -184,6 +185,16 @@ def table(summary: dict[str, Any]) -> Table:
             _figure(learner["sample_age"], ",.0f"),
         )
     return result
+
+
+def describe_elsewhere(summary: dict[str, Any]) -> list[str]:
+    """Returns a line for each further environment of the evaluation; the table has the figures of the first one."""
+    shown: dict[str, list[str]] = defaultdict(list)
+    for name, learner in summary["learners"].items():
+        for env, figures in learner["elsewhere"].items():
+            time_at_goal, success = _figure(figures["time_at_goal"], ".1f"), _figure(figures["success_rate"], ".2f")
+            shown[env].append(f"{name} {time_at_goal} ({success})")
+    return [f"time at goal (success) in {env}: {', '.join(of_env)}" for env, of_env in shown.items()]
 
 
 def describe_costs(summary: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from deploy.run.record import RunRecord
-from deploy.run.summary import headline, plot, read_summary, run_seconds, summarise, table
+from deploy.run.summary import describe_elsewhere, headline, plot, read_summary, run_seconds, summarise, table
 from shared.config import ACTIVE, Experiment
 from shared.envs.registry import make_envs
 from shared.files import write_json
@@ -66,6 +66,16 @@ def test_the_rate_of_collection_spans_all_rows_but_the_first_unroll(tmp_path: Pa
     write_json(tmp_path / "status.json", status | {"resumed": [resumed]})
     assert collector_rate(record) == pytest.approx((60 + 80 - 20) / 20)
     record.close()
+
+
+def test_further_environments_of_the_evaluation_have_a_line_each() -> None:
+    figures = {"time_at_goal": 12.34, "success_rate": 0.5}
+    learners = {name: {"elsewhere": {"u": figures, "big": figures | {"time_at_goal": 0.0}}} for name in ("a", "b")}
+    assert describe_elsewhere({"learners": learners}) == [
+        "time at goal (success) in u: a 12.3 (0.50), b 12.3 (0.50)",
+        "time at goal (success) in big: a 0.0 (0.50), b 0.0 (0.50)",
+    ]
+    assert describe_elsewhere({"learners": {"a": {"elsewhere": {}}}}) == []
 
 
 def test_the_rate_of_a_learner_leaves_out_the_first_update_of_each_process(tmp_path: Path) -> None:
