@@ -82,6 +82,8 @@ def _kinds(annotation: Any) -> list[Any]:
 
 
 def _text(value: Any) -> _Present:
+    if isinstance(value, tuple):
+        value = f"[{', '.join(value)}]"  # as it is given
     return _Present("none" if value is None else value)
 
 
