@@ -85,12 +85,17 @@ class Plan(Frozen):
         return tuple(sorted({round(self.updates * i / parts) for i in range(1, parts)} - {0, self.updates}))
 
 
+def chunks_per_window(window_length: int, unroll_length: int) -> int:
+    """Returns K: so many chunks hold a window at each of the offsets that the learner crops at."""
+    return math.ceil((window_length + unroll_length - 1) / unroll_length)
+
+
 def make_plan(experiment: Experiment, spec: EnvSpec) -> Plan:
     """Returns a run's plan. Raises ConfigError if its numbers contradict each other, with the field to change."""
     collector, algorithm, replay = experiment.collector, experiment.algorithm, experiment.replay
     steps, window = collector.unroll_length, spec.episode_length
     environments = collector.actors * collector.environments
-    chunks = math.ceil((window + steps - 1) / steps)
+    chunks = chunks_per_window(window, steps)
     stored_unrolls = replay.steps_per_environment // steps
     rows = algorithm.windows_per_update * (window - 1)
     wanted = algorithm.minibatches_per_update * algorithm.batch_size

@@ -21,6 +21,7 @@ DEPLOY_MAY_IMPORT = {  # for each package of deploy: the other packages of deplo
     "recovery": set(),
     "telemetry": {"scheduling"},
     "render": set(),
+    "importing": set(),
     "replay": {"scheduling"},
     "run": {"recovery", "replay", "scheduling", "telemetry"},
     "matrix": {"run", "recovery", "scheduling"},
@@ -29,7 +30,7 @@ DEPLOY_MAY_IMPORT = {  # for each package of deploy: the other packages of deplo
     "experiments": {"matrix", "run"},
     "cli": {
         *("matrix", "report", "render", "bench", "run", "recovery", "replay", "scheduling", "telemetry"),
-        "experiments",
+        *("experiments", "importing"),
     },
 }
 FOR_ALL_PACKAGES = {"layout", "mode"}  # modules of deploy that every package may import

@@ -13,6 +13,7 @@ from deploy.cli.bench import Bench
 from deploy.cli.envs import Envs
 from deploy.cli.eval import Eval
 from deploy.cli.experiments import Experiments, is_named
+from deploy.cli.import_ import Import
 from deploy.cli.matrix import Matrix
 from deploy.cli.options import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, parse_options
 from deploy.cli.output import complain
@@ -22,9 +23,8 @@ from deploy.cli.run import Run
 from deploy.run.interrupt import Interrupted
 from shared.errors import ConfigError, RunFailed
 
-SUBCOMMANDS: dict[str, Callable[..., Any]] = {
-    command.__name__.lower(): command for command in (Run, Matrix, Report, Eval, Render, Experiments, Envs, Bench)
-}
+COMMANDS = (Run, Matrix, Report, Eval, Render, Import, Experiments, Envs, Bench)
+SUBCOMMANDS: dict[str, Callable[..., Any]] = {command.__name__.lower(): command for command in COMMANDS}
 HELP = {"-h", "--help"}
 
 

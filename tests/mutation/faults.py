@@ -177,8 +177,8 @@ FAULTS = (
     Fault(
         "limiter: a window has one chunk too few",
         "shared/plan.py",
-        "chunks = math.ceil((window + steps - 1) / steps)",
-        "chunks = math.ceil(window / steps)",
+        "math.ceil((window_length + unroll_length - 1) / unroll_length)",
+        "math.ceil(window_length / unroll_length)",
         ("shared/test_plan.py",),
     ),
     Fault(
@@ -1007,5 +1007,33 @@ FAULTS = (
         "        _jitted_update(self.kind).lower(self.state, self._windows).compile()\n",
         "        _jitted_update(self.kind)\n",
         ("learner/test_learner.py",),
+    ),
+    Fault(
+        "import: the last step of a trajectory is the one before",
+        "deploy/importing/stream.py",
+        "episode, left == 1\n",
+        "episode, left == 2\n",
+        ("deploy/importing/test_stream.py", "deploy/cli/test_import.py"),
+    ),
+    Fault(
+        "import: trajectories of one environment share an episode",
+        "deploy/importing/stream.py",
+        "            episode=episode,\n",
+        "            episode=np.zeros_like(row),\n",
+        ("deploy/importing/test_stream.py", "deploy/cli/test_import.py"),
+    ),
+    Fault(
+        "import: the final point is the last row's own state",
+        "deploy/importing/stream.py",
+        "data.states[row[is_last] + 1]",
+        "data.states[row[is_last]]",
+        ("deploy/importing/test_stream.py", "deploy/cli/test_import.py"),
+    ),
+    Fault(
+        "import: a trajectory may be longer than a window",
+        "deploy/importing/ogbench.py",
+        "if steps.max() > spec.episode_length:",
+        "if False:",
+        ("deploy/cli/test_import.py",),
     ),
 )

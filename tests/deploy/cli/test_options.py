@@ -7,7 +7,7 @@ import pytest
 from deploy.cli.main import run_command
 from deploy.cli.options import parse_options
 
-COMMANDS = "run, matrix, report, eval, render, experiments, envs, bench"
+COMMANDS = "run, matrix, report, eval, render, import, experiments, envs, bench"
 
 
 @pytest.mark.parametrize(
