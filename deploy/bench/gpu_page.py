@@ -44,18 +44,18 @@ def _split(page: Path) -> tuple[str, str]:
 
 def section(results: Path) -> str:
     """Returns the tables of all cards in `results`, a heading for each card."""
-    cards = [json.loads(file.read_bytes()) for file in sorted(results.glob("*.json"))]
-    return "\n".join(line for parts in cards for line in _card(parts))
+    cards = {file.name: json.loads(file.read_bytes()) for file in sorted(results.glob("*.json"))}
+    return "\n".join(line for name, parts in cards.items() for line in _card(name, parts))
 
 
-def _card(parts: Parts) -> Iterator[str]:
+def _card(file: str, parts: Parts) -> Iterator[str]:
     machines = [part["machine"] for part in parts.values()]
 
     def of(name: str) -> str:
         return ", ".join(dict.fromkeys(str(machine[name]) for machine in machines))
 
     yield f"\n### {of('device')}\n"
-    yield f"{of('cpu')}, {of('cores')} cores, JAX {of('jax')}; each part in a process of its own.\n"
+    yield f"{of('cpu')}, {of('cores')} cores, JAX {of('jax')}; each part in a process of its own: `{file}`.\n"
     for kind, lines in _TABLES.items():
         found = {name: part["result"] for name, part in parts.items() if name.startswith(kind)}
         yield from lines(found) if found else [f"{kind}: {NOT_MEASURED}.\n"]
