@@ -41,6 +41,26 @@ def test_the_search_is_as_measured(path: Path) -> None:
         assert not steps
 
 
+def test_the_long_run_is_as_measured_on_the_way() -> None:
+    """Mean over seeds of the mean time at goal at the last five evaluations up to a number of gradient steps."""
+    learners, curves = ["d4", "d16", "d32", "d64"], {}
+    with open(RESULTS / "search" / "long.csv") as file:
+        for row in csv.DictReader(file):
+            curve = curves.setdefault((row["learner"], row["seed"]), {})
+            curve[int(row["gradient_steps"])] = float(row["time_at_goal"])
+    shown = rows_below(RESULTS / "search.md", ["gradient steps so far", *learners])
+    assert len(shown) == 5
+    for steps, *times in shown:
+        until = int(steps.replace(",", ""))
+        for learner, time in zip(learners, times, strict=True):
+            ends = []
+            for curve in (curve for (name, _), curve in curves.items() if name == learner):
+                assert until in curve
+                ends.append(mean([value for reached, value in sorted(curve.items()) if reached <= until][-5:]))
+            assert len(ends) == 3
+            assert time == f"{mean(ends):.0f}"
+
+
 OBJECTIVES = RESULTS / "objectives" / "summary.csv"
 SUMMARIES = sorted({*RESULTS.glob("*/summary.csv")} - {OBJECTIVES})
 Cells = dict[tuple[int, int], dict[int, float]]

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
 
 from deploy.bench import end_to_end
-from deploy.bench.gpu_page import CURVE, END_TO_END, ROLLOUT, UPDATE, check_page, write_page
+from deploy.bench.gpu_page import CURVE, END_TO_END, ROLLOUT, UPDATE, check_page, read_cards, write_page
 from deploy.bench.harness import to_stderr
 from deploy.bench.saved import describe_machine
 from deploy.mode import Mode
@@ -25,22 +25,18 @@ from deploy.run.summary import read_summary
 from deploy.scheduling.packages import module_command
 from shared.config import ACTIVE, Experiment
 from shared.config_file import load_experiment, parse_experiment
+from shared.envs.registry import env_entries
 from shared.errors import ConfigError, RunFailed
 from shared.files import replace_file, write_json
 from shared.metrics import read_metrics
+from shared.network_config import NetworkConfig
 from shared.roles import EVALUATOR
 
 DEPTHS = (4, 16, 64, 256, 1024)
-PRECISIONS = ("float32", "tf32", "bfloat16")
+PRECISIONS = get_args(NetworkConfig.model_fields["precision"].annotation)
 COMPARED = 16  # greatest depth at which the textbook's update is measured in each precision
 DEEPEST_COMPARED = 64  # in float32 alone: its textbook compiles for minutes
 ANT = Path(__file__).parents[1] / "experiments" / "ant.yaml"
-TASKS = (
-    *("ant_u4_maze", "ant_u5_maze", "ant_big_maze", "ant_hardest_maze"),
-    *("humanoid", "humanoid_u_maze", "humanoid_big_maze"),
-    *("arm_push_easy", "arm_push_hard", "arm_binpick_hard"),
-)
-"""The ten tasks of the paper."""
 QUICK_TASKS = ("ant_u4_maze", "humanoid", "arm_push_easy")  # one of each body
 END_TO_END_STEPS = 2_500_000  # of which the first 0.7 million fill replay
 PART_S = 900.0  # longest time of a part
@@ -76,10 +72,10 @@ def bench_gpu(quick: bool, minutes: float, only: str, out: Path, results: Path, 
         page: Markdown file with the lines `BEGIN` and `END`, between which the tables go; a missing one is made.
 
     Returns:
-        `{"device", "parts", "measured", "file", "page"}`: numbers of all parts and of those that the file holds.
+        `{"device", "parts", "file", "page"}`: `parts` is their number.
 
     Raises:
-        ConfigError: there is no GPU, or `page` has no place for tables.
+        ConfigError: there is no GPU, `page` has no place for tables, or a card's file is damaged.
         RunFailed: parts are left. The page shows the others.
     """
     check_page(page)
@@ -91,7 +87,7 @@ def bench_gpu(quick: bool, minutes: float, only: str, out: Path, results: Path, 
     file, work = results / f"{card}.json", out / card
     parts = {part.name: part for part in _parts(quick) if only in part.name}
     results.mkdir(parents=True, exist_ok=True)
-    held = read_card(file)
+    held = read_cards(results).get(file.name, {})
     if known := parts.keys() & held.keys():
         to_stderr(f"{file} holds {len(known)} of {len(parts)} parts; delete it to measure them anew")
     for name, part in parts.items():
@@ -111,17 +107,7 @@ def bench_gpu(quick: bool, minutes: float, only: str, out: Path, results: Path, 
     left = [name for name in parts if name not in held]
     if left:
         raise RunFailed(f"left: {', '.join(left)}; the same command goes on with these. Tables of the rest: {page}")
-    return {"device": device, "parts": len(parts), "measured": len(parts), "file": str(file), "page": str(page)}
-
-
-def read_card(file: Path) -> dict[str, Any]:
-    """Returns the parts in a card's file by name; none if there is no file. Raises ConfigError if it is damaged."""
-    try:
-        return json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ConfigError(f"{file}: is damaged; delete it to measure anew") from error
+    return {"device": device, "parts": len(parts), "file": str(file), "page": str(page)}
 
 
 def _device() -> tuple[str, str]:
@@ -162,7 +148,7 @@ def _parts(quick: bool) -> Iterator[Part]:
             yield _bench(UPDATE, f"{precision}-{depth}", *size, *update, *textbook)
     yield Part(CURVE, lambda folder: start_run(_ant(quick), folder, ["--in-process", "--resume"], {}), _read_curve)
     rollout = ["--num-envs", "2", "--width", "32", "--repeats", "1"] if quick else ["--num-envs", "512"]
-    for env in QUICK_TASKS if quick else TASKS:
+    for env in QUICK_TASKS if quick else [entry.env_id for entry in env_entries() if entry.paper]:
         yield _bench(ROLLOUT, env, "--env", env, *rollout)
     for mode in end_to_end.MODES:
         yield _whole_run(mode, quick)
@@ -173,12 +159,12 @@ def _parts(quick: bool) -> Iterator[Part]:
 
 def _bench(benchmark: str, of: str, *arguments: object) -> Part:
     """Returns the part that is one call of `fathom bench`."""
-    command = module_command("deploy.cli", "bench", benchmark, *map(str, arguments))
+    return Part(f"{benchmark}-{of}", lambda folder: _start_bench(folder, benchmark, *arguments), _read_bench)
 
-    def start(folder: Path) -> subprocess.Popen:
-        return start_command([*command, "--save", str(folder / "figures.json")], folder, {})
 
-    return Part(f"{benchmark}-{of}", start, _read_bench)
+def _start_bench(folder: Path, benchmark: str, *arguments: object) -> subprocess.Popen:
+    options = [*map(str, arguments), "--save", str(folder / "figures.json")]
+    return start_command(module_command("deploy.cli", "bench", benchmark, *options), folder, {})
 
 
 def _read_bench(folder: Path, device: str) -> dict[str, Any]:
@@ -186,24 +172,17 @@ def _read_bench(folder: Path, device: str) -> dict[str, Any]:
 
 
 def _whole_run(mode: Mode, quick: bool) -> Part:
-    plain = _bench(END_TO_END, mode, "--modes", mode, *["--quick"] * quick)
-    if mode is Mode.DISTRIBUTED and not find_spec("ray"):
-        return plain._replace(start=_without_ray)
-    if quick:
-        return plain
-
     def start(folder: Path) -> subprocess.Popen:
-        experiment = _ant(quick).model_dump(mode="json")
-        experiment |= {"budget": {"env_steps": END_TO_END_STEPS}, "evaluation": {"count": 1}}
+        if mode is Mode.DISTRIBUTED and not find_spec("ray"):
+            raise RunFailed("needs Ray, which is not installed")
+        if quick:
+            return _start_bench(folder, END_TO_END, "--modes", mode, "--quick")
+        changed = {"budget": {"env_steps": END_TO_END_STEPS}, "evaluation": {"count": 1}}
         path = folder / "experiment.yaml"
-        replace_file(path, yaml.safe_dump(experiment))
-        return _bench(END_TO_END, mode, str(path), "--modes", mode).start(folder)
+        replace_file(path, yaml.safe_dump(_ant(quick).model_dump(mode="json") | changed))
+        return _start_bench(folder, END_TO_END, path, "--modes", mode)
 
-    return plain._replace(start=start)
-
-
-def _without_ray(folder: Path) -> subprocess.Popen:
-    raise RunFailed("needs Ray, which is not installed")
+    return Part(f"{END_TO_END}-{mode}", start, _read_bench)
 
 
 def _ant(quick: bool) -> Experiment:

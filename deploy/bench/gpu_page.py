@@ -42,10 +42,20 @@ def _split(page: Path) -> tuple[str, str]:
     return before, after
 
 
+def read_cards(results: Path) -> dict[str, dict[str, Any]]:
+    """Returns the parts of each card by the name of its file. Raises ConfigError if a file is damaged."""
+    cards = {}
+    for file in sorted(results.glob("*.json")):
+        try:
+            cards[file.name] = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise ConfigError(f"{file}: is damaged; delete it to measure anew") from error
+    return cards
+
+
 def section(results: Path) -> str:
     """Returns the tables of all cards in `results`, a heading for each card."""
-    cards = {file.name: json.loads(file.read_bytes()) for file in sorted(results.glob("*.json"))}
-    return "\n".join(line for name, parts in cards.items() for line in _card(name, parts))
+    return "\n".join(line for name, parts in read_cards(results).items() for line in _card(name, parts))
 
 
 def _card(file: str, parts: Parts) -> Iterator[str]:
