@@ -135,7 +135,7 @@ def _end_to_end(parts: Parts) -> Iterator[str]:
     yield (
         f"End to end, `fathom bench end-to-end`: `{sizes['env']}`, {sizes['num_envs']} environments,\n"
         f"depth {sizes['depth']}, batches of {sizes['batch']}, {sizes['minibatches']} gradient steps an update,\n"
-        f"{sizes['budget']:,} environment steps, caches empty.\n"
+        f"{sizes['budget']:,} environment steps.\n"
     )
     yield from _table(
         *("", "distributed", "in one process"),
