@@ -28,7 +28,7 @@ from deploy.run.snapshot_taker import SnapshotTaker
 from deploy.run.supervisor import Supervisor
 from deploy.scheduling.calls import CallError, get_answer
 from deploy.scheduling.placement import GB
-from deploy.scheduling.ray_cluster import cluster
+from deploy.scheduling.ray_cluster import Servers, answers, cluster, find_dead
 from deploy.scheduling.reaper import guarded
 from deploy.scheduling.reservation import Reserved, reserved
 from deploy.telemetry.gauges import Gauges
@@ -79,8 +79,12 @@ class Launch:
         experiment = self.record.experiment
         store_bytes = object_store_bytes(experiment, self._spec)
         ray_cluster = cluster(store_bytes, namespace=f"fathom-{self._run_id}", say=self._say)
-        places = reserved(experiment, self._say)
-        with guarded(), ray_output(self.record.run_dir), ray_cluster, places as self._places:
+        with (
+            guarded(),
+            ray_output(self.record.run_dir),
+            ray_cluster as servers,
+            reserved(experiment, self._say, servers) as self._places,
+        ):
             self.record.watchers.append(Gauges(self.record.run_dir.name, self.record.plan).show)
             supervisor = replay = None
             self._enter("starting the roles")
@@ -111,6 +115,7 @@ class Launch:
                 with self._interruption.deferred():
                     while not supervisor.done:
                         supervisor.tick()
+                        _check_servers(servers)
                         taker.tick()
                         memory.tick(supervisor.memory)
                         self.record.phase = supervisor.phase
@@ -119,7 +124,8 @@ class Launch:
                 supervisor.finish()
                 self._finish_stream()
             finally:
-                self._end(supervisor, replay)
+                if answers(servers):  # else the reaper ends what is left
+                    self._end(supervisor, replay)
 
     def _enter(self, phase: str) -> None:
         self.record.enter(phase)
@@ -250,6 +256,15 @@ def _soonest_snapshot(record: RunRecord) -> int:
         newest = max(newest, record.updates(name))
         fastest = max(fastest, len(rows) / max(sum(row["seconds"] for row in rows), 1e-9))
     return min(newest + 1 + math.ceil(REQUEST_S * fastest), record.plan.updates)
+
+
+def _check_servers(servers: Servers) -> None:
+    """Raises RunFailed if a server of the run's own cluster has died: then no role can be started again."""
+    if name := find_dead(servers):
+        raise RunFailed(
+            f"Ray's {name} (pid {servers[name].pid}) died (killed, crashed, or out of memory), and no role can be "
+            "started without it; run again with --resume"
+        )
 
 
 def _check_port(port: int | None) -> None:

@@ -12,7 +12,7 @@ import socket
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,25 @@ from ray.exceptions import RayError
 from deploy.scheduling.fork_server import as_python
 from deploy.scheduling.packages import package_importer
 from deploy.scheduling.placement import read_nodes
-from deploy.scheduling.reaper import guarded, kill_marked, marked
+from deploy.scheduling.reaper import guarded, is_alive, kill_marked, marked
 from shared.disk import find_write_fault
 from shared.errors import RunFailed
 
 CONNECT_S = 10.0
 LOOK_S = 5.0
-SERVERS = ("gcs_server", "raylet")  # without one of these, a cluster is dead
+GCS = "gcs_server"
+SERVERS = (GCS, "raylet")  # without one of these, a cluster is dead
+Servers = Mapping[str, psutil.Process]
+"""Servers of a cluster that this process started, by name; empty if it is connected to another cluster."""
 PASSED_ON = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")  # variables by which other drivers enter a cluster
 LONGEST_PATH = 43  # bytes of Ray's folder: its sockets' paths have 64 more, and an operating system allows 107 at most
 
 
 @contextmanager
-def cluster(object_store_bytes: int, namespace: str, say: Callable[[str], None] = lambda text: None) -> Iterator[None]:
-    """Connects to the cluster at RAY_ADDRESS, or to a new cluster on this machine.
+def cluster(
+    object_store_bytes: int, namespace: str, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Servers]:
+    """Connects to the cluster at RAY_ADDRESS, or to a new cluster on this machine, whose servers are yielded.
 
     Args:
         object_store_bytes: size of a new cluster's object store.
@@ -67,10 +72,22 @@ def cluster(object_store_bytes: int, namespace: str, say: Callable[[str], None] 
             _connect(address, options)
     finally:
         signal.signal(signal.SIGTERM, handler)  # Ray's own handler would hide the signal from the run
+    servers = {name: child for child in psutil.Process().children() if (name := child.name()) in SERVERS}
     try:
-        yield
+        yield servers
     finally:
-        ray.shutdown()
+        if answers(servers):
+            ray.shutdown()
+
+
+def find_dead(servers: Servers) -> str:
+    """Returns the name of a server that has died; empty if none has. Ray says nothing of it for minutes."""
+    return next((name for name, server in servers.items() if not is_alive(server)), "")
+
+
+def answers(servers: Servers) -> bool:
+    """Returns whether the cluster may be asked anything: without its GCS, Ray waits a minute and ends the process."""
+    return GCS not in servers or is_alive(servers[GCS])
 
 
 def _start(options: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -166,14 +183,13 @@ def hold(store_bytes: int) -> None:
     output = sys.stdout
     with redirect_stdout(sys.stderr):
         try:
-            with guarded(), cluster(store_bytes, namespace="fathom-matrix"):
+            with guarded(), cluster(store_bytes, namespace="fathom-matrix") as servers:
                 environ = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
                 environ |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
                 answer = {"environ": environ, "nodes": [node._asdict() for node in read_nodes(ray.nodes())]}
                 print(json.dumps(answer), file=output, flush=True)
-                servers = [child for child in psutil.Process().children() if child.name() in SERVERS]
                 while not select.select([sys.stdin], [], [], LOOK_S)[0]:  # nothing is ever written
-                    if any(server.status() == psutil.STATUS_ZOMBIE for server in servers):
+                    if find_dead(servers):
                         os._exit(1)  # Ray would wait a minute for the dead; the reaper ends the rest
                     if not ray.cluster_resources():  # every node is dead
                         return

@@ -100,7 +100,7 @@ def find_marked(token: str, known: Iterable[psutil.Process] = ()) -> set[psutil.
 
 def kill_marked(token: str, known: Iterable[psutil.Process] = ()) -> None:
     """Kills the processes that `find_marked` returns."""
-    for process in filter(_alive, find_marked(token, known)):
+    for process in filter(is_alive, find_marked(token, known)):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
 
@@ -112,12 +112,13 @@ def main(token: str) -> None:
         closed = bool(select.select([sys.stdin], [], [], LOOK_S)[0])  # nothing is ever written: readable means closed
         known = find_marked(token, known)
     deadline = time.monotonic() + GRACE_S
-    while any(map(_alive, known)) and time.monotonic() < deadline:
+    while any(map(is_alive, known)) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     kill_marked(token, known)
 
 
-def _alive(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Returns whether a process still runs: one that ended and was not waited for does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -9,10 +9,12 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deploy.scheduling.placement import describe_wait, place, read_nodes
+from deploy.scheduling.ray_cluster import Servers, answers
 from shared.config import Experiment, Resources
 from shared.errors import RunFailed
 from shared.roles import Role
 
+NO_SERVERS: Servers = {}
 SOON_S = 3.0  # an idle cluster takes milliseconds, the release of another run's resources a second or two
 
 
@@ -24,8 +26,12 @@ class Reserved(NamedTuple):
 
 
 @contextmanager
-def reserved(experiment: Experiment, say: Callable[[str], None]) -> Iterator[dict[Role, Reserved]]:
+def reserved(
+    experiment: Experiment, say: Callable[[str], None], servers: Servers = NO_SERVERS
+) -> Iterator[dict[Role, Reserved]]:
     """Reserves a place for each role of a run on the connected cluster. At the end, Ray kills all that runs there.
+
+    `servers`: those of the run's own cluster; nothing is asked of a dead one.
 
     Raises RunFailed with the numbers: at once if the cluster is too small, or after `supervision.start_seconds`
     if other jobs still hold resources that the run needs.
@@ -52,4 +58,5 @@ def reserved(experiment: Experiment, say: Callable[[str], None]) -> Iterator[dic
             for role in bundle.roles
         }
     finally:
-        remove_placement_group(group)
+        if answers(servers):
+            remove_placement_group(group)

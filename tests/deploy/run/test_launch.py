@@ -358,6 +358,23 @@ def test_nothing_outlives_a_killed_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(2 * DEADLINE_S)
+@pytest.mark.parametrize("server", ["raylet", pytest.param("gcs_server", marks=pytest.mark.chaos)])
+def test_a_run_whose_own_cluster_dies_ends_with_one_line(server: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.wait_for_row("learner-active")
+    (process,) = (child for child in psutil.Process(run.process.pid).children() if child.name() == server)
+    process.kill()
+    killed = time.time()
+    status, errors = run.end()
+    expected = f"fathom: Ray's {server} (pid {process.pid}) died (killed, crashed, or out of memory), and no role can"
+    assert (status, errors.count("\n")) == (1, 1)
+    assert errors.startswith(expected)
+    assert (run.status()["state"], run.status()["reason"]) == ("failed", errors.strip().removeprefix("fathom: "))
+    assert (run.run_dir / "status.json").stat().st_mtime - killed < 30  # Ray itself ends the driver after a minute
+    assert run.left_over() == []
+
+
+@pytest.mark.timeout(2 * DEADLINE_S)
 def test_two_runs_on_one_cluster_learn_and_share_no_data(
     shared_cluster: psutil.Process, pace_dir: Path, tmp_path: Path
 ) -> None:
