@@ -1,8 +1,12 @@
 """Options of JAX and Ray for all tests, the layers that tests belong to, and real replay servers.
 
 Compilation takes most of the tests' time. All processes share one compilation cache, and XLA makes few optimisations;
-`JAX_DISABLE_MOST_OPTIMIZATIONS=0` enables all of them. Starts of processes take the second most time. Python keeps
-bytecode, from which processes import JAX and Ray in a third of the time.
+`JAX_DISABLE_MOST_OPTIMIZATIONS=0` enables all of them. XLA's older code generators, which JAX 0.11 no longer has, and
+one thread compile in two thirds of the processor time. Their tanh rounds differently in loops of different form, and
+an action's log-probability magnifies that (`log(1 - tanh(x)**2)`), so no test may ask for more than 1e-3 of it.
+
+Starts of processes take the second most time. Python keeps bytecode, from which processes import JAX and Ray in a third
+of the time.
 """
 
 # ruff: noqa: E402 - the options hold for this process and those that tests start, so they are set before any import
@@ -10,12 +14,16 @@ bytecode, from which processes import JAX and Ray in a third of the time.
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "tests-xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if version("jaxlib").startswith("0.10."):  # other versions do not know these, and end the process
+    XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # roles' workers have environments of their own
 os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # instead of 10 s
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -35,6 +43,7 @@ from shared.metrics import parse_rows
 from shared.metrics_catalogue import unknown_metrics
 
 STARTS_PROCESSES = {"reverb_python", "browser"}  # fixtures
+GALLERY = "tests/deploy/report/gallery/"
 QUERY_PROGRAMS = {"git", "nvidia-smi", "ldconfig", "gcc", "cc", "ld", "objdump"}
 """Programs that print facts about the machine and end at once. Tests of the fast layer may start them."""
 
@@ -56,13 +65,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives each worker whole files. All files that start Ray go to one worker, so only one cluster runs at a time."""
+    """Gives each worker whole files.
+
+    All files that start Ray go to one worker, so only one cluster runs at a time; all files about galleries to another,
+    which trains their matrices once.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "ray" if _starts_ray(config.rootpath / file) else file
+            if _starts_ray(config.rootpath / file):
+                return "ray"
+            return GALLERY if file.startswith(GALLERY) else file
 
     return ByFile(config, log)
 

@@ -77,6 +77,7 @@ def test_four_devices_make_the_same_update_as_one() -> None:
     # A device that waits for the others occupies a thread, and may wait in several places at once. By default there
     # are as many threads as cores, so with more devices than cores the devices sometimes wait forever.
     flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_cpu_enable_concurrency_optimized_scheduler=false"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "NPROC": str(2 * DEVICES)}
     script = SCRIPT.format(folder=str(Path(__file__).parent), devices=DEVICES)
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=200)
