@@ -85,7 +85,7 @@ def bench_weights(depth: int, width: int, repeats: int) -> dict[str, Any]:
     namespace = f"fathom-bench-{time.time_ns():x}"
     with tempfile.TemporaryDirectory(prefix="fathom-bench-") as folder:
         output, ray_cluster = ray_output(Path(folder)), cluster(object_store_bytes(experiment, spec), namespace)
-        with guarded(), output, ray_cluster, reserved(experiment, to_stderr) as places:
+        with guarded(), output, ray_cluster as servers, reserved(experiment, to_stderr, servers) as places:
             store = as_actor(ParamStoreActor, places[SERVICES]).remote()
             common = (str(Path(folder) / "stacks.log"), experiment, plan)
             start_learner = as_actor(PublishingLearner, places[COLLECTOR_LEARNER]).remote

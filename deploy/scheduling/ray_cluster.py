@@ -190,7 +190,7 @@ def hold(store_bytes: int) -> None:
                 print(json.dumps(answer), file=output, flush=True)
                 while not select.select([sys.stdin], [], [], LOOK_S)[0]:  # nothing is ever written
                     if find_dead(servers):
-                        os._exit(1)  # Ray would wait a minute for the dead; the reaper ends the rest
+                        os._exit(1)  # at exit, Ray would wait for the dead; the reaper ends the rest
                     if not ray.cluster_resources():  # every node is dead
                         return
         except Exception as error:  # noqa: BLE001 - the parent waits for an answer, whatever the error

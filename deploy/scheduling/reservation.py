@@ -14,7 +14,6 @@ from shared.config import Experiment, Resources
 from shared.errors import RunFailed
 from shared.roles import Role
 
-NO_SERVERS: Servers = {}
 SOON_S = 3.0  # an idle cluster takes milliseconds, the release of another run's resources a second or two
 
 
@@ -26,12 +25,10 @@ class Reserved(NamedTuple):
 
 
 @contextmanager
-def reserved(
-    experiment: Experiment, say: Callable[[str], None], servers: Servers = NO_SERVERS
-) -> Iterator[dict[Role, Reserved]]:
+def reserved(experiment: Experiment, say: Callable[[str], None], servers: Servers) -> Iterator[dict[Role, Reserved]]:
     """Reserves a place for each role of a run on the connected cluster. At the end, Ray kills all that runs there.
 
-    `servers`: those of the run's own cluster; nothing is asked of a dead one.
+    `servers`: those that `cluster` yields; nothing is asked of a dead one.
 
     Raises RunFailed with the numbers: at once if the cluster is too small, or after `supervision.start_seconds`
     if other jobs still hold resources that the run needs.

@@ -243,7 +243,7 @@ def locate(places: dict[str, Reserved], roles: list[str]) -> dict[str, Any]:
 @pytest.mark.timeout(180)
 def test_roles_run_where_they_are_placed(two_nodes: list[Node]) -> None:
     said: list[str] = []
-    with reserved(experiment(placement="spread"), said.append) as places:
+    with reserved(experiment(placement="spread"), said.append, {}) as places:
         located = locate(places, ["collector-0", "learner-active", "services"])
         (collector, _, shared), (learner, gpu, whole), (services, _, none) = located.values()
         assert collector != learner == services
@@ -256,7 +256,7 @@ def test_roles_run_where_they_are_placed(two_nodes: list[Node]) -> None:
     assert said == ["GPUs were shared out: collector-0 0.8, evaluator 0.2, learner-active 1"]
     labelled = {"gpus": 0, "cpus": 1, "labels": {"pool": "second"}}
     run = experiment(collector={"collector_resources": labelled, "learner_resources": {"gpus": 0}}, evaluation=ON_CPU)
-    with reserved(run, said.append) as places:
+    with reserved(run, said.append, {}) as places:
         node_id, *_ = locate(places, ["collector-0"])["collector-0"]
     assert [node.labels.get("pool") for node in two_nodes if node.id == node_id] == ["second"]
     started = time.monotonic()
@@ -267,6 +267,6 @@ def test_roles_run_where_they_are_placed(two_nodes: list[Node]) -> None:
 
 def _reserve(run: Experiment) -> str:
     """Returns the reason why a run cannot be placed."""
-    with pytest.raises(RunFailed) as failed, reserved(run, print):
+    with pytest.raises(RunFailed) as failed, reserved(run, print, {}):
         pass
     return str(failed.value)
